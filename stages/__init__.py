@@ -1,0 +1,20 @@
+"""The CMS end-to-end taggers as a stream: the detector's meaning, and no sockets."""
+
+from stages.config import Config
+from streamer.pipeline import Pipeline, StageSpec
+
+CHAIN = (
+    StageSpec("reader", "stages.reader:Reader", scalable=False),
+    StageSpec("framer", "stages.framer:Framer"),
+    StageSpec("cropper", "stages.cropper:Cropper"),
+    StageSpec("tagger", "stages.tagger:Tagger"),
+    StageSpec("writer", "stages.writer:Writer", scalable=False),
+)
+
+PIPELINE = Pipeline(
+    name="e2e",
+    config=Config,
+    chain=CHAIN,
+    add_commands="stages.commands:add_commands",
+    checks="stages.commands:checks",
+)

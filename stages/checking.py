@@ -1,0 +1,29 @@
+"""What `streamer check` looks at beyond keys and values: inputs, models, geometry, output folder."""
+
+from collections.abc import Callable
+
+from stages.config import Config
+from streamer.errors import UsageError
+
+
+def problems(config: Config) -> list[str]:
+    """One line per problem; all of them."""
+    from stages.framer import Framer
+    from stages.reader import Reader
+    from stages.tagger import Tagger
+    from stages.writer import prepare_folder
+
+    found: list[str] = []
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except UsageError as error:
+            found.extend(str(error).splitlines())
+
+    if config.input.files:
+        attempt(Reader(config).setup)
+    attempt(Framer(config).setup)
+    attempt(Tagger(config).setup)
+    attempt(lambda: prepare_folder(config.writer.dir))
+    return found

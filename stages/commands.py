@@ -1,0 +1,165 @@
+"""The commands that know events: run, demo, convert, inspect, finish, generate, train, bench."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamer.cli import ConfigOption, SetOption, overrides
+from streamer.errors import UsageError
+
+InputArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False)
+]
+ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this pipeline's commands to the command line."""
+    app.command(rich_help_panel="Stream")(run)
+    app.command(rich_help_panel="Stream")(demo)
+    app.command(rich_help_panel="Stream")(finish)
+    app.command(rich_help_panel="Event files")(inspect)
+    app.command(rich_help_panel="Event files")(convert)
+
+
+def run(
+    inputs: InputArgument = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for scores.root.", show_default="streamer-out")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    events: Annotated[int | None, typer.Option(help="Stop after so many events.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
+    replicas: ReplicasOption = None,
+    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
+) -> None:
+    """Stream events through the chain and write their scores.
+
+    Ctrl-C (or SIGTERM) drains: what was fed comes out, the file is closed, the table is printed.
+
+    [bold]Examples[/bold]
+
+      streamer run events.root --output out
+      streamer run 'data/*.ig' --rate 500 --loop
+      streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx
+    """
+    wanted: dict[str, Any] = {}
+    for key, value in (("feed.events", events), ("feed.rate", rate), ("feed.loop", loop or None),
+                       ("writer.overwrite", overwrite or None)):  # fmt: skip
+        if value is not None:
+            wanted[key] = value
+    if inputs:
+        wanted["input.files"] = inputs
+    if output is not None:
+        wanted["writer.dir"] = str(output)
+    wanted |= _pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
+    wanted |= _pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    stream(config, {**overrides(set_), **wanted}, "streamer run")
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
+    events: Annotated[int, typer.Option(help="Stop after so many events.")] = 50_000,
+    replicas: ReplicasOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Stream the packaged events through the packaged network: five processes, no setting, no GPU needed.
+
+    The packaged events are electrons and photons of 50 GeV in the ECAL barrel, made by `streamer generate egamma`.
+    """
+    from stages.config import packaged
+
+    wanted = {
+        "input.files": [packaged("samples/egamma.root")],
+        "feed.loop": True,
+        "feed.events": events,
+        "writer.dir": str(output),
+        "writer.overwrite": True,
+    }
+    wanted |= _pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
+    stream(None, {**wanted, **overrides(set_)}, "streamer demo")
+
+
+def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
+    """Run the pipeline with a live line and a final table; exits with the run's code."""
+    from stages import PIPELINE
+    from stages.inputs import expand
+    from streamer.report import LiveLine, show, summarise
+    from streamer.supervisor import Supervisor
+
+    config = PIPELINE.load_config(path, wanted)
+    files = expand(config.input.files)  # type: ignore[attr-defined]
+    wanted |= {"input.files": [str(file.resolve()) for file in files]}
+    wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
+    config = PIPELINE.load_config(path, wanted)
+    with LiveLine(title) as line:
+        outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
+    if all(outcome.reports.values()):
+        show(summarise(PIPELINE.names, outcome.reports), outcome)
+    if outcome.error:
+        for text in outcome.error.splitlines():
+            typer.echo(f"streamer: {text}", err=True)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:
+    """`name=value` texts of an option as dotted configuration keys."""
+    out = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            out[key.format(name.strip())] = kind(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip() or not value.strip():
+            raise UsageError(f"{option} {text!r}: write name=value, such as {_EXAMPLE[option]}")
+    return out
+
+
+_EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
+
+
+def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
+    """Turn the journal of a run that broke off into its scores.root."""
+    from stages.writer import finish as finish_folder
+
+    path, n = finish_folder(folder)
+    print(f"{n:,} events in {path}")
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)], config: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """What is in an event file: how many events, which of our columns it has, which taggers it can feed."""
+    from stages import PIPELINE
+    from stages.inspection import show_file
+
+    show_file(file, PIPELINE.load_config(config, overrides(set_)))  # type: ignore[arg-type]
+
+
+def convert(
+    files: Annotated[list[str], typer.Argument(metavar="INPUT... OUT.root", help="Event files, then the ROOT file to make.")],
+    rntuple: Annotated[bool, typer.Option("--rntuple", help="Write an RNTuple instead of a TTree.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.root.")] = False,
+) -> None:
+    """Copy events of any readable kind into one ROOT file with our columns.
+
+      streamer convert data/*.ig events.root
+    """
+    from stages.conversion import convert_files
+
+    *inputs, out = files
+    if not inputs:
+        raise UsageError("name at least one input and then the file to make: streamer convert INPUT... OUT.root")
+    n = convert_files(inputs, Path(out), rntuple=rntuple, overwrite=overwrite)
+    print(f"{n:,} events in {out}")
+
+
+def checks(config: Any) -> list[str]:
+    """Problems of a valid configuration that only a look at files and models can show."""
+    from stages.checking import problems
+
+    return problems(config)

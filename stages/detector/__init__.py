@@ -1,0 +1,1 @@
+"""The detector frame: its grid of pixels, and the cells of each subdetector on it."""

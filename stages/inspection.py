@@ -1,0 +1,38 @@
+"""What `streamer inspect` tells of an event file."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.config import Config
+from stages.formats import open_events
+from stages.formats.root import RootFile
+from stages.records import INPUT, needed
+
+
+def show_file(path: Path, config: Config) -> None:
+    """Print what the file holds and which taggers it can feed."""
+    console = Console()
+    file = open_events(path, config.input)
+    kind = f"ROOT {file.layout}" if isinstance(file, RootFile) else file.kind
+    console.print(f"[bold]{path}[/]  {kind}, {file.n_events:,} events", soft_wrap=True)
+    wanted = {column.name for column in needed(config)}
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("column", "in the file", "needed", "unit", "meaning"):
+        table.add_column(title)
+    for column in INPUT:
+        own = file.names.get(column.name)
+        there = "[red]no[/]" if own is None else "yes" if own == column.name else f"as {own}"
+        need = "" if column.name not in wanted else "optional" if column.optional else "yes"
+        table.add_row(column.name, there, need, column.unit, column.doc)
+    console.print(table)
+    for name, spec in config.taggers.items():
+        missing = [
+            column.name
+            for column in needed(config.model_copy(update={"taggers": {name: spec}}))
+            if not column.optional and column.name not in file.names
+        ]
+        verdict = f"[red]no[/]: lacks {', '.join(missing)}" if missing else "[green]can be fed[/]"
+        console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}")
+    file.close()

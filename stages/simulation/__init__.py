@@ -1,0 +1,1 @@
+"""Fast simulation: particles through the tracker material into calorimeter hits, without Geant4."""

@@ -1,0 +1,145 @@
+"""Writer: scores to a journal, which is what commits stand on, and at the end to one ROOT file."""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stages import journal, records
+from stages.config import Config
+from stages.formats.root import WRITE_EVENTS, write_events
+from streamer import __version__
+from streamer.block import Block
+from streamer.errors import UsageError
+from streamer.stage import Sink
+
+log = logging.getLogger(__name__)
+
+MIN_FREE_BYTES = 16 << 20
+JOURNAL = "scores.journal"
+SCORES = "scores.root"
+
+
+class Writer(Sink):
+    """Writes `scores.root`: one entry for every event fed, in the order in which they were fed."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = records.scores(config)
+        self.commit_interval = config.writer.commit_interval
+        self.commit_events = config.writer.commit_events
+        self.path = config.writer.dir / SCORES
+        self._journal: journal.Journal | None = None
+
+    def setup(self) -> None:
+        """Prepare the folder and begin the journal.
+
+        Raises
+        ------
+        UsageError
+            The folder cannot be written, is full, or holds another run's results.
+        """
+        folder = self.config.writer.dir
+        left = folder / JOURNAL
+        prepare_folder(folder)
+        if self.config.writer.overwrite:
+            left.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        if left.exists():
+            raise UsageError(
+                f"{left}: a run broke off here; save its results with: streamer finish {folder}  "
+                "(or drop them with --overwrite)"
+            )
+        if self.path.exists():
+            raise UsageError(f"{self.path}: exists; choose another --output, or --overwrite")
+        about = {"config": self.config.model_dump(mode="json"), "version": __version__}
+        self._journal = journal.Journal(left, about)
+
+    def about(self) -> dict[str, Any]:
+        return {"output": str(self.path)} if self.path.exists() else {}
+
+    def write(self, block: Block) -> None:
+        assert self._journal is not None
+        self._journal.add(block)
+
+    async def sync(self) -> None:
+        assert self._journal is not None
+        await self._journal.sync()
+
+    async def finish(self) -> None:
+        assert self._journal is not None
+        await self._journal.sync()
+        blocks = self._journal.blocks(self.inputs)
+        await asyncio.to_thread(write_scores, self.path, blocks, self.config)
+        self._journal.path.unlink()
+
+    async def abandon(self) -> None:
+        assert self._journal is not None
+        if self._journal.n_events:
+            log.warning("%d results are safe in %s", self._journal.n_events, self._journal.path)
+        else:
+            self._journal.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._journal is not None:
+            if not self._journal.n_events:
+                self._journal.path.unlink(missing_ok=True)
+            self._journal.close()
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder and see that it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".streamer-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise UsageError(
+            f"{folder}: the disk is full ({free >> 20} MB free, at least {MIN_FREE_BYTES >> 20} MB are needed); "
+            "make room or choose another --output"
+        )
+
+
+def write_scores(path: Path, blocks: Any, config: Config) -> int:
+    """Write the output tree from scored blocks; returns the number of events."""
+    schema = records.output(config)
+    taggers = {name: {**spec.model_dump(mode="json")} for name, spec in config.taggers.items()}
+    metadata = {
+        "streamer_sources": json.dumps(list(config.input.files)),
+        "streamer_taggers": json.dumps(taggers),
+        "streamer_version": __version__,
+    }
+    return write_events(
+        path,
+        schema,
+        journal.steps(blocks, schema, WRITE_EVENTS),
+        rntuple=config.writer.format == "rntuple",
+        title="scores of the end-to-end taggers",
+        metadata=metadata,
+    )
+
+
+def finish(folder: Path) -> tuple[Path, int]:
+    """Turn the journal of a run that broke off into its ROOT file; returns its path and number of events.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to finish.
+    """
+    left = folder / JOURNAL
+    if not left.exists():
+        raise UsageError(f"{left}: no such file; there is nothing to finish in {folder}")
+    config = Config.model_validate(journal.read_about(left)["config"])
+    path = folder / SCORES
+    n = write_scores(path, journal.recover(left, records.scores(config)), config)
+    left.unlink()
+    return path, n

@@ -1,0 +1,312 @@
+"""Blocks of events: their columns, the schema each hop declares, and how a block looks on the wire.
+
+A block is some consecutive events travelling in one message. It holds flat numpy columns. A column has one
+entry per event, or one per member of a *collection* (photons, rechits, pixels); how many members each event
+has stands in the collection's count column, as in NanoAOD: `nPhoton` counts, `Photon_pt` holds them one
+after the other. Collections nest: `nCropPixel` may count per photon.
+
+On the wire a block is one ZeroMQ multipart message::
+
+    frame 0      MAGIC + msgpack map {kind: "block", run, id, attempt, n, stamps, columns: [[name, dtype, shape], ...]}
+    frame 1..k   the raw bytes of the columns, C-contiguous, little-endian, in the order of the table
+
+`decode` trusts nothing: it checks frame count, sizes, dtypes, shapes and counts before an array is touched, and
+raises `WireError` with one of `WIRE_REASONS`. No pickle anywhere.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Columns = dict[str, Array]
+
+MAGIC = b"E2S1"
+MAX_EVENTS = 1 << 20
+MAX_COLUMNS = 256
+MAX_HEADER_BYTES = 1 << 16
+
+WIRE_REASONS = ("magic", "header", "token", "frames", "dtype", "size", "counts", "schema", "uncredited")
+"""Why a message can be refused; the label values of `streamer_messages_refused_total`."""
+
+_DTYPES = frozenset("|b1 |i1 |u1 <i2 <u2 <i4 <u4 <i8 <u8 <f4 <f8".split())
+
+
+class WireError(ValueError):
+    """A message that is refused. `reason` is one of `WIRE_REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Column:
+    """One declared column.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        Numpy code without byte order (`f4`); little-endian on the wire.
+    per : str
+        What one entry belongs to: `event`, or the name of a collection.
+    shape : tuple of int
+        Axes behind the first one.
+    unit, doc : str
+        For people.
+    counts : str
+        Set on a count column: the collection whose members it counts.
+    """
+
+    name: str
+    dtype: str
+    per: str = "event"
+    shape: tuple[int, ...] = ()
+    unit: str = ""
+    doc: str = ""
+    counts: str = ""
+
+    @cached_property
+    def wire_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
+def count_column(collection: str, per: str = "event", shape: tuple[int, ...] = (), doc: str = "") -> Column:
+    """The column `n<collection>` that says how many members each entry of `per` has."""
+    doc = doc or f"number of {collection} entries"
+    return Column(f"n{collection}", "i4", per, shape, "", doc, counts=collection)
+
+
+# What the core itself needs to know of every event, on every hop.
+FED_TIME = Column("fedTime", "i8", unit="ns", doc="when the event was due to leave the reader (Unix time)")
+ERROR = Column("error", "u1", doc="0, or 1 + the place in the chain of the stage that could not process it")
+CORE_COLUMNS = (FED_TIME, ERROR)
+
+
+class Schema:
+    """The columns of one hop, in order; a count column stands before the columns of its collection."""
+
+    def __init__(self, columns: Iterable[Column]) -> None:
+        self.columns = tuple(columns)
+        self.by_name = {column.name: column for column in self.columns}
+        known = {"event"}
+        for column in self.columns:
+            if column.per not in known:
+                raise ValueError(f"column {column.name}: collection {column.per} has no count column before it")
+            if column.counts:
+                known.add(column.counts)
+        if len(self.by_name) != len(self.columns):
+            raise ValueError("a column name stands twice in the schema")
+
+    def check(self, columns: Mapping[str, Array], n_events: int) -> None:
+        """Raise `WireError` unless `columns` is exactly what this schema declares for `n_events` events."""
+        if columns.keys() != self.by_name.keys():
+            extra = sorted(columns.keys() ^ self.by_name.keys())
+            raise WireError("schema", f"columns missing or unknown: {', '.join(extra[:5])}")
+        lengths = {"event": n_events}
+        for column in self.columns:
+            array = columns[column.name]
+            if array.dtype != column.wire_dtype:
+                raise WireError("dtype", f"{column.name} is {array.dtype}, not {column.wire_dtype}")
+            wanted = (lengths[column.per], *column.shape)
+            if array.shape != wanted:
+                raise WireError("counts", f"{column.name} has shape {array.shape}, not {wanted}")
+            if column.counts:
+                if array.size and int(array.min()) < 0:
+                    raise WireError("counts", f"{column.name} has a negative count")
+                lengths[column.counts] = int(array.sum(dtype=np.int64))
+
+    def slice(self, columns: Mapping[str, Array], start: int, stop: int) -> Columns:
+        """The events `start` to `stop` of `columns`, as views."""
+        spans = {"event": (start, stop)}
+        out: Columns = {}
+        for column in self.columns:
+            first, last = spans[column.per]
+            array = columns[column.name]
+            out[column.name] = array[first:last]
+            if column.counts:
+                before = int(array[:first].sum(dtype=np.int64))
+                spans[column.counts] = (before, before + int(array[first:last].sum(dtype=np.int64)))
+        return out
+
+    def concat(self, parts: Sequence[Mapping[str, Array]]) -> Columns:
+        """The events of several column sets behind one another."""
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.by_name}
+
+    def empty(self, n_events: int = 0) -> Columns:
+        """Events that are all zero, with empty collections."""
+        return {
+            c.name: readonly(np.zeros((n_events if c.per == "event" else 0, *c.shape), c.wire_dtype))
+            for c in self.columns
+        }
+
+    def emptied(self, columns: Mapping[str, Array]) -> Columns:
+        """The same events with all their collections empty; what is left of an event that cannot be processed."""
+        out: Columns = {}
+        for column in self.columns:
+            if column.per != "event":
+                out[column.name] = np.zeros((0, *column.shape), column.wire_dtype)
+            elif column.counts:
+                out[column.name] = np.zeros_like(columns[column.name])
+            else:
+                out[column.name] = columns[column.name]
+        return out
+
+
+@dataclass
+class Block:
+    """Some consecutive events on their way from reader to writer.
+
+    Attributes
+    ----------
+    id : int
+        Given by the reader; kept to the end. With `attempt` it names one try of one block.
+    n_events : int
+    columns : dict of str to numpy.ndarray
+        As the schema of the hop declares; read-only when they came from the wire.
+    stamps : dict of str to int
+        When each stage was done with the block, Unix time in ns.
+    """
+
+    id: int
+    n_events: int
+    columns: Columns
+    attempt: int = 1
+    stamps: dict[str, int] = field(default_factory=dict)
+
+    def with_columns(self, columns: Columns) -> "Block":
+        """The same events with other columns."""
+        return replace(self, columns=columns)
+
+
+def offsets(counts: Array) -> npt.NDArray[np.int64]:
+    """Where each entry's members begin and end: shape (counts.size + 1,), the last one is the total."""
+    out = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts.reshape(-1), out=out[1:])
+    return out
+
+
+def readonly(array: Array) -> Array:
+    """A view that cannot be written. Compiled kernels see one type of array, wherever it comes from."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def encode(block: Block, run: str) -> list[Any]:
+    """The frames of a block; array frames share the columns' memory where these are contiguous."""
+    table = []
+    frames: list[Any] = [b""]
+    for name, column in block.columns.items():
+        array = np.ascontiguousarray(column)
+        if array.dtype.str not in _DTYPES:
+            raise TypeError(f"column {name} has dtype {array.dtype.str}, which does not travel")
+        table.append((name, array.dtype.str, array.shape))
+        frames.append(array.reshape(-1).view(np.uint8).data)
+    header = {
+        "kind": "block",
+        "run": run,
+        "id": block.id,
+        "attempt": block.attempt,
+        "n": block.n_events,
+        "stamps": block.stamps,
+        "columns": table,
+    }
+    frames[0] = MAGIC + msgpack.packb(header)
+    return frames
+
+
+def read_header(frame: memoryview | bytes, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """The msgpack map of a message's first frame.
+
+    Raises
+    ------
+    WireError
+        With reason `magic` or `header`.
+    """
+    data = memoryview(frame)
+    if bytes(data[: len(MAGIC)]) != MAGIC:
+        raise WireError("magic", "the message does not begin with our magic bytes")
+    if len(data) > max_bytes:
+        raise WireError("header", f"header of {len(data)} bytes; at most {max_bytes} are read")
+    try:
+        header = msgpack.unpackb(
+            data[len(MAGIC) :],
+            max_str_len=4096,
+            max_bin_len=4096,
+            max_array_len=16384,
+            max_map_len=64,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises many kinds; all mean the same here
+        raise WireError("header", f"not msgpack ({type(error).__name__})") from None
+    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
+        raise WireError("header", "not a map with a kind")
+    return header
+
+
+def decode(frames: Sequence[Any], run: str, schema: Schema | None = None) -> Block:
+    """A block from the frames of a message (buffers), as views where alignment allows.
+
+    Raises
+    ------
+    WireError
+        When anything is not as the header, the run or the schema says.
+    """
+    header = read_header(frames[0])
+    if header["kind"] != "block" or header.get("run") != run:
+        raise WireError("token", "not a block of this run")
+    block_id, attempt, n_events = (_natural(header, key) for key in ("id", "attempt", "n"))
+    if not 1 <= n_events <= MAX_EVENTS:
+        raise WireError("size", f"{n_events} events in a block; 1 to {MAX_EVENTS} are allowed")
+    table, stamps = header.get("columns"), header.get("stamps")
+    if not isinstance(table, list) or not isinstance(stamps, dict):
+        raise WireError("header", "no column table or no stamps")
+    if not all(isinstance(k, str) and type(v) is int for k, v in stamps.items()):
+        raise WireError("header", "a stamp that is not a time")
+    if len(table) > MAX_COLUMNS or len(table) != len(frames) - 1:
+        raise WireError("frames", f"{len(table)} columns announced, {len(frames) - 1} frames came")
+    columns = dict(_column(entry, frame) for entry, frame in zip(table, frames[1:], strict=True))
+    if len(columns) != len(table):
+        raise WireError("header", "a column name stands twice")
+    if schema is not None:
+        schema.check(columns, n_events)
+    return Block(block_id, n_events, columns, attempt, stamps)
+
+
+def _natural(header: dict[str, Any], key: str) -> int:
+    value = header.get(key)
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise WireError("header", f"{key} is not a natural number")
+    return value
+
+
+def _column(entry: Any, frame: Any) -> tuple[str, Array]:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise WireError("header", "a column entry that is not (name, dtype, shape)")
+    name, dtype, shape = entry
+    if not isinstance(name, str) or not isinstance(shape, list) or not 1 <= len(shape) <= 3:
+        raise WireError("header", "a column entry that is not (name, dtype, shape)")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise WireError("dtype", f"column {name[:40]!r} has a dtype that does not travel")
+    if not all(type(length) is int and 0 <= length < 1 << 31 for length in shape):
+        raise WireError("size", f"column {name[:40]!r} has an impossible shape")
+    kind = np.dtype(dtype)
+    data = memoryview(frame)
+    if prod(shape) * kind.itemsize != data.nbytes:
+        raise WireError("size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes")
+    if not data.nbytes:
+        return name, readonly(np.zeros(shape, kind))
+    array = np.frombuffer(data, np.uint8)
+    if array.ctypes.data % kind.alignment:  # short frames lie anywhere in ZeroMQ's receive buffer
+        array = array.copy()
+    return name, readonly(array.view(kind).reshape(shape))

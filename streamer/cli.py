@@ -1,0 +1,128 @@
+"""The command line. The core's own commands stand here; the pipeline adds the rest."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamer import __version__
+from streamer.errors import EXIT_USAGE, StreamerError, UsageError
+from streamer.pipeline import installed_pipeline, resolve
+
+app = typer.Typer(
+    name="streamer",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""See how your neural networks would do [bold]online[/bold]: detector hits stream through reader, framer,
+    cropper, tagger and writer, and come out scored.
+
+    Begin with [bold cyan]streamer demo[/bold cyan]. Then [bold cyan]streamer inspect FILE[/bold cyan] tells what is in
+    your own file, and [bold cyan]streamer run FILE --output DIR[/bold cyan] scores it.""",
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; see: streamer config", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one value, such as tagger.max_batch=32"),
+]
+
+
+def version(value: bool) -> None:
+    if value:
+        print(f"streamer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more in the log.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Tell the version.")] = False,
+) -> None:
+    setup_logging(logging.DEBUG if verbose else logging.INFO)
+
+
+def setup_logging(level: int) -> None:
+    """One line a record on standard error."""
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
+    for noisy in ("numba", "asyncio", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def overrides(sets: list[str] | None) -> dict[str, Any]:
+    """What `--set` asks for."""
+    from streamer.config import parse_set
+
+    return dict(parse_set(text) for text in sets or [])
+
+
+@app.command(rich_help_panel="Configuration")
+def config(config: ConfigOption = None, set_: SetOption = None) -> None:
+    """Print the effective configuration, commented. A good start for a file of your own:
+
+    streamer config > my.toml
+    """
+    from streamer.config import to_toml
+
+    print(to_toml(installed_pipeline().load_config(config, overrides(set_))), end="")
+
+
+@app.command(rich_help_panel="Configuration")
+def check(
+    config: Annotated[Path, typer.Argument(help="TOML file", show_default=False)], set_: SetOption = None
+) -> None:
+    """Is a configuration valid? Tells every problem at once: keys, values, inputs, models, output folder."""
+    pipeline = installed_pipeline()
+    effective = pipeline.load_config(config, overrides(set_))
+    problems = resolve(pipeline.checks)(effective)
+    if problems:
+        raise UsageError("\n".join(f"{config}: {line}" for line in problems))
+    print(f"{config} is fine")
+
+
+@app.command(rich_help_panel="Stream")
+def stage(
+    name: Annotated[str, typer.Argument(help="reader, framer, cropper, tagger or writer")],
+    replica: Annotated[int, typer.Option(help="Which replica of the stage this is, from 0.")] = 0,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."),
+    ] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Run one process of the pipeline, as systemd, Slurm or Kubernetes would start it.
+
+    Give all of them the same configuration and run folder. Each tells its state on standard output.
+    """
+    from streamer.runner import Run, run_stage, runtime_dir
+
+    pipeline = installed_pipeline()
+    effective = pipeline.load_config(config, overrides(set_))
+    pipeline.place(name)
+    if not 0 <= replica < effective.n_replicas(name):
+        raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
+    run = Run.open(run_dir or runtime_dir() / "default")
+    raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised))
+
+
+def main() -> None:
+    """Entry point: every foreseen error is one line (or one line a problem) and an exit code."""
+    setup_logging(logging.INFO)
+    try:
+        resolve(installed_pipeline().add_commands)(app)
+        app()
+    except StreamerError as error:
+        for line in str(error).splitlines():
+            print(f"streamer: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(EXIT_USAGE)

@@ -1,0 +1,233 @@
+"""Configuration: typed, checked as a whole before anything starts, printable with comments.
+
+A pipeline subclasses `CoreConfig` with the sections of its own stages. A TOML file, `--set key=value` and the
+command line's own options are laid over the defaults in that order. Every problem is reported at once, an unknown
+key with the nearest known one.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from streamer.errors import UsageError, nearest
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(us|ms|s|min|h)?\s*", value)
+    if match is None:
+        raise ValueError(f"{value!r} is not a time; write '5 ms', '2 s' or a number of seconds")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+"""A span of time: a number of seconds, or a text such as '5 ms'."""
+
+PositiveSeconds = Annotated[Seconds, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of the configuration. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FeedConfig(Section):
+    """How events leave the reader."""
+
+    events: int = Field(0, ge=0)
+    """Stop after this many events; 0 = all there are."""
+    rate: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Events per second; 0 = as fast as the chain takes them."""
+    loop: bool = False
+    """Start again at the end of the input until stopped; the output column `replay` counts the passes."""
+    block_events: int = Field(256, ge=1, le=65536)
+    """At most so many events travel in one block."""
+    block_wait: Seconds = 0.005
+    """At low rates a block is closed when its first event has waited so long."""
+    read_ahead: int = Field(2, ge=1, le=64)
+    """Steps of the input read before they are needed."""
+    max_in_flight: int = Field(8192, ge=1)
+    """Events that may be under way, fed but not yet on disk. This is the back-pressure."""
+    redeliver_after: PositiveSeconds = 30.0
+    """A block that is not on disk after this time is sent again."""
+
+
+class HopConfig(Section):
+    """The ZeroMQ links between the stages."""
+
+    transport: str = Field("ipc", pattern="^(ipc|tcp)$")
+    """`ipc` (this machine, the fastest) or `tcp` (loopback)."""
+    host: str = Field("127.0.0.1", pattern=r"^(127\.\d+\.\d+\.\d+)$")
+    """Address that tcp links bind to; loopback only."""
+    base_port: int = Field(15550, ge=1024, le=65000)
+    """First tcp port; every replica takes the next ones."""
+    credit_events: int = Field(512, ge=1)
+    """Events that a replica takes ahead from each replica before it."""
+    heartbeat: PositiveSeconds = 1.0
+    """How often a replica repeats what it can take."""
+    peer_timeout: PositiveSeconds = 10.0
+    """A replica that was silent for so long is given nothing more until it speaks again."""
+    max_message_mb: int = Field(256, ge=1, le=4096)
+    """A larger frame is refused and its sender disconnected."""
+
+
+class MetricsConfig(Section):
+    """Where every process serves /metrics and /healthz."""
+
+    host: str = Field("127.0.0.1", pattern=r"^(127\.\d+\.\d+\.\d+)$")
+    """Loopback address to serve on."""
+    base_port: int = Field(0, ge=0, le=65000)
+    """Port of the first process, the others follow in chain order; 0 = any free port."""
+
+
+class CoreConfig(Section):
+    """What every pipeline can be told. Pipelines add the sections of their stages."""
+
+    feed: FeedConfig = FeedConfig()
+    hop: HopConfig = HopConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    replicas: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    """Processes per stage, such as `framer = 2`; 1 where nothing is said."""
+
+    def n_replicas(self, stage: str) -> int:
+        return self.replicas.get(stage, 1)
+
+
+C = TypeVar("C", bound=CoreConfig)
+
+
+def load(model: type[C], path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> C:
+    """The effective configuration.
+
+    Parameters
+    ----------
+    model : type
+        The pipeline's `CoreConfig`.
+    path : Path, optional
+        A TOML file.
+    overrides : mapping, optional
+        Dotted keys (`tagger.max_batch`) to values, laid over the file.
+
+    Raises
+    ------
+    UsageError
+        With one line per problem.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        _set(data, key, value)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        where = str(path) if path else "configuration"
+        raise UsageError("\n".join(f"{where}: {line}" for line in problems(error, model))) from None
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`key=value` of `--set`; the value is read as TOML, and as plain text where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text!r}: write key=value, such as --set tagger.max_batch=32")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"--set {key}: '{table}' is a value, not a table")
+    data[last] = value
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per problem that pydantic found, with the nearest known key for an unknown one."""
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        name = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, location[:-1])
+            lines.append(f"unknown key '{name}'{nearest(location[-1], known)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(item.get("input"), dict | list) else f" (it is {item.get('input')!r})"
+            lines.append(f"'{name}': {message}{given}" if name else message)
+    return lines
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        elif get_origin(current) is dict:
+            current = get_args(current)[1]
+        if get_origin(current) in (Union, UnionType):
+            current = get_args(current)[0]
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def to_toml(config: CoreConfig) -> str:
+    """The effective configuration as commented TOML, which `load` reads back to an equal object."""
+    lines: list[str] = []
+    _write_table(config, "", lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(section: BaseModel, prefix: str, lines: list[str]) -> None:
+    tables: list[tuple[str, Any, str]] = []
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        doc = " ".join((info.description or "").split())
+        if isinstance(value, BaseModel | dict):
+            tables.append((name, value, doc))
+            continue
+        if doc:
+            lines.append(f"# {doc}")
+        lines.append(f"{name} = {_toml(value)}" if value is not None else f"# {name} =")
+    for name, value, doc in tables:
+        path = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            lines += ["", f"[{path}]"]
+            summary = (type(value).__doc__ or "").strip().splitlines()
+            lines += [f"# {summary[0]}"] if summary else []
+            _write_table(value, f"{path}.", lines)
+        elif value and all(isinstance(entry, BaseModel) for entry in value.values()):
+            for key, entry in value.items():
+                lines += ["", f"[{path}.{key}]"]
+                _write_table(entry, f"{path}.{key}.", lines)
+        else:
+            lines += ["", f"[{path}]"] + ([f"# {doc}"] if doc else [])
+            lines += [f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items()]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False)

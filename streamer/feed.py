@@ -1,0 +1,51 @@
+"""When events leave the reader. Pure: time is injected."""
+
+import numpy as np
+import numpy.typing as npt
+
+from streamer.config import FeedConfig
+
+
+class Feed:
+    """Cuts the input into blocks and gives each event the moment it is due.
+
+    With a rate, event i is due at `start + i / rate` whatever the chain does, so that latency counts from the
+    schedule and a slow chain cannot hide its lateness. Without one, events are due when they are asked for.
+
+    Parameters
+    ----------
+    config : FeedConfig
+    start_ns : int
+        Unix time of the first event [ns].
+    """
+
+    def __init__(self, config: FeedConfig, start_ns: int) -> None:
+        self.config, self.start_ns = config, start_ns
+        self.fed = 0
+        self._most = config.block_events
+        if config.rate:
+            self._most = min(self._most, 1 + int(config.block_wait * config.rate))
+
+    @property
+    def over(self) -> bool:
+        """Whether the wanted number of events has been fed."""
+        return bool(self.config.events) and self.fed >= self.config.events
+
+    def next(self, available: int, now_ns: int) -> npt.NDArray[np.int64]:
+        """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
+
+        Parameters
+        ----------
+        available : int
+            Events at hand, at least one; the block takes the first `result.size` of them.
+        """
+        n = min(self._most, available)
+        if self.config.events:
+            n = min(n, self.config.events - self.fed)
+        if self.config.rate:
+            places = np.arange(self.fed, self.fed + n)
+            due = self.start_ns + (places * (1e9 / self.config.rate)).astype(np.int64)
+        else:
+            due = np.full(n, now_ns, np.int64)
+        self.fed += n
+        return due

@@ -1,0 +1,517 @@
+"""Hops: how blocks cross from one stage to the next, and how commits come back. The only file that speaks ZeroMQ.
+
+Why not PUSH/PULL: a high-water mark is no flow control, and a clean close can lose what is still in a pipe. Here a
+block is sent only against a credit, and nothing is forgotten before the writer has it on disk.
+
+Ends
+----
+The upstream replica holds an **outlet** (ROUTER, binds). Each downstream replica holds an **inlet** (one DEALER
+per outlet, connects). The writer also holds a **commit sender** (DEALER), the reader a **commit receiver** (ROUTER).
+Each end draws a random *life* when it is made, so that a restarted peer is not mistaken for its predecessor.
+
+Messages
+--------
+Frame 0 is MAGIC and a msgpack map with a `kind` and the run's secret `run` token (a stranger cannot know it, and
+what does not carry it is refused and counted). Only BLOCK has more frames.
+
+=========  ==================  ============================================================================
+kind       who to whom         meaning
+=========  ==================  ============================================================================
+credit     inlet to outlet     {life, of, name, received, spare}: "of the outlet life `of` I have received so many
+                               events in all, and I can take `spare` more". Absolute, so losing or repeating it
+                               does no harm; repeated every `heartbeat`, so it also says "I am alive".
+welcome    outlet to inlet     {life}: the answer to a credit whose `of` is not this outlet's life. The inlet
+                               starts counting from zero and sends its credit again.
+block      outlet to inlet     the events (see `streamer.block`).
+leave      inlet to outlet     {life}: "send me nothing more"; the outlet answers with end.
+end        outlet to inlet     {life, final}: nothing follows. `final`: the stream is over; else only this outlet
+                               goes away, and one with another life may take its place.
+bye        inlet to outlet     {life}: everything before the end has arrived; the outlet may close.
+commit     writer to reader    {ids: [[first, last], ...]}: these blocks are safely on disk.
+=========  ==================  ============================================================================
+
+States
+------
+An outlet knows a peer as *fed* (first credit with our life) until *ended* (after its end was sent) and forgets it at
+its bye. It may send a block to a fed peer while `received + spare - sent > 0`, counted in events, so that
+flow control means the same for blocks of 1 and of 1000 events; it chooses the peer with the most to spare. A peer
+silent for `peer_timeout` gets nothing until it speaks again. When a connection was cut and comes back under another
+routing id, what was under way in it counts as received: its blocks are not on disk, so the reader sends them again.
+
+Once and only once
+------------------
+The reader keeps every block in its window (`streamer.ledger.Window`) until its commit comes, and sends again, with
+the next attempt number, what is overdue. The writer drops a block id it has (`streamer.ledger.IdSet`). So: at least
+once on the way, exactly once on disk. The stream ends from the front: the reader sends end only when its window is
+empty, so that no data is under way when processes stop.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import zmq
+import zmq.asyncio
+
+from streamer.block import MAGIC, Block, Schema, WireError, decode, encode, read_header
+from streamer.config import HopConfig
+from streamer.errors import UsageError
+
+MAX_CONTROL_BYTES = 4096
+MAX_PEERS = 256
+
+Refused = Callable[[str], None]
+"""Called with one of `WIRE_REASONS` for each message that is refused."""
+
+
+def new_context() -> zmq.asyncio.Context:
+    return zmq.asyncio.Context()
+
+
+def address(config: HopConfig, run_dir: str, place: int, name: str) -> str:
+    """Where the outlet `name` (such as `framer-0` or `commit`) binds; `place` counts all outlets of the run."""
+    if config.transport == "ipc":
+        return f"ipc://{run_dir}/{name}"
+    return f"tcp://{config.host}:{config.base_port + place}"
+
+
+def _message(kind: str, run: str, **fields: Any) -> bytes:
+    return MAGIC + bytes(msgpack.packb({"kind": kind, "run": run, **fields}))
+
+
+def _control(frame: Any, run: str) -> dict[str, Any]:
+    header = read_header(frame, MAX_CONTROL_BYTES)
+    if header.get("run") != run:
+        raise WireError("token", "not a message of this run")
+    return header
+
+
+def _field(header: dict[str, Any], key: str, kind: type) -> Any:
+    value: Any = header.get(key)
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 62):
+        raise WireError("header", f"{header['kind']} without a valid {key}")
+    return value
+
+
+@dataclass
+class Peer:
+    """What an outlet knows of one inlet; counts are events."""
+
+    name: str
+    life: str
+    received: int
+    spare: int
+    sent: int
+    heard: float
+    ended: bool = False
+
+
+class CreditBook:
+    """Who may be sent how much. Pure: no socket, no clock.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds of silence after which a peer's credits do not count.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.peers: dict[bytes, Peer] = {}
+
+    def credit(self, route: bytes, name: str, life: str, received: int, spare: int, now: float) -> None:
+        """A peer's latest word on what it has and what it can take."""
+        peer = self.peers.get(route)
+        if peer is None or peer.life != life:
+            for old in [key for key, known in self.peers.items() if known.life == life]:
+                del self.peers[old]  # the same inlet over a new connection: what was under way is lost
+            if len(self.peers) >= MAX_PEERS:
+                self.forget_silent(now)
+            if len(self.peers) >= MAX_PEERS:
+                raise WireError("frames", f"more than {MAX_PEERS} peers")
+            peer = self.peers[route] = Peer(name, life, received, spare, received, now)
+        peer.received, peer.spare, peer.heard = received, spare, now
+
+    def available(self, peer: Peer, now: float) -> int:
+        """Events that may be sent to `peer` now."""
+        if peer.ended or now - peer.heard > self.timeout:
+            return 0
+        return max(0, peer.received + peer.spare - peer.sent)
+
+    def choose(self, now: float) -> bytes | None:
+        """The route of the peer with the most to spare, or None when nobody has any."""
+        best = max(self.peers, key=lambda route: self.available(self.peers[route], now), default=None)
+        if best is None or not self.available(self.peers[best], now):
+            return None
+        return best
+
+    def total(self, now: float) -> int:
+        return sum(self.available(peer, now) for peer in self.peers.values())
+
+    def forget_silent(self, now: float) -> None:
+        """Drop peers that have been silent for ten timeouts: processes that are long gone."""
+        for route in [r for r, peer in self.peers.items() if now - peer.heard > 10 * self.timeout]:
+            del self.peers[route]
+
+
+class Outlet:
+    """The sending end of a hop.
+
+    Parameters
+    ----------
+    at : str
+        ZeroMQ address to bind.
+    run : str
+        The run's secret token.
+    refused : callable
+        Told the reason for each refused message.
+
+    Raises
+    ------
+    UsageError
+        The address is taken.
+    """
+
+    def __init__(
+        self, context: zmq.asyncio.Context, at: str, run: str, config: HopConfig, refused: Refused
+    ) -> None:
+        self.run, self.config, self._refused = run, config, refused
+        self.life = secrets.token_hex(8)
+        self.book = CreditBook(config.peer_timeout)
+        self.bytes_sent = 0
+        self._over = False
+        self._changed = asyncio.Event()
+        self._socket = _bound_router(context, at, config)
+        self._listener = asyncio.create_task(self._listen(), name="outlet")
+
+    async def _listen(self) -> None:
+        while True:
+            route, *frames = await self._socket.recv_multipart()
+            try:
+                await self._hear(route, frames)
+            except WireError as error:
+                self._refused(error.reason)
+            self._changed.set()
+
+    async def _hear(self, route: bytes, frames: Sequence[bytes]) -> None:
+        if len(frames) != 1:
+            raise WireError("frames", f"{len(frames)} frames in a control message")
+        header = _control(frames[0], self.run)
+        kind, life = header["kind"], _field(header, "life", str)
+        if kind == "credit":
+            if _field(header, "of", str) != self.life:
+                await self._say(route, "welcome")
+                return
+            received, spare = (_field(header, key, int) for key in ("received", "spare"))
+            name = _field(header, "name", str)
+            self.book.credit(route, name, life, received, spare, time.monotonic())
+            if self._over:
+                await self._end(route, final=True)
+        elif kind == "leave":
+            if route in self.book.peers:
+                await self._end(route, final=False)
+        elif kind == "bye":
+            self.book.peers.pop(route, None)
+        else:
+            raise WireError("header", f"an outlet is not told {kind[:20]!r}")
+
+    async def _say(self, route: bytes, kind: str, **fields: Any) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the peer went away: nothing to say to it
+            await self._socket.send_multipart([route, _message(kind, self.run, life=self.life, **fields)])
+
+    async def _end(self, route: bytes, *, final: bool) -> None:
+        self.book.peers[route].ended = True
+        await self._say(route, "end", final=final)
+
+    async def send(self, block: Block) -> None:
+        """Send a block to the peer with the most to spare; waits until somebody can take it."""
+        frames = encode(block, self.run)
+        while True:
+            route = self.book.choose(time.monotonic())
+            if route is None:
+                self._changed.clear()
+                await _wait(self._changed, self.config.heartbeat)
+                continue
+            peer = self.book.peers[route]
+            try:
+                await self._socket.send_multipart([route, *frames], copy=False)
+            except zmq.ZMQError:  # unroutable: the peer's connection is gone
+                self.book.peers.pop(route, None)
+                continue
+            peer.sent += block.n_events
+            self.bytes_sent += sum(len(frame) for frame in frames)
+            return
+
+    def credits(self) -> int:
+        """Events that the peers would take now."""
+        return self.book.total(time.monotonic())
+
+    async def first_credit(self) -> None:
+        """Wait until somebody can take events. Readiness spreads so, from the end of the chain to its front."""
+        while not self.credits():
+            self._changed.clear()
+            await _wait(self._changed, self.config.heartbeat)
+
+    async def end(self, *, final: bool = True) -> None:
+        """Tell every peer that nothing follows, and wait for their byes (at most `peer_timeout`)."""
+        self._over = final
+        for route in list(self.book.peers):
+            await self._end(route, final=final)
+        deadline = time.monotonic() + self.config.peer_timeout
+        while self.book.peers and time.monotonic() < deadline:
+            self._changed.clear()
+            await _wait(self._changed, 0.1)
+
+    async def close(self) -> None:
+        await _cancel(self._listener)
+        self._socket.close(linger=500)
+
+
+class Inlet:
+    """The receiving end of a hop: one link to each upstream replica.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        The outlets of all upstream replicas.
+    name : str
+        Who we are, such as `cropper-0`.
+    schema : Schema
+        What every block must hold.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        addresses: Sequence[str],
+        name: str,
+        run: str,
+        config: HopConfig,
+        schema: Schema,
+        refused: Refused,
+    ) -> None:
+        self.bytes_received = 0
+        # Bounded by the credits that the links grant; one entry a link marks its end.
+        self._arrived: asyncio.Queue[tuple[Block, Link] | None] = asyncio.Queue()
+        self._links = [
+            Link(self, context, at, name, run, config, schema, refused) for at in addresses
+        ]
+        self._open = len(self._links)
+
+    async def receive(self) -> "tuple[Block, Link] | None":
+        """The next block and the link it came on; None when every outlet has ended.
+
+        Call `link.done(block)` when the block has left this process, which gives its credit back.
+        """
+        while self._open:
+            item = await self._arrived.get()
+            if item is not None:
+                return item
+            self._open -= 1
+        return None
+
+    def waiting(self) -> int:
+        """Blocks that have arrived and are not taken yet."""
+        return self._arrived.qsize()
+
+    async def leave(self) -> None:
+        """Ask for nothing more; `receive` gives out what is under way and then None."""
+        for link in self._links:
+            await link.leave()
+
+    async def close(self) -> None:
+        for link in self._links:
+            await link.close()
+
+
+class Link:
+    """An inlet's connection to one outlet. Users only call `done`."""
+
+    def __init__(
+        self,
+        inlet: Inlet,
+        context: zmq.asyncio.Context,
+        at: str,
+        name: str,
+        run: str,
+        config: HopConfig,
+        schema: Schema,
+        refused: Refused,
+    ) -> None:
+        self.life = secrets.token_hex(8)
+        self._inlet, self._name, self._run, self._config = inlet, name, run, config
+        self._schema, self._refused, self._budget = schema, refused, config.credit_events
+        self._of = ""  # the outlet's life, once it has welcomed us
+        self._received = self._held = 0
+        self._leaving = self._ended = False
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.connect(at)
+        self._tasks = [
+            asyncio.create_task(self._listen(), name=f"inlet {at}"),
+            asyncio.create_task(self._repeat_credit(), name=f"credit {at}"),
+        ]
+
+    async def _listen(self) -> None:
+        while not self._ended:
+            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                await self._hear([frame.buffer for frame in frames])
+            except WireError as error:
+                self._refused(error.reason)
+
+    async def _hear(self, frames: Sequence[memoryview]) -> None:
+        kind = read_header(frames[0])["kind"]
+        if kind == "block":
+            block = decode(frames, self._run, self._schema)
+            if self._held >= self._budget:
+                raise WireError("uncredited", "a block that we gave no credit for")
+            self._received += block.n_events
+            self._held += block.n_events
+            self._inlet.bytes_received += sum(frame.nbytes for frame in frames)
+            block.stamps["arrived"] = time.time_ns()
+            self._inlet._arrived.put_nowait((block, self))
+            return
+        header = _control(frames[0], self._run)
+        life = _field(header, "life", str)
+        if kind == "welcome":
+            if life != self._of:
+                self._of, self._received = life, 0
+            await self._credit()
+        elif kind == "end":
+            await self._say("bye")
+            if _field(header, "final", bool) or self._leaving:
+                self._ended = True
+                self._inlet._arrived.put_nowait(None)
+            else:
+                self._of = ""
+        else:
+            raise WireError("header", f"an inlet is not told {kind[:20]!r}")
+
+    async def _say(self, kind: str, **fields: Any) -> None:
+        await self._socket.send(_message(kind, self._run, life=self.life, **fields))
+
+    async def _credit(self) -> None:
+        if not self._ended and not self._leaving:
+            spare = max(0, self._budget - self._held)
+            await self._say("credit", of=self._of, name=self._name, received=self._received, spare=spare)
+
+    async def _repeat_credit(self) -> None:
+        while not self._ended:
+            if self._leaving:
+                await self._say("leave")
+            await self._credit()
+            await asyncio.sleep(self._config.heartbeat)
+
+    async def done(self, block: Block) -> None:
+        """The block has left this process: its events may be replaced."""
+        self._held -= block.n_events
+        await self._credit()
+
+    async def leave(self) -> None:
+        self._leaving = True
+        if self._of:
+            await self._say("leave")
+        elif not self._ended:  # never welcomed: nothing can be under way
+            self._ended = True
+            self._inlet._arrived.put_nowait(None)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            await _cancel(task)
+        self._socket.close(linger=500)
+
+
+class CommitReceiver:
+    """The reader's end of the way back. Hands each commit's block id intervals to `on_commit`."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        at: str,
+        run: str,
+        config: HopConfig,
+        on_commit: Callable[[list[tuple[int, int]]], None],
+        refused: Refused,
+    ) -> None:
+        self._run, self._on_commit, self._refused = run, on_commit, refused
+        self._socket = _bound_router(context, at, config)
+        self._listener = asyncio.create_task(self._listen(), name="commits")
+
+    async def _listen(self) -> None:
+        while True:
+            _, *frames = await self._socket.recv_multipart()
+            try:
+                if len(frames) != 1:
+                    raise WireError("frames", f"{len(frames)} frames in a commit")
+                header = _control(frames[0], self._run)
+                if header["kind"] != "commit":
+                    raise WireError("header", f"a reader is not told {header['kind'][:20]!r}")
+                self._on_commit(_intervals(_field(header, "ids", list)))
+            except WireError as error:
+                self._refused(error.reason)
+
+    async def close(self) -> None:
+        await _cancel(self._listener)
+        self._socket.close(linger=0)
+
+
+class CommitSender:
+    """The writer's end of the way back."""
+
+    _PER_MESSAGE = 100  # intervals; keeps a commit under MAX_CONTROL_BYTES
+
+    def __init__(self, context: zmq.asyncio.Context, at: str, run: str) -> None:
+        self._run = run
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.connect(at)
+
+    async def commit(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """Tell the reader which block ids (closed intervals) are safely on disk."""
+        ids = [list(interval) for interval in intervals]
+        for start in range(0, len(ids), self._PER_MESSAGE):
+            await self._socket.send(_message("commit", self._run, ids=ids[start : start + self._PER_MESSAGE]))
+
+    async def close(self) -> None:
+        self._socket.close(linger=500)
+
+
+def _intervals(ids: list[Any]) -> list[tuple[int, int]]:
+    for pair in ids:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair)):
+            raise WireError("header", "a commit that is not a list of intervals")
+    return [(first, last) for first, last in ids]
+
+
+def _bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)  # a router is only ever told control messages
+    socket.setsockopt(zmq.SNDTIMEO, int(config.peer_timeout * 1000))
+    try:
+        socket.bind(at)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise UsageError(
+            f"{at} cannot be bound ({os.strerror(error.errno or 0)}); set hop.base_port to free ports"
+        ) from None
+    return socket
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,239 @@
+"""What a process tells Prometheus, and the little server that tells it.
+
+Label sets are created at the start, so that a zero is a zero and not a gap. Buckets sit where a trigger's
+deadlines are, 0.1 ms to 10 s.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from streamer import __version__
+from streamer.block import WIRE_REASONS, Array
+from streamer.errors import UsageError
+
+LATENCY_BUCKETS = (
+    *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+OUTCOMES = ("ok", "error")
+
+
+class EventHistogram(Collector):
+    """A histogram that takes a whole block's values at once and also knows exact-to-1 % quantiles.
+
+    Prometheus sees `LATENCY_BUCKETS`; inside, bins of 1 % width from 1 us to 1000 s feed `quantile`.
+    """
+
+    _PER_DECADE = 232  # bins of 1 %
+
+    def __init__(self, name: str, doc: str, registry: CollectorRegistry) -> None:
+        self.name, self.doc = name, doc
+        self._fine = np.zeros(9 * self._PER_DECADE + 1, np.int64)
+        self._counts = np.zeros(len(LATENCY_BUCKETS) + 1, np.int64)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, seconds: Array) -> None:
+        """Count an array of values [s]; negative ones (a clock that stepped) count as zero."""
+        seconds = np.maximum(seconds, 0.0)
+        self._sum += float(seconds.sum())
+        places = np.searchsorted(LATENCY_BUCKETS, seconds)
+        self._counts += np.bincount(places, minlength=self._counts.size)
+        fine = np.log10(np.maximum(seconds, 1e-6)) * self._PER_DECADE + 6 * self._PER_DECADE
+        fine = np.minimum(np.rint(fine).astype(np.int64), self._fine.size - 1)
+        self._fine += np.bincount(fine, minlength=self._fine.size)
+
+    def quantile(self, q: float) -> float:
+        """The value [s] below which the share `q` of all values lies, to 1 %; NaN without values."""
+        total = int(self._fine.sum())
+        if not total:
+            return float("nan")
+        place = int(np.searchsorted(np.cumsum(self._fine), q * total))
+        return float(10 ** (place / self._PER_DECADE - 6))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self.name, self.doc)
+        edges = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
+        family.add_metric(
+            [], list(zip(edges, np.cumsum(self._counts).tolist(), strict=True)), sum_value=self._sum
+        )
+        yield family
+
+
+class StageMetrics:
+    """The metrics of one process.
+
+    Parameters
+    ----------
+    stage, replica : str, int
+        Who we are; `stage` is a label, the replica is told by the endpoint.
+    tallies : mapping of str to sequence of str
+        A stage's own counters: name to the reasons it can count.
+    """
+
+    def __init__(self, stage: str, replica: int, tallies: dict[str, tuple[str, ...]]) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.stage = stage
+        events = Counter("streamer_events", "events done", ["stage", "outcome"], registry=registry)
+        self.events = {outcome: events.labels(stage, outcome) for outcome in OUTCOMES}
+        self.blocks = Counter("streamer_blocks", "blocks done", ["stage"], registry=registry).labels(stage)
+        self.duration = Histogram(
+            "streamer_stage_duration_seconds",
+            "time a stage worked on one block",
+            ["stage"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        ).labels(stage)
+        self.queue_wait = Histogram(
+            "streamer_queue_wait_seconds",
+            "time a block waited between two stages",
+            ["stage"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        ).labels(stage)
+        self.busy = Counter(
+            "streamer_busy_seconds", "time a stage was working", ["stage"], registry=registry
+        ).labels(stage)
+        bytes_total = Counter(
+            "streamer_bytes", "bytes of blocks that crossed a hop", ["stage", "direction"], registry=registry
+        )
+        self.bytes_in = bytes_total.labels(stage, "in")
+        self.bytes_out = bytes_total.labels(stage, "out")
+        self.credits = Gauge(
+            "streamer_credits_available",
+            "events that the next stage's replicas would take now",
+            ["stage"],
+            registry=registry,
+        ).labels(stage)
+        self.in_flight = Gauge(
+            "streamer_blocks_in_flight",
+            "blocks that this process holds (at the reader: fed and not yet on disk)",
+            ["stage"],
+            registry=registry,
+        ).labels(stage)
+        refused = Counter(
+            "streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry
+        )
+        self.refused = {reason: refused.labels(stage, reason) for reason in WIRE_REASONS}
+        self.redelivered = Counter(
+            "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (writer)", ["stage"],
+            registry=registry,
+        ).labels(stage)  # fmt: skip
+        self.tallies: dict[str, dict[str, Counter]] = {}
+        for name, reasons in tallies.items():
+            counter = Counter(f"streamer_{name}", name.replace("_", " "), ["stage", "reason"], registry=registry)
+            self.tallies[name] = {reason: counter.labels(stage, reason) for reason in reasons}
+        self._limit = Gauge("streamer_limit", "bounds of queues and windows", ["what"], registry=registry)
+        build = Info("streamer_build", "what is running", registry=registry)
+        build.info({"version": __version__, "stage": stage, "replica": str(replica)})
+
+    def limits(self, **limits: float) -> None:
+        """Publish the bounds of this process's queues: `streamer_limit{what}`."""
+        for what, value in limits.items():
+            self._limit.labels(what).set(value)
+
+    def count(self, tally: dict[tuple[str, str], int]) -> None:
+        """Take over what a stage counted."""
+        for (name, reason), n in tally.items():
+            self.tallies[name][reason].inc(n)
+
+
+class SinkMetrics:
+    """What only the last stage knows: the end-to-end latency and the time until data are on disk."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.latency = EventHistogram(
+            "streamer_event_latency_seconds",
+            "from the moment an event was due to leave the reader until its result reached the writer",
+            registry,
+        )
+        self.commit_latency = EventHistogram(
+            "streamer_commit_latency_seconds",
+            "from the moment an event was due to leave the reader until its result was on disk",
+            registry,
+        )
+
+
+class BatchMetrics:
+    """What only a batching stage knows: sizes, and why batches were closed."""
+
+    def __init__(self, registry: CollectorRegistry, reasons: Iterable[str]) -> None:
+        self.size = Histogram(
+            "streamer_batch_size", "items in a batch", buckets=SIZE_BUCKETS, registry=registry
+        )
+        closed = Counter("streamer_batch_closed", "batches closed, and why", ["reason"], registry=registry)
+        self.closed = {reason: closed.labels(reason) for reason in reasons}
+        self.waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", registry=registry)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 16
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 5
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not news."""
+
+
+def serve(
+    registry: CollectorRegistry, host: str, port: int, state: Callable[[], str]
+) -> tuple[WSGIServer, int]:
+    """Serve /metrics and /healthz from a thread of their own.
+
+    Parameters
+    ----------
+    state : callable
+        The life-cycle word; /healthz answers 200 for `ready`, `running` and `draining`, else 503.
+
+    Returns
+    -------
+    server, port
+        Call `server.shutdown()` at the end.
+
+    Raises
+    ------
+    UsageError
+        The port is taken.
+    """
+    metrics_app = make_wsgi_app(registry)
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/healthz":
+            word = state()
+            healthy = word in ("ready", "running", "draining")
+            status = "200 OK" if healthy else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "application/json")])
+            return [json.dumps({"state": word}).encode()]
+        if environ["PATH_INFO"] == "/metrics":
+            page: Iterable[bytes] = metrics_app(environ, start_response)
+            return page
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"/metrics and /healthz are here\n"]
+
+    try:
+        server = make_server(host, port, app, _Server, _QuietHandler)
+    except (OSError, socket.gaierror) as error:
+        raise UsageError(
+            f"metrics cannot be served on {host}:{port} ({error.strerror}); "
+            "set metrics.base_port to a free port, or to 0 for any"
+        ) from None
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server, server.server_port

@@ -1,0 +1,93 @@
+"""What a pipeline package hands to the core: its name, configuration, chain of stages and extra commands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from streamer.config import CoreConfig, load
+from streamer.errors import UsageError, nearest
+from streamer.stage import Unit
+
+ENTRY_POINTS = "streamer.pipeline"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A place in the chain; `target` is `module:Class`, imported only in the process that needs it.
+
+    `scalable` says whether it may have replicas.
+    """
+
+    name: str
+    target: str
+    scalable: bool = True
+
+    def make(self, config: CoreConfig) -> Unit:
+        module, _, name = self.target.partition(":")
+        unit = getattr(import_module(module), name)(config)
+        assert isinstance(unit, Unit)
+        return unit
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A chain of stages, in the order in which an event passes them.
+
+    Parameters
+    ----------
+    add_commands : str
+        `module:function`; called with the command line's typer application.
+    checks : str
+        `module:function`; called with a valid configuration, returns one line per problem that only a look at
+        files and models can show.
+    """
+
+    name: str
+    config: type[CoreConfig]
+    chain: tuple[StageSpec, ...]
+    add_commands: str
+    checks: str
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.chain]
+
+    def place(self, stage: str) -> int:
+        """Where a stage stands in the chain, from 0."""
+        if stage not in self.names:
+            raise UsageError(f"no stage '{stage}' in {' > '.join(self.names)}{nearest(stage, self.names)}")
+        return self.names.index(stage)
+
+    def load_config(self, path: Path | None, overrides: dict[str, Any] | None = None) -> CoreConfig:
+        """The effective configuration, with the replicas checked against the chain."""
+        config = load(self.config, path, overrides)
+        for name, n in config.replicas.items():
+            if not self.chain[self.place(name)].scalable and n != 1:
+                raise UsageError(f"replicas.{name} = {n}: a stream has one {name}")
+        return config
+
+    def replicas(self, config: CoreConfig) -> list[tuple[str, int]]:
+        """Every process of the pipeline, in chain order."""
+        return [(name, k) for name in self.names for k in range(config.n_replicas(name))]
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, _, name = target.partition(":")
+    function = getattr(import_module(module), name)
+    assert callable(function)
+    return function  # type: ignore[no-any-return]
+
+
+def installed_pipeline() -> Pipeline:
+    """The pipeline that is installed beside the core."""
+    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name)
+    if not found:
+        raise UsageError("no pipeline is installed; install one with: pip install e2e-streamer")
+    pipeline = found[0].load()
+    assert isinstance(pipeline, Pipeline)
+    return pipeline

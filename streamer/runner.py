@@ -1,0 +1,321 @@
+"""One process of the pipeline: life cycle, signals, worker thread, links and metrics around one stage.
+
+The asyncio loop only moves blocks and always answers; the stage works in a thread (its kernels release the GIL).
+A process tells its life on standard output, one JSON object a line: `{"state": "ready", "metrics": "http://..."}`,
+at the end `{"state": "stopped", "report": {...}}` or `{"state": "failed", "error": "..."}`. Its log goes to
+standard error.
+
+States: starting > ready (set up, warm, sockets bound) > running (the next stage takes events) > draining > stopped,
+or failed from anywhere.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+
+from streamer import hop
+from streamer.block import Block
+from streamer.config import CoreConfig
+from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError
+from streamer.metrics import StageMetrics, serve
+from streamer.pipeline import Pipeline
+from streamer.stage import Unit
+
+log = logging.getLogger(__name__)
+
+ORPHAN_GRACE_S = 30.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the processes of one run share: a private folder for sockets, and a secret that strangers do not know."""
+
+    dir: Path
+    token: str
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Join the run of a folder, or begin one: whoever comes first draws the token."""
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path / f".token-{os.getpid()}"
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(16))
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path / "token")
+        draft.unlink()
+        return cls(path, (path / "token").read_text())
+
+
+def runtime_dir() -> Path:
+    """`$XDG_RUNTIME_DIR/streamer`, or a private folder in /tmp: short, because socket paths must be."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "streamer" if base else Path(f"/tmp/streamer-{os.getuid()}")
+
+
+def run_stage(
+    pipeline: Pipeline, name: str, replica: int, config: CoreConfig, run: Run, *, supervised: bool = False
+) -> int:
+    """Run one process of the pipeline to its end; returns the exit code."""
+    process = Process(pipeline, name, replica, config, run, supervised=supervised)
+    return asyncio.run(process.main())
+
+
+class Process:
+    """One replica of one stage, alive.
+
+    Attributes
+    ----------
+    stopping : asyncio.Event
+        Set by SIGTERM or SIGINT: feed or take nothing new, finish what is here.
+    facts : dict
+        What a role adds to the final report.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        replica: int,
+        config: CoreConfig,
+        run: Run,
+        *,
+        supervised: bool,
+    ) -> None:
+        self.pipeline, self.name, self.replica, self.config, self.run = pipeline, name, replica, config, run
+        self.place = pipeline.place(name)
+        self.state = "starting"
+        self.stopping = asyncio.Event()
+        self.facts: dict[str, Any] = {}
+        self._supervised = supervised
+        self._crashed: asyncio.Future[None] | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="worker")
+        self._bytes_in = self._bytes_out = 0
+
+    # ---- life cycle
+
+    async def main(self) -> int:
+        from streamer.roles import play  # roles know Process; this keeps the import one-way at module level
+
+        loop = asyncio.get_running_loop()
+        self._crashed = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        if self._supervised:
+            loop.add_reader(sys.stdin.fileno(), self._parent_gone)
+        server = unit = None
+        try:
+            unit = self.pipeline.chain[self.place].make(self.config)
+            unit.mark = self.place + 1
+            self.metrics = StageMetrics(self.name, self.replica, unit.tallies)
+            host, port = self.config.metrics.host, self.config.metrics.base_port
+            if port:
+                port += self.pipeline.replicas(self.config).index((self.name, self.replica))
+            server, port = serve(self.metrics.registry, host, port, lambda: self.state)
+            self.tell("starting", metrics=f"http://{host}:{port}/metrics")
+            await self.in_worker(unit.setup)
+            self.context = hop.new_context()
+            await self._until_crash(play(self, unit))
+            self.tell("stopped", report=self._report(unit))
+            return EXIT_OK
+        except StreamerError as error:
+            return self._fail(str(error), error.exit_code)
+        except MemoryError:
+            line = "out of memory; lower feed.max_in_flight or feed.block_events"
+            return self._fail(line, EXIT_FAILED)
+        except OSError as error:
+            return self._fail(f"{error.filename or 'system'}: {error.strerror or error}", EXIT_FAILED)
+        except Exception as error:
+            log.debug("traceback", exc_info=True)
+            return self._fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
+        finally:
+            if unit is not None:
+                unit.close()
+            if server is not None:
+                server.shutdown()
+            self._worker.shutdown(wait=False)
+
+    def tell(self, state: str, **facts: Any) -> None:
+        """Enter a state and say so on standard output."""
+        self.state = state
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True)
+
+    def _fail(self, line: str, code: int) -> int:
+        self.tell("failed", error=line, exit=code)
+        if not self._supervised:
+            log.error(line)
+        return code
+
+    def _parent_gone(self) -> None:
+        """Our supervisor closed its end: drain, and do not stay for ever."""
+        if os.read(sys.stdin.fileno(), 4096):
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sys.stdin.fileno())
+        log.warning("the supervisor is gone; draining")
+        if self.place == 0:
+            self.stopping.set()
+        loop.call_later(ORPHAN_GRACE_S, os._exit, EXIT_FAILED)
+
+    async def _until_crash(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, unless something in the background reports that it cannot go on."""
+        assert self._crashed is not None
+        task = asyncio.ensure_future(work)
+        await asyncio.wait([task, self._crashed], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._crashed.done():
+            self._crashed.result()
+        await task
+
+    def crash(self, error: BaseException) -> None:
+        """This process cannot go on. Callable from any thread."""
+        crashed = self._crashed
+        assert crashed is not None
+        crashed.get_loop().call_soon_threadsafe(
+            lambda: None if crashed.done() else crashed.set_exception(error)
+        )
+
+    def background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task whose failure ends the process."""
+
+        def check(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.crash(error)
+
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(check)
+        return task
+
+    async def in_worker(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function` in the worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+    async def or_stopped(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Await `work`, but no longer than until we are told to stop."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self.stopping.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    # ---- links
+
+    def _address(self, name: str, replica: int) -> str:
+        place = self.pipeline.replicas(self.config).index((name, replica))
+        return hop.address(self.config.hop, str(self.run.dir), place, f"{name}-{replica}")
+
+    @property
+    def commit_address(self) -> str:
+        """Where the reader listens for commits."""
+        place = len(self.pipeline.replicas(self.config))
+        return hop.address(self.config.hop, str(self.run.dir), place, "commit")
+
+    def refused(self, reason: str) -> None:
+        """Book a message that was refused."""
+        self.metrics.refused[reason].inc()
+        log.warning("a message was refused: %s", reason)
+
+    @contextlib.asynccontextmanager
+    async def outlet(self) -> AsyncIterator[hop.Outlet]:
+        """The way to the next stage. It is bound when this is entered, which makes the process ready."""
+        at = self._address(self.name, self.replica)
+        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, self.refused)
+        self.metrics.credits.set_function(outlet.credits)
+        try:
+            self.tell("ready")
+            yield outlet
+        finally:
+            await outlet.close()
+
+    @contextlib.asynccontextmanager
+    async def inlet(self, unit: Unit) -> AsyncIterator[hop.Inlet]:
+        """The way from the stage before. Events begin to come."""
+        before = self.pipeline.names[self.place - 1]
+        addresses = [self._address(before, k) for k in range(self.config.n_replicas(before))]
+        budget = self.config.hop.credit_events
+        inlet = hop.Inlet(
+            self.context,
+            addresses,
+            f"{self.name}-{self.replica}",
+            self.run.token,
+            self.config.hop,
+            unit.inputs,
+            self.refused,
+        )
+        self.metrics.limits(inlet_events=budget * len(addresses))
+        stopper = asyncio.create_task(self._leave_when_stopped(inlet))
+        self.tell("running")
+        try:
+            yield inlet
+        finally:
+            stopper.cancel()
+            await inlet.close()
+
+    async def _leave_when_stopped(self, inlet: hop.Inlet) -> None:
+        await self.stopping.wait()
+        self.state = "draining"
+        await inlet.leave()
+
+    def book_arrival(self, block: Block, inlet: hop.Inlet) -> None:
+        """Count a block that came in."""
+        self.metrics.bytes_in.inc(inlet.bytes_received - self._bytes_in)
+        self._bytes_in = inlet.bytes_received
+        sent = max((ns for stage, ns in block.stamps.items() if stage != "arrived"), default=0)
+        self.metrics.queue_wait.observe(max(0, time.time_ns() - sent) * 1e-9)
+
+    def book_done(self, block: Block, unit: Unit, bad: int | None = None) -> None:
+        """Count a block that is done here; `bad` events failed (by default those that this stage marked)."""
+        if bad is None:
+            bad = int(np.count_nonzero(block.columns["error"] == unit.mark))
+        self.metrics.events["ok"].inc(block.n_events - bad)
+        self.metrics.events["error"].inc(bad)
+        self.metrics.blocks.inc()
+        self.metrics.count(unit.take_tally())
+
+    async def send(self, outlet: hop.Outlet, block: Block) -> None:
+        """Stamp a block and send it on."""
+        block.stamps.pop("arrived", None)
+        block.stamps[self.name] = time.time_ns()
+        await outlet.send(block)
+        self.metrics.bytes_out.inc(outlet.bytes_sent - self._bytes_out)
+        self._bytes_out = outlet.bytes_sent
+
+    # ---- the end
+
+    def _report(self, unit: Unit) -> dict[str, Any]:
+        """What the final table is made of: the metrics, read once more, and what the role and the stage add."""
+        values: dict[str, float] = {}
+        for family in self.metrics.registry.collect():
+            for sample in family.samples:
+                if sample.name.startswith("streamer_") and not sample.name.endswith(("_bucket", "_created")):
+                    labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
+                    values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
+        process = psutil.Process()
+        usage = process.cpu_times()
+        return {
+            "metrics": values,
+            "cpu_s": usage.user + usage.system,
+            "rss_bytes": process.memory_info().rss,
+            **self.facts,
+            **unit.about(),
+        }

@@ -1,0 +1,142 @@
+"""What a stage is: a class that is handed arrays and returns arrays.
+
+A stage sees no socket, signal, clock or metric; the runner owns those. There are four roles:
+
+=============  ==========================================  =====================================
+role           methods                                     example
+=============  ==========================================  =====================================
+`Source`       read() -> steps of events                   reader
+`Stage`        process(block) -> block                     framer, cropper
+`BatchStage`   items, infer(parts) -> results, finish      tagger: batches span blocks
+`Sink`         write(block), sync(), finish()              writer: says what is safely on disk
+=============  ==========================================  =====================================
+
+All have `setup()` (may raise `UsageError`; "ready" means it has succeeded) and `close()`.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from streamer.batcher import Part
+from streamer.block import Array, Block, Columns, Schema
+
+NO_COLUMNS = Schema(())
+
+
+class Unit(ABC):
+    """What all roles share.
+
+    Attributes
+    ----------
+    inputs, outputs : Schema
+        The columns of the hop before and behind this stage.
+    tallies : dict
+        Own counters: name to the reasons that can be counted. Each becomes a metric.
+    mark : int
+        The value of the column `error` for an event that this stage cannot process; set by the runner.
+    """
+
+    mark = 0
+
+    inputs: Schema = NO_COLUMNS
+    outputs: Schema = NO_COLUMNS
+    tallies: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self) -> None:
+        self._tally: Counter[tuple[str, str]] = Counter()
+
+    def setup(self) -> None:  # noqa: B027 - many stages need none
+        """Open, load and warm up whatever is needed. Runs in the worker thread."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what `setup` took."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the start-up log and the final report, such as the provider in use."""
+        return {}
+
+    def count(self, name: str, reason: str, n: int) -> None:
+        """Add to one of the declared `tallies`."""
+        if n:
+            self._tally[name, reason] += n
+
+    def take_tally(self) -> dict[tuple[str, str], int]:
+        """What was counted since the last call."""
+        tally, self._tally = self._tally, Counter()
+        return tally
+
+
+class Source(Unit):
+    """The first stage."""
+
+    @abstractmethod
+    def read(self) -> Iterator[Columns]:
+        """Steps of events with all columns of `outputs` but the core's own. Runs in a thread that reads ahead.
+
+        A step that cannot be read is reported, counted and left out; the events around it come.
+        """
+
+
+class Stage(Unit):
+    """A stage in the middle."""
+
+    @abstractmethod
+    def process(self, block: Block) -> Block:
+        """The same events with the columns of `outputs`. Runs in the worker thread.
+
+        When it raises, the runner tries the block's events one by one and marks those that fail.
+        """
+
+
+class BatchStage(Unit):
+    """A stage whose work is done in batches of items that span blocks."""
+
+    max_batch: int
+    max_wait: float
+
+    @abstractmethod
+    def items(self, block: Block) -> int:
+        """How many items the block brings."""
+
+    @abstractmethod
+    def infer(self, parts: list[Part[Block]]) -> Array:
+        """One result per item: same length, same order. Runs in the engine's thread.
+
+        Parameters
+        ----------
+        parts : list of Part
+            Ranges of items, each of one block; at most `max_batch` items together.
+        """
+
+    @abstractmethod
+    def finish(self, block: Block, results: Array) -> Block:
+        """The block with its results, one per item."""
+
+    @abstractmethod
+    def failed(self, n_items: int) -> Array:
+        """Results that `finish` takes for items whose inference raised."""
+
+
+class Sink(Unit):
+    """The last stage."""
+
+    commit_interval: float
+    commit_events: int
+
+    @abstractmethod
+    def write(self, block: Block) -> None:
+        """Take a block. It need not be on disk before `sync` returns."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Bring everything that was written to disk."""
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """The stream is over and complete: close the output."""
+
+    @abstractmethod
+    async def abandon(self) -> None:
+        """The stream broke off: keep what is committed for later."""

@@ -1,0 +1,261 @@
+"""Starts one process per replica, watches them, and lets the stream end in order.
+
+The end comes from the front: the reader stops feeding (end of input, or SIGTERM), waits until everything it fed is
+on disk, and says so down the chain; each process leaves after the one before it. So a stop is one signal to the
+reader. When a process fails, the run cannot be complete: the others are stopped and the reason is told.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamer.config import CoreConfig, to_toml
+from streamer.errors import EXIT_FAILED, EXIT_OK
+from streamer.pipeline import Pipeline
+from streamer.runner import Run, runtime_dir
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+STOP_GRACE_S = 5.0
+MAX_LINE = 1 << 20
+
+_LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
+
+
+@dataclass
+class Child:
+    """One process of the pipeline as the supervisor sees it."""
+
+    stage: str
+    replica: int
+    process: asyncio.subprocess.Process
+    state: str = "starting"
+    metrics_url: str = ""
+    error: str = ""
+    exit_code: int | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.replica}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the live line shows."""
+
+    state: str
+    fed: int
+    done: int
+    errors: int
+    rate: float
+    latency_s: float
+    batch: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `reports` is per process, in chain order."""
+
+    exit_code: int
+    error: str
+    reports: dict[str, dict[str, Any]]
+
+
+class Supervisor:
+    """Runs a pipeline on this machine.
+
+    Parameters
+    ----------
+    on_progress : callable, optional
+        Told twice a second how the stream does.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, config: CoreConfig, on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        self.pipeline, self.config, self.on_progress = pipeline, config, on_progress
+        self.children: list[Child] = []
+        self._failure: Child | None = None
+        self._signals = 0
+        self._last = (time.monotonic(), 0)
+
+    async def run(self) -> Outcome:
+        """Run until the stream is over; SIGINT and SIGTERM drain it, a second one breaks it off."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        async with self._run_dir() as run_dir:
+            try:
+                self.children = [await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)]
+                watchers = [asyncio.create_task(self._watch(child)) for child in self.children]
+                poller = asyncio.create_task(self._poll())
+                await asyncio.gather(*watchers)
+                poller.cancel()
+            finally:
+                for child in self.children:
+                    self._signal(child, signal.SIGKILL)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+        return self._outcome()
+
+    @contextlib.asynccontextmanager
+    async def _run_dir(self) -> AsyncIterator[Path]:
+        base = runtime_dir()
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
+        try:
+            (path / "config.toml").write_text(to_toml(self.config))
+            Run.open(path)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def _start(self, run_dir: Path, stage: str, replica: int) -> Child:
+        arguments = ["--replica", str(replica), "--config", str(run_dir / "config.toml"), "--run-dir", str(run_dir)]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
+            stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is ours alone
+            limit=MAX_LINE,
+        )
+        return Child(stage, replica, process)
+
+    async def _watch(self, child: Child) -> None:
+        await asyncio.gather(self._hear(child), self._pass_log(child))
+        code = await child.process.wait()
+        child.exit_code = code
+        if code != EXIT_OK and self._failure is None and self._signals < 2:
+            child.error = child.error or _died(code)
+            self._failure = child
+            await self._break_off()
+
+    async def _hear(self, child: Child) -> None:
+        assert child.process.stdout is not None
+        async for line in child.process.stdout:
+            try:
+                news = json.loads(line)
+                child.state = news["state"]
+            except (ValueError, KeyError, TypeError):
+                log.warning("[%s] %s", child.name, line.decode(errors="replace").rstrip())
+                continue
+            child.metrics_url = news.get("metrics", child.metrics_url)
+            child.error = news.get("error", child.error)
+            child.report = news.get("report", child.report)
+            if "metrics" in news:
+                log.debug("%s (pid %d) serves %s", child.name, child.process.pid, child.metrics_url)
+
+    async def _pass_log(self, child: Child) -> None:
+        assert child.process.stderr is not None
+        level = logging.WARNING
+        async for line in child.process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            if match := _LEVEL.match(text):
+                level = logging.getLevelNamesMapping()[match[1]]
+                text = text[match.end() :]
+            log.log(level, "[%s] %s", child.name, text)
+
+    async def _poll(self) -> None:
+        """Read every process's own metrics, as Prometheus would."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for child in self.children:
+                if child.metrics_url and child.exit_code is None:
+                    with contextlib.suppress(OSError, ValueError):  # it is just leaving
+                        child.values = await asyncio.to_thread(scrape, child.metrics_url)
+            if self.on_progress is not None:
+                self.on_progress(self._progress())
+
+    def _progress(self) -> Progress:
+        def total(stage: str, key: str) -> float:
+            return sum(child.values.get(key, 0.0) for child in self.children if child.stage == stage)
+
+        first, last = self.pipeline.names[0], self.pipeline.names[-1]
+        errors = int(total(last, "streamer_events_total/error"))
+        done = int(total(last, "streamer_events_total/ok")) + errors
+        now = time.monotonic()
+        rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
+        self._last = (now, done)
+        n_latency = total(last, "streamer_event_latency_seconds_count")
+        n_batches = sum(child.values.get("streamer_batch_size_count", 0.0) for child in self.children)
+        batched = sum(child.values.get("streamer_batch_size_sum", 0.0) for child in self.children)
+        return Progress(
+            state=self.children[0].state if self.children else "starting",
+            fed=int(total(first, "streamer_events_total/ok")),
+            done=done,
+            errors=errors,
+            rate=rate,
+            latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency if n_latency else float("nan"),
+            batch=batched / n_batches if n_batches else float("nan"),
+        )
+
+    def _signalled(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            log.warning("stopping: what was fed comes out first (again to break off)")
+            self._signal(self.children[0], signal.SIGTERM) if self.children else None
+        else:
+            for child in self.children:
+                self._signal(child, signal.SIGKILL)
+
+    async def _break_off(self) -> None:
+        for child in self.children:
+            self._signal(child, signal.SIGTERM)
+        waits = [asyncio.ensure_future(child.process.wait()) for child in self.children]
+        await asyncio.wait(waits, timeout=STOP_GRACE_S)
+        for child in self.children:
+            self._signal(child, signal.SIGKILL)
+
+    @staticmethod
+    def _signal(child: Child, number: int) -> None:
+        if child.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.process.pid, number)
+
+    def _outcome(self) -> Outcome:
+        reports = {child.name: child.report for child in self.children}
+        if self._failure is not None:
+            code = self._failure.exit_code or EXIT_FAILED
+            where = "" if code == 2 else f"{self._failure.name}: "
+            return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports)
+        if self._signals > 1:
+            return Outcome(130, "broken off; results that were committed are in the journal", reports)
+        return Outcome(EXIT_OK, "", reports)
+
+
+def _died(code: int) -> str:
+    if code < 0:
+        return f"died of {signal.Signals(-code).name}"
+    return f"ended with code {code}"
+
+
+def scrape(url: str) -> dict[str, float]:
+    """The samples of a metrics page: name, or name/label for the one label that is not `stage`."""
+    with urllib.request.urlopen(url, timeout=2) as page:
+        text = page.read(4 << 20).decode()
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("streamer_") and not sample.name.endswith("_bucket"):
+                labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
+                values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
+    return values
