@@ -33,7 +33,7 @@ commit     writer to reader    {ids: [[first, last], ...]}: these blocks are saf
 States
 ------
 An outlet knows a peer as *fed* (first credit with our life) until *ended* (after its end was sent) and forgets it at
-its bye. It may send a block to a fed peer while `received + spare - sent > 0`, counted in events, so that
+its bye; a peer that comes after the final end is told at once. It may send a block to a fed peer while `received + spare - sent > 0`, counted in events, so that
 flow control means the same for blocks of 1 and of 1000 events; it chooses the peer with the most to spare. A peer
 silent for `peer_timeout` gets nothing until it speaks again. When a connection was cut and comes back under another
 routing id, what was under way in it counts as received: its blocks are not on disk, so the reader sends them again.
@@ -169,6 +169,8 @@ class Outlet:
         ZeroMQ address to bind.
     run : str
         The run's secret token.
+    n_peers : int
+        How many inlets there should be; the end waits for each of them to come and say bye.
     refused : callable
         Told the reason for each refused message.
 
@@ -179,13 +181,20 @@ class Outlet:
     """
 
     def __init__(
-        self, context: zmq.asyncio.Context, at: str, run: str, config: HopConfig, refused: Refused
+        self,
+        context: zmq.asyncio.Context,
+        at: str,
+        run: str,
+        config: HopConfig,
+        n_peers: int,
+        refused: Refused,
     ) -> None:
-        self.run, self.config, self._refused = run, config, refused
+        self.run, self.config, self.n_peers, self._refused = run, config, n_peers, refused
         self.life = secrets.token_hex(8)
         self.book = CreditBook(config.peer_timeout)
         self.bytes_sent = 0
         self._over = False
+        self._byes: set[str] = set()
         self._changed = asyncio.Event()
         self._socket = _bound_router(context, at, config)
         self._listener = asyncio.create_task(self._listen(), name="outlet")
@@ -217,7 +226,9 @@ class Outlet:
             if route in self.book.peers:
                 await self._end(route, final=False)
         elif kind == "bye":
-            self.book.peers.pop(route, None)
+            peer = self.book.peers.pop(route, None)
+            if peer is not None:
+                self._byes.add(peer.name)
         else:
             raise WireError("header", f"an outlet is not told {kind[:20]!r}")
 
@@ -259,12 +270,17 @@ class Outlet:
             await _wait(self._changed, self.config.heartbeat)
 
     async def end(self, *, final: bool = True) -> None:
-        """Tell every peer that nothing follows, and wait for their byes (at most `peer_timeout`)."""
+        """Tell every peer that nothing follows, and wait for their byes (at most `peer_timeout`).
+
+        A final end is also told to peers that come only now: else they would wait for ever.
+        """
         self._over = final
         for route in list(self.book.peers):
             await self._end(route, final=final)
         deadline = time.monotonic() + self.config.peer_timeout
-        while self.book.peers and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if not self.book.peers and (not final or len(self._byes) >= self.n_peers):
+                return
             self._changed.clear()
             await _wait(self._changed, 0.1)
 

@@ -239,7 +239,8 @@ class Process:
     async def outlet(self) -> AsyncIterator[hop.Outlet]:
         """The way to the next stage. It is bound when this is entered, which makes the process ready."""
         at = self._address(self.name, self.replica)
-        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, self.refused)
+        n_peers = self.config.n_replicas(self.pipeline.names[self.place + 1])
+        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, n_peers, self.refused)
         self.metrics.credits.set_function(outlet.credits)
         try:
             self.tell("ready")

@@ -142,16 +142,18 @@ class RootFile(EventFile):
         """Counts (or None) and flat values of an awkward array, in our dtype."""
         if not column.collection:
             return None, np.asarray(array).astype(column.wire.wire_dtype, casting="same_kind", copy=False)
-        layout = ak.to_packed(array).layout
-        if not layout.is_list:
-            raise TypeError("one value an event")
-        offsets, content = np.asarray(layout.offsets), np.asarray(layout.content)
+        if array.ndim != 2:
+            raise TypeError("not a list an event")
+        counts = ak.to_numpy(ak.num(array)).astype(np.int32)
+        content = ak.to_numpy(ak.flatten(array))
+        if not content.size:
+            return counts, np.zeros(0, column.wire.wire_dtype)
         if content.dtype.kind == "i" and column.dtype[0] == "u":
             content = content.view(content.dtype.str.replace("i", "u"))  # detids in signed files
         if content.dtype.kind == "b":
             content = content.view(np.uint8)
         values = content.astype(column.wire.wire_dtype, casting=_casting(column, content), copy=False)
-        return np.diff(offsets).astype(np.int32), values
+        return counts, values
 
 
 def _casting(column: InputColumn, content: Any) -> Any:
