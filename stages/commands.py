@@ -10,7 +10,10 @@ from streamer.cli import ConfigOption, SetOption, overrides
 from streamer.errors import UsageError
 
 InputArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False
+    ),
 ]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
@@ -26,14 +29,23 @@ def add_commands(app: typer.Typer) -> None:
 
 def run(
     inputs: InputArgument = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for scores.root.", show_default="streamer-out")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for scores.root.", show_default="streamer-out"),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     events: Annotated[int | None, typer.Option(help="Stop after so many events.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
+    rate: Annotated[
+        float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")
+    ] = False,
     replicas: ReplicasOption = None,
-    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
+    tagger: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
 ) -> None:
     """Stream events through the chain and write their scores.
@@ -61,7 +73,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path(
+        "streamer-demo"
+    ),
     events: Annotated[int, typer.Option(help="Stop after so many events.")] = 50_000,
     replicas: ReplicasOption = None,
     set_: SetOption = None,
@@ -131,7 +145,9 @@ def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run t
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)], config: ConfigOption = None, set_: SetOption = None
+    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)],
+    config: ConfigOption = None,
+    set_: SetOption = None,
 ) -> None:
     """What is in an event file: how many events, which of our columns it has, which taggers it can feed."""
     from stages import PIPELINE
@@ -141,19 +157,24 @@ def inspect(
 
 
 def convert(
-    files: Annotated[list[str], typer.Argument(metavar="INPUT... OUT.root", help="Event files, then the ROOT file to make.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT... OUT.root", help="Event files, then the ROOT file to make."),
+    ],
     rntuple: Annotated[bool, typer.Option("--rntuple", help="Write an RNTuple instead of a TTree.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.root.")] = False,
 ) -> None:
     """Copy events of any readable kind into one ROOT file with our columns.
 
-      streamer convert data/*.ig events.root
+    streamer convert data/*.ig events.root
     """
     from stages.conversion import convert_files
 
     *inputs, out = files
     if not inputs:
-        raise UsageError("name at least one input and then the file to make: streamer convert INPUT... OUT.root")
+        raise UsageError(
+            "name at least one input and then the file to make: streamer convert INPUT... OUT.root"
+        )
     n = convert_files(inputs, Path(out), rntuple=rntuple, overwrite=overwrite)
     print(f"{n:,} events in {out}")
 

@@ -65,7 +65,9 @@ class TaggerSpec(Section):
             raise ValueError("a tagger needs at least one channel")
         for channel in channels:
             if channel not in CHANNELS:
-                raise ValueError(f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}")
+                raise ValueError(
+                    f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}"
+                )
         return channels
 
 

@@ -17,7 +17,9 @@ SEED_REACH = 5
 """A photon's seed is searched within so many rows and columns of its direction."""
 
 
-def photon_seeds(columns: Columns, channels: tuple[str, ...], pt_min: float, eta_max: float) -> npt.NDArray[np.int32]:
+def photon_seeds(
+    columns: Columns, channels: tuple[str, ...], pt_min: float, eta_max: float
+) -> npt.NDArray[np.int32]:
     """The seed pixel of each photon, -1 where there is none.
 
     Photons with pt > `pt_min` [GeV] and |eta| < `eta_max` have a seed: the crystal that the input names, else the
@@ -65,15 +67,15 @@ def _photon_seeds(
             row, column = row_of_eta(eta[photon]), column_of_phi(phi[photon])
             if best < 0 and row >= 0 and column >= 0:
                 most = np.float32(0.0)
+                low = max(row - SEED_REACH, EB_FIRST_ROW) * N_COLUMNS
+                high = (min(row + SEED_REACH, EB_LAST_ROW) + 1) * N_COLUMNS
                 for entry in range(first, last):
                     pixel = index[entry]
-                    pixel_row = pixel // N_COLUMNS
+                    if not low <= pixel < high:
+                        continue
                     away = abs(pixel % N_COLUMNS - column)
-                    if (
-                        EB_FIRST_ROW <= pixel_row <= EB_LAST_ROW
-                        and abs(pixel_row - row) <= SEED_REACH
-                        and min(away, N_COLUMNS - away) <= SEED_REACH
-                        and (value[entry] > most or (value[entry] == most and pixel < best))
+                    if min(away, N_COLUMNS - away) <= SEED_REACH and (
+                        value[entry] > most or (value[entry] == most and pixel < best)
                     ):
                         best, most = pixel, value[entry]
             seeds[photon] = best
@@ -148,10 +150,12 @@ def _crops(
                 channel = event * n_channels + picked[place]
                 before = used
                 for pixel in range(pixel_offsets[channel], pixel_offsets[channel + 1]):
-                    row = index[pixel] // N_COLUMNS - top
-                    column = (index[pixel] % N_COLUMNS - left) % N_COLUMNS
-                    if 0 <= row < size and column < size:
-                        crop_index[used] = row * size + column
+                    down = index[pixel] - top * N_COLUMNS
+                    if not 0 <= down < size * N_COLUMNS:
+                        continue
+                    column = (down % N_COLUMNS - left) % N_COLUMNS
+                    if column < size:
+                        crop_index[used] = down // N_COLUMNS * size + column
                         crop_value[used] = value[pixel]
                         used += 1
                 n_pixels[crop, place] = used - before

@@ -9,7 +9,7 @@ from numba import njit
 
 from stages import records
 from stages.config import Config
-from stages.detector.ecal import eb_pixel, ee_index, ee_pixel_table, load_ee_geometry
+from stages.detector.ecal import eb_pixels, ee_pixel_table, ee_pixels, load_ee_geometry
 from stages.detector.grid import N_COLUMNS, N_ROWS
 from streamer.block import Block, Columns, offsets, readonly
 from streamer.errors import UsageError
@@ -50,17 +50,16 @@ def frame_ecal(columns: Columns, ee_table: Int32s) -> Sparse:
     Hits with energy <= 0 are not part of the image. A hit with a non-finite energy or an impossible detid is
     dropped and counted.
     """
-    n_hits = columns["EBRecHit_detid"].size + columns["EERecHit_detid"].size
-    index, value = np.empty(n_hits, np.int32), np.empty(n_hits, np.float32)
+    eb, ee = readonly(columns["EBRecHit_detid"]), readonly(columns["EERecHit_detid"])
     counts, dropped = np.empty(columns["nEBRecHit"].size, np.int32), np.zeros(len(DROPPED), np.int64)
-    total = _frame_ecal(
+    index, value = np.empty(eb.size + ee.size, np.int32), np.empty(eb.size + ee.size, np.float32)
+    total = _merge(
         offsets(columns["nEBRecHit"]),
-        readonly(columns["EBRecHit_detid"]),
+        eb_pixels(eb),
         readonly(columns["EBRecHit_energy"]),
         offsets(columns["nEERecHit"]),
-        readonly(columns["EERecHit_detid"]),
+        ee_pixels(ee, readonly(ee_table)),
         readonly(columns["EERecHit_energy"]),
-        readonly(ee_table),
         counts,
         index,
         value,
@@ -70,42 +69,38 @@ def frame_ecal(columns: Columns, ee_table: Int32s) -> Sparse:
 
 
 @njit(cache=True, nogil=True)
-def _frame_ecal(
-    eb_offsets: Any, eb_detid: Any, eb_energy: Any,
-    ee_offsets: Any, ee_detid: Any, ee_energy: Any,
-    ee_table: Any, counts: Any, index: Any, value: Any, dropped: Any,
+def _merge(
+    eb_offsets: Any, eb_pixel: Any, eb_energy: Any,
+    ee_offsets: Any, ee_pixel: Any, ee_energy: Any,
+    counts: Any, index: Any, value: Any, dropped: Any,
 ) -> int:  # fmt: skip
     slot = np.full(N_PIXELS, -1, np.int32)  # where a pixel of this event stands in the output
     used = 0
     for event in range(counts.size):
         first = used
-        for hit in range(eb_offsets[event], eb_offsets[event + 1]):
-            used = _add(eb_pixel(eb_detid[hit]), eb_energy[hit], slot, index, value, used, dropped)
-        for hit in range(ee_offsets[event], ee_offsets[event + 1]):
-            place = ee_index(ee_detid[hit])
-            pixel = ee_table[place] if place >= 0 else np.int32(-1)
-            used = _add(pixel, ee_energy[hit], slot, index, value, used, dropped)
+        for part in range(2):
+            # A helper function for one hit would be shorter and ten times slower: Numba counts its references.
+            offsets, pixels, energies = eb_offsets, eb_pixel, eb_energy
+            if part == 1:
+                offsets, pixels, energies = ee_offsets, ee_pixel, ee_energy
+            for hit in range(offsets[event], offsets[event + 1]):
+                pixel, energy = pixels[hit], energies[hit]
+                if not np.isfinite(energy):
+                    dropped[0] += 1
+                elif pixel < 0:
+                    dropped[1] += 1
+                elif energy > 0:
+                    entry = slot[pixel]
+                    if entry >= 0:
+                        value[entry] += energy
+                    else:
+                        slot[pixel] = used
+                        index[used] = pixel
+                        value[used] = energy
+                        used += 1
         counts[event] = used - first
         for entry in range(first, used):
             slot[index[entry]] = -1
-    return used
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _add(pixel: Any, energy: Any, slot: Any, index: Any, value: Any, used: int, dropped: Any) -> int:
-    if not np.isfinite(energy):
-        dropped[0] += 1
-    elif pixel < 0:
-        dropped[1] += 1
-    elif energy > 0:
-        entry = slot[pixel]
-        if entry >= 0:
-            value[entry] += energy
-        else:
-            slot[pixel] = used
-            index[used] = pixel
-            value[used] = energy
-            return used + 1
     return used
 
 

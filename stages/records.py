@@ -51,7 +51,9 @@ def _hits(collection: str, what: str, channels: tuple[str, ...]) -> list[InputCo
 
 def _directions(collection: str, what: str, objects: str = "") -> list[InputColumn]:
     return [
-        InputColumn(f"{collection}_pt", "f4", "GeV", f"transverse momentum of the {what}", collection, (), objects),
+        InputColumn(
+            f"{collection}_pt", "f4", "GeV", f"transverse momentum of the {what}", collection, (), objects
+        ),
         InputColumn(f"{collection}_eta", "f4", "", f"pseudorapidity of the {what}", collection, (), objects),
         InputColumn(f"{collection}_phi", "f4", "rad", f"azimuth of the {what}", collection, (), objects),
     ]
@@ -178,12 +180,15 @@ def crops(config: Config) -> Schema:
 def scores(config: Config) -> Schema:
     """Tagger to writer."""
     scored = [
-        Column(f"{spec.objects}_{spec.score}", "f4", spec.objects, doc=f"score of the {name} tagger, -1 without a seed")
+        Column(
+            f"{spec.objects}_{spec.score}",
+            "f4",
+            spec.objects,
+            doc=f"score of the {name} tagger, -1 without a seed",
+        )
         for name, spec in config.taggers.items()
     ]
-    return Schema(
-        [*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config), *scored])]
-    )
+    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config), *scored])])
 
 
 def output(config: Config) -> Schema:

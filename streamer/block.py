@@ -99,7 +99,9 @@ class Schema:
         known = {"event"}
         for column in self.columns:
             if column.per not in known:
-                raise ValueError(f"column {column.name}: collection {column.per} has no count column before it")
+                raise ValueError(
+                    f"column {column.name}: collection {column.per} has no count column before it"
+                )
             if column.counts:
                 known.add(column.counts)
         if len(self.by_name) != len(self.columns):
@@ -303,7 +305,9 @@ def _column(entry: Any, frame: Any) -> tuple[str, Array]:
     kind = np.dtype(dtype)
     data = memoryview(frame)
     if prod(shape) * kind.itemsize != data.nbytes:
-        raise WireError("size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes")
+        raise WireError(
+            "size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes"
+        )
     if not data.nbytes:
         return name, readonly(np.zeros(shape, kind))
     array = np.frombuffer(data, np.uint8)

@@ -42,7 +42,9 @@ def version(value: bool) -> None:
 @app.callback()
 def root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more in the log.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Tell the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Tell the version.")
+    ] = False,
 ) -> None:
     setup_logging(logging.DEBUG if verbose else logging.INFO)
 
@@ -93,7 +95,9 @@ def stage(
     set_: SetOption = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."),
+        typer.Option(
+            help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."
+        ),
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -107,7 +111,9 @@ def stage(
     effective = pipeline.load_config(config, overrides(set_))
     pipeline.place(name)
     if not 0 <= replica < effective.n_replicas(name):
-        raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
+        raise UsageError(
+            f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}"
+        )
     run = Run.open(run_dir or runtime_dir() / "default")
     raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised))
 

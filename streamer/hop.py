@@ -315,9 +315,7 @@ class Inlet:
         self.bytes_received = 0
         # Bounded by the credits that the links grant; one entry a link marks its end.
         self._arrived: asyncio.Queue[tuple[Block, Link] | None] = asyncio.Queue()
-        self._links = [
-            Link(self, context, at, name, run, config, schema, refused) for at in addresses
-        ]
+        self._links = [Link(self, context, at, name, run, config, schema, refused) for at in addresses]
         self._open = len(self._links)
 
     async def receive(self) -> "tuple[Block, Link] | None":

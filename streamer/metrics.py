@@ -136,7 +136,9 @@ class StageMetrics:
         ).labels(stage)  # fmt: skip
         self.tallies: dict[str, dict[str, Counter]] = {}
         for name, reasons in tallies.items():
-            counter = Counter(f"streamer_{name}", name.replace("_", " "), ["stage", "reason"], registry=registry)
+            counter = Counter(
+                f"streamer_{name}", name.replace("_", " "), ["stage", "reason"], registry=registry
+            )
             self.tallies[name] = {reason: counter.labels(stage, reason) for reason in reasons}
         self._limit = Gauge("streamer_limit", "bounds of queues and windows", ["what"], registry=registry)
         build = Info("streamer_build", "what is running", registry=registry)

@@ -26,7 +26,8 @@ PLAIN_EVERY_S = 5.0
 class StageSummary:
     """One row of the table; times per event in seconds.
 
-    `busy_s` is the time in the stage's own code, `cpu_s` the processor time of its processes since their start-up.
+    `busy_s` is the time in the stage's own code, `cpu_s` the processor time of
+    its processes since they were running.
     """
 
     name: str
@@ -70,7 +71,9 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
     reports : mapping
         Process names (`framer-0`) to reports.
     """
-    per_stage = {name: [r for who, r in reports.items() if who.rpartition("-")[0] == name and r] for name in names}
+    per_stage = {
+        name: [r for who, r in reports.items() if who.rpartition("-")[0] == name and r] for name in names
+    }
 
     def total(name: str, key: str) -> float:
         return sum(float(report["metrics"].get(key, 0.0)) for report in per_stage[name])
@@ -145,12 +148,16 @@ class LiveLine:
     def __enter__(self) -> "LiveLine":
         if self.console.is_terminal:
             handler = RichHandler(console=self.console, show_path=False, show_time=False, markup=False)
-            logging.basicConfig(level=logging.getLogger().level, format="%(message)s", handlers=[handler], force=True)
+            logging.basicConfig(
+                level=logging.getLogger().level, format="%(message)s", handlers=[handler], force=True
+            )
             self._live.start()
             self._live.update(self._spinner)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
@@ -170,7 +177,11 @@ def progress_line(progress: Progress) -> str:
         return {"starting": "starting the processes", "ready": "waiting for the chain"}.get(
             progress.state, progress.state
         )
-    parts = [f"{progress.done:,} events", f"{progress.rate:,.0f}/s", f"latency {duration(progress.latency_s)}"]
+    parts = [
+        f"{progress.done:,} events",
+        f"{progress.rate:,.0f}/s",
+        f"latency {duration(progress.latency_s)}",
+    ]
     if not math.isnan(progress.batch):
         parts.append(f"batch {progress.batch:.1f}")
     if progress.errors:
@@ -221,6 +232,8 @@ def show(summary: Summary, outcome: Outcome) -> None:
         )
     console.print(table)
     if not books.closes:
-        console.print(f"[bold red]the books do not close:[/] {books.fed - books.scored - books.errors:,} events missing")
+        console.print(
+            f"[bold red]the books do not close:[/] {books.fed - books.scored - books.errors:,} events missing"
+        )
     if outcome.exit_code == 0:
         console.print(f"[bold]scores[/]  {summary.output}", soft_wrap=True)

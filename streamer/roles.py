@@ -107,7 +107,10 @@ class _Feeding:
         """The events from `first` on, as many as have a due time, with the core's own columns."""
         schema, n = self.unit.outputs, due.size
         core = {"fedTime": due, "error": np.zeros(n, np.uint8)}
-        whole = {**columns, **{name: np.broadcast_to(array[:1], len(columns["event"])) for name, array in core.items()}}
+        whole = {
+            **columns,
+            **{name: np.broadcast_to(array[:1], len(columns["event"])) for name, array in core.items()},
+        }
         return Block(block_id, n, {**schema.slice(whole, first, first + n), **core})
 
     async def sleep_until(self, due_ns: int) -> None:

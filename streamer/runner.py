@@ -106,6 +106,7 @@ class Process:
         self._crashed: asyncio.Future[None] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._bytes_in = self._bytes_out = 0
+        self._cpu_at_start = 0.0
 
     # ---- life cycle
 
@@ -153,6 +154,8 @@ class Process:
     def tell(self, state: str, **facts: Any) -> None:
         """Enter a state and say so on standard output."""
         self.state = state
+        if state == "running":
+            self._cpu_at_start = _cpu_seconds()
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True)
 
@@ -311,12 +314,15 @@ class Process:
                 if sample.name.startswith("streamer_") and not sample.name.endswith(("_bucket", "_created")):
                     labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
                     values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
-        process = psutil.Process()
-        usage = process.cpu_times()
         return {
             "metrics": values,
-            "cpu_s": usage.user + usage.system,
-            "rss_bytes": process.memory_info().rss,
+            "cpu_s": _cpu_seconds() - self._cpu_at_start,
+            "rss_bytes": psutil.Process().memory_info().rss,
             **self.facts,
             **unit.about(),
         }
+
+
+def _cpu_seconds() -> float:
+    usage = psutil.Process().cpu_times()
+    return usage.user + usage.system

@@ -104,7 +104,9 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled)
         async with self._run_dir() as run_dir:
             try:
-                self.children = [await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)]
+                self.children = [
+                    await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)
+                ]
                 watchers = [asyncio.create_task(self._watch(child)) for child in self.children]
                 poller = asyncio.create_task(self._poll())
                 await asyncio.gather(*watchers)
@@ -129,7 +131,14 @@ class Supervisor:
             shutil.rmtree(path, ignore_errors=True)
 
     async def _start(self, run_dir: Path, stage: str, replica: int) -> Child:
-        arguments = ["--replica", str(replica), "--config", str(run_dir / "config.toml"), "--run-dir", str(run_dir)]
+        arguments = [
+            "--replica",
+            str(replica),
+            "--config",
+            str(run_dir / "config.toml"),
+            "--run-dir",
+            str(run_dir),
+        ]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
@@ -204,7 +213,9 @@ class Supervisor:
             done=done,
             errors=errors,
             rate=rate,
-            latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency if n_latency else float("nan"),
+            latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency
+            if n_latency
+            else float("nan"),
             batch=batched / n_batches if n_batches else float("nan"),
         )
 

@@ -115,7 +115,11 @@ def event_columns(document: dict[str, Any]) -> dict[str, Any]:
         for field, dtype in (("detid", np.int64), ("energy", np.float32), ("time", np.float32)):
             parts = [table.field(source, field, dtype) for source in sources]
             out[f"{collection}_{field}"] = np.concatenate(parts)
-    for collection, source, pt in (("Photon", "Photons_V1", "et"), ("Jet", "PFJets_V1", "et"), ("Track", "Tracks_V3", "pt")):
+    for collection, source, pt in (
+        ("Photon", "Photons_V1", "et"),
+        ("Jet", "PFJets_V1", "et"),
+        ("Track", "Tracks_V3", "pt"),
+    ):
         for ours, theirs in (("pt", pt), ("eta", "eta"), ("phi", "phi")):
             out[f"{collection}_{ours}"] = table.field(source, theirs, np.float32)
     vertices = table.vectors("Vertices_V1", "pos") * _CM

@@ -137,7 +137,9 @@ def _cluster(hits: Any, readings: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _simulate(seed: Any, first: Any, photons: Any, labels: Any, counts: Any, cells: Any, energies: Any, times: Any) -> Any:
+def _simulate(
+    seed: Any, first: Any, photons: Any, labels: Any, counts: Any, cells: Any, energies: Any, times: Any
+) -> Any:
     """Events `first`, `first` + 1, ... (uint64), until the photons' rows or the hits' buffer end; returns (events, hits) done."""
     stream = np.empty(1, np.uint64)
     stack = np.empty((MAX_PARTICLES, N_FIELDS))
@@ -192,16 +194,29 @@ def generate(n_events: int, seed: int, first_event: int = 1) -> dict[str, npt.ND
         Photon_genLabel (int8, 1 for an electron, 0 for a photon).
     """
     if n_events < 0 or first_event < 1 or not 0 <= seed < 2**64:
-        raise ValueError("n_events must not be negative, first_event not below 1, and the seed a 64-bit number")
+        raise ValueError(
+            "n_events must not be negative, first_event not below 1, and the seed a 64-bit number"
+        )
     photons = np.empty((3, n_events))  # pt, eta, phi
     labels = np.empty(n_events, np.int8)
     counts = np.empty(n_events, np.int32)
-    cells, energies, times = np.empty(_BUFFER, np.int32), np.empty(_BUFFER, np.float32), np.empty(_BUFFER, np.float32)
+    cells, energies, times = (
+        np.empty(_BUFFER, np.int32),
+        np.empty(_BUFFER, np.float32),
+        np.empty(_BUFFER, np.float32),
+    )
     parts: list[tuple[npt.NDArray[Any], ...]] = [(cells[:0], energies[:0], times[:0])]
     done = 0
     while done < n_events:
         n, used = _simulate(
-            np.uint64(seed), np.uint64(first_event + done), photons[:, done:], labels[done:], counts[done:], cells, energies, times
+            np.uint64(seed),
+            np.uint64(first_event + done),
+            photons[:, done:],
+            labels[done:],
+            counts[done:],
+            cells,
+            energies,
+            times,
         )
         parts.append((cells[:used].copy(), energies[:used].copy(), times[:used].copy()))
         done += n

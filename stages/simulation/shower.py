@@ -17,7 +17,18 @@ from numba import njit
 
 from stages.detector.grid import EB_CELL_ETA
 from stages.simulation.dice import exponential, normal, uniform
-from stages.simulation.transport import CHARGE, COT, ECAL_RADIUS_CM, ENERGY, MIN_ENERGY_GEV, PHI, X, Y, Z, sample_pair
+from stages.simulation.transport import (
+    CHARGE,
+    COT,
+    ECAL_RADIUS_CM,
+    ENERGY,
+    MIN_ENERGY_GEV,
+    PHI,
+    X,
+    Y,
+    Z,
+    sample_pair,
+)
 
 N_EB_ROWS, N_EB_COLUMNS = 170, 360
 X0_CM = 0.89
@@ -71,7 +82,9 @@ def gamma_cdf(shape: Any, x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _shower(stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touched: Any, n_touched: Any) -> Any:
+def _shower(
+    stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touched: Any, n_touched: Any
+) -> Any:
     """Shower of one electron of `energy` [GeV] that begins `start` X0 inside; returns the new number of touched cells."""
     log_e = math.log(energy)
     log_y = math.log(energy / CRITICAL_GEV)
@@ -125,7 +138,10 @@ def _shower(stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touche
             radius /= math.sqrt(1.0 - square)  # r = R sqrt(u / (1 - u)) for f(r) = 2 r R^2 / (r^2 + R^2)^2
             row = math.floor(eta_axis + eta_scale * radius * a)
             if 0 <= row < N_EB_ROWS:
-                cell = int(row) * N_EB_COLUMNS + int(math.floor(phi_axis + phi_scale * radius * b)) % N_EB_COLUMNS
+                cell = (
+                    int(row) * N_EB_COLUMNS
+                    + int(math.floor(phi_axis + phi_scale * radius * b)) % N_EB_COLUMNS
+                )
                 if cells[cell] == 0.0:
                     touched[n_touched] = cell
                     n_touched += 1
