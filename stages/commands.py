@@ -11,9 +11,7 @@ from streamer.errors import UsageError
 
 InputArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False
-    ),
+    typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False),
 ]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
@@ -36,16 +34,10 @@ def run(
     config: ConfigOption = None,
     set_: SetOption = None,
     events: Annotated[int | None, typer.Option(help="Stop after so many events.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")
-    ] = None,
-    loop: Annotated[
-        bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")
-    ] = False,
+    rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
-    tagger: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")
-    ] = None,
+    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
 ) -> None:
     """Stream events through the chain and write their scores.
@@ -58,24 +50,22 @@ def run(
       streamer run 'data/*.ig' --rate 500 --loop
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx
     """
-    wanted: dict[str, Any] = {}
-    for key, value in (("feed.events", events), ("feed.rate", rate), ("feed.loop", loop or None),
-                       ("writer.overwrite", overwrite or None)):  # fmt: skip
-        if value is not None:
-            wanted[key] = value
-    if inputs:
-        wanted["input.files"] = inputs
-    if output is not None:
-        wanted["writer.dir"] = str(output)
+    options = {
+        "feed.events": events,
+        "feed.rate": rate,
+        "feed.loop": loop or None,
+        "writer.overwrite": overwrite or None,
+        "writer.dir": None if output is None else str(output),
+        "input.files": inputs or None,
+    }
+    wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     wanted |= _pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     wanted |= _pairs("--tagger", "taggers.{}.model", tagger or [], str)
     stream(config, {**overrides(set_), **wanted}, "streamer run")
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path(
-        "streamer-demo"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
     events: Annotated[int, typer.Option(help="Stop after so many events.")] = 50_000,
     replicas: ReplicasOption = None,
     set_: SetOption = None,
@@ -172,9 +162,7 @@ def convert(
 
     *inputs, out = files
     if not inputs:
-        raise UsageError(
-            "name at least one input and then the file to make: streamer convert INPUT... OUT.root"
-        )
+        raise UsageError("name at least one input and then the file to make: streamer convert INPUT... OUT.root")
     n = convert_files(inputs, Path(out), rntuple=rntuple, overwrite=overwrite)
     print(f"{n:,} events in {out}")
 

@@ -27,7 +27,7 @@ class InputConfig(Section):
     """Event files, globs and folders."""
     tree: str = "Events"
     """The tree or RNTuple that holds the events."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Our column names to the names in the files, such as `EBRecHit_energy = "ecalBarrel_E"`."""
     step_events: int = Field(1000, ge=1, le=1_000_000)
     """Events read from a file at a time."""
@@ -65,9 +65,7 @@ class TaggerSpec(Section):
             raise ValueError("a tagger needs at least one channel")
         for channel in channels:
             if channel not in CHANNELS:
-                raise ValueError(
-                    f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}"
-                )
+                raise ValueError(f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}")
         return channels
 
 
@@ -104,7 +102,7 @@ class Config(CoreConfig):
 
     input: InputConfig = InputConfig()
     framer: FramerConfig = FramerConfig()
-    taggers: dict[str, TaggerSpec] = {"eg": TaggerSpec()}
+    taggers: dict[str, TaggerSpec] = Field({"eg": TaggerSpec()})
     tagger: TaggerConfig = TaggerConfig()
     writer: WriterConfig = WriterConfig()
 

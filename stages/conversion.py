@@ -49,9 +49,7 @@ def convert_files(inputs: list[str], out: Path, *, rntuple: bool = False, overwr
         for file in track(files, "converting", transient=True):
 
             def report(first: int, n: int, why: str, path: Path = file.path) -> None:
-                log.error(
-                    "%s: %d events from entry %d on cannot be read and are left out: %s", path, n, first, why
-                )
+                log.error("%s: %d events from entry %d on cannot be read and are left out: %s", path, n, first, why)
 
             for step in file.read(columns, report):
                 yield {name: np.ascontiguousarray(step.columns[name]) for name in schema.by_name}

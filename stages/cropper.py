@@ -17,9 +17,7 @@ SEED_REACH = 5
 """A photon's seed is searched within so many rows and columns of its direction."""
 
 
-def photon_seeds(
-    columns: Columns, channels: tuple[str, ...], pt_min: float, eta_max: float
-) -> npt.NDArray[np.int32]:
+def photon_seeds(columns: Columns, channels: tuple[str, ...], pt_min: float, eta_max: float) -> npt.NDArray[np.int32]:
     """The seed pixel of each photon, -1 where there is none.
 
     Photons with pt > `pt_min` [GeV] and |eta| < `eta_max` have a seed: the crystal that the input names, else the
@@ -136,8 +134,8 @@ def crops(
 
 @njit(cache=True, nogil=True)
 def _crops(
-    object_offsets: Any, seeds: Any, pixel_offsets: Any, n_channels: int, index: Any, value: Any, picked: Any, size: int,
-    n_crops: Any, objects: Any, n_pixels: Any, crop_index: Any, crop_value: Any,
+    object_offsets: Any, seeds: Any, pixel_offsets: Any, n_channels: int, index: Any, value: Any,
+    picked: Any, size: int, n_crops: Any, objects: Any, n_pixels: Any, crop_index: Any, crop_value: Any,
 ) -> int:  # fmt: skip
     used = crop = 0
     for event in range(n_crops.size):
@@ -187,9 +185,7 @@ class Cropper(Stage):
         channels = self.config.channels
         seeds = photon_seeds(columns, channels, spec.pt_min, spec.eta_max)
         picked = tuple(channels.index(channel) for channel in spec.channels)
-        n_crops, objects, n_pixels, index, value = crops(
-            columns, columns[f"n{spec.objects}"], seeds, picked, spec.crop
-        )
+        n_crops, objects, n_pixels, index, value = crops(columns, columns[f"n{spec.objects}"], seeds, picked, spec.crop)
         crop, pixel = records.crop_names(name)
         return {
             f"{spec.objects}_seedRow": np.where(seeds >= 0, seeds // N_COLUMNS, -1).astype(np.int16),

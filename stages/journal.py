@@ -56,9 +56,7 @@ class Journal:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(
-                f"{path}: cannot be written ({error.strerror}); choose another --output"
-            ) from None
+            raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
 
     def add(self, block: Block) -> None:
         """Take a block; it is on disk after the next `sync`."""

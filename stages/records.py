@@ -51,9 +51,7 @@ def _hits(collection: str, what: str, channels: tuple[str, ...]) -> list[InputCo
 
 def _directions(collection: str, what: str, objects: str = "") -> list[InputColumn]:
     return [
-        InputColumn(
-            f"{collection}_pt", "f4", "GeV", f"transverse momentum of the {what}", collection, (), objects
-        ),
+        InputColumn(f"{collection}_pt", "f4", "GeV", f"transverse momentum of the {what}", collection, (), objects),
         InputColumn(f"{collection}_eta", "f4", "", f"pseudorapidity of the {what}", collection, (), objects),
         InputColumn(f"{collection}_phi", "f4", "rad", f"azimuth of the {what}", collection, (), objects),
     ]
@@ -162,7 +160,7 @@ def _crops(tagger: str, spec: TaggerSpec) -> list[Column]:
     crop, pixel = crop_names(tagger)
     return [
         count_column(crop, doc=f"crops for the {tagger} tagger"),
-        Column(f"{crop}_object", "i4", crop, doc=f"place of the cropped {spec.objects} in its event"),
+        Column(f"{crop}_object", "i4", crop, doc=f"place of the {spec.objects} in its event"),
         count_column(pixel, crop, (len(spec.channels),), "non-empty pixels of each channel of the crop"),
         Column(f"{pixel}_index", "u2", pixel, doc=f"row * {spec.crop} + column in the crop"),
         Column(f"{pixel}_value", "f4", pixel, unit="GeV", doc="what the channel holds there"),
@@ -172,9 +170,7 @@ def _crops(tagger: str, spec: TaggerSpec) -> list[Column]:
 def crops(config: Config) -> Schema:
     """Cropper to tagger: the crops as their non-empty pixels, ordered by event, object and channel."""
     per_tagger = [c for name, spec in config.taggers.items() for c in _crops(name, spec)]
-    return Schema(
-        [*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config)]), *per_tagger]
-    )
+    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config)]), *per_tagger])
 
 
 def scores(config: Config) -> Schema:

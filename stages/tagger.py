@@ -49,9 +49,7 @@ class Model:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UsageError(
-                f"{self.where}: cannot be read ({error.strerror}); set taggers.{name}.model"
-            ) from None
+            raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set taggers.{name}.model") from None
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.session = self._load(path, provider, threads)
         self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
@@ -92,8 +90,7 @@ class Model:
         wanted = ("batch", n_channels, side, side)
         shape = tuple(given.shape)
         fits = len(shape) == 4 and all(
-            not isinstance(have, int) or have == want
-            for have, want in zip(shape[1:], wanted[1:], strict=True)
+            not isinstance(have, int) or have == want for have, want in zip(shape[1:], wanted[1:], strict=True)
         )
         if not fits:
             raise UsageError(
@@ -106,13 +103,9 @@ class Model:
     def _check_output(self) -> None:
         outputs = self.session.get_outputs()
         shape = tuple(outputs[0].shape)
-        one_each = len(shape) == 1 or (
-            len(shape) == 2 and shape[1] in (1, None) or isinstance(shape[-1], str)
-        )
+        one_each = len(shape) == 1 or ((len(shape) == 2 and shape[1] in (1, None)) or isinstance(shape[-1], str))
         if len(outputs) != 1 or outputs[0].type != "tensor(float)" or not one_each:
-            raise UsageError(
-                f"{self.where}: output is {shape} {outputs[0].type}; one float32 score a crop is needed"
-            )
+            raise UsageError(f"{self.where}: output is {shape} {outputs[0].type}; one float32 score a crop is needed")
 
     def scores(self, batch: Array) -> Array:
         """One score a crop.

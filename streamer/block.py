@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 1 << 16
 WIRE_REASONS = ("magic", "header", "token", "frames", "dtype", "size", "counts", "schema", "uncredited")
 """Why a message can be refused; the label values of `streamer_messages_refused_total`."""
 
-_DTYPES = frozenset("|b1 |i1 |u1 <i2 <u2 <i4 <u4 <i8 <u8 <f4 <f8".split())
+_DTYPES = frozenset(["|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8"])
 
 
 class WireError(ValueError):
@@ -99,9 +99,7 @@ class Schema:
         known = {"event"}
         for column in self.columns:
             if column.per not in known:
-                raise ValueError(
-                    f"column {column.name}: collection {column.per} has no count column before it"
-                )
+                raise ValueError(f"column {column.name}: collection {column.per} has no count column before it")
             if column.counts:
                 known.add(column.counts)
         if len(self.by_name) != len(self.columns):
@@ -305,9 +303,7 @@ def _column(entry: Any, frame: Any) -> tuple[str, Array]:
     kind = np.dtype(dtype)
     data = memoryview(frame)
     if prod(shape) * kind.itemsize != data.nbytes:
-        raise WireError(
-            "size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes"
-        )
+        raise WireError("size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes")
     if not data.nbytes:
         return name, readonly(np.zeros(shape, kind))
     array = np.frombuffer(data, np.uint8)

@@ -95,9 +95,7 @@ def stage(
     set_: SetOption = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."
-        ),
+        typer.Option(help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."),
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -111,9 +109,7 @@ def stage(
     effective = pipeline.load_config(config, overrides(set_))
     pipeline.place(name)
     if not 0 <= replica < effective.n_replicas(name):
-        raise UsageError(
-            f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}"
-        )
+        raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
     run = Run.open(run_dir or runtime_dir() / "default")
     raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised))
 

@@ -1,4 +1,4 @@
-"""The thread in which a batching stage works: blocks go in, batches are formed across them, finished blocks come out."""
+"""The thread in which a batching stage works: blocks go in, batches span them, finished blocks come out."""
 
 import logging
 import threading

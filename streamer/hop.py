@@ -33,10 +33,11 @@ commit     writer to reader    {ids: [[first, last], ...]}: these blocks are saf
 States
 ------
 An outlet knows a peer as *fed* (first credit with our life) until *ended* (after its end was sent) and forgets it at
-its bye; a peer that comes after the final end is told at once. It may send a block to a fed peer while `received + spare - sent > 0`, counted in events, so that
-flow control means the same for blocks of 1 and of 1000 events; it chooses the peer with the most to spare. A peer
-silent for `peer_timeout` gets nothing until it speaks again. When a connection was cut and comes back under another
-routing id, what was under way in it counts as received: its blocks are not on disk, so the reader sends them again.
+its bye; a peer that comes after the final end is told at once. It may send a block to a fed peer while
+`received + spare - sent > 0`, counted in events, so that flow control means the same for blocks of 1 and of 1000
+events; it chooses the peer with the most to spare. A peer silent for `peer_timeout` gets nothing until it speaks
+again. When a connection was cut and comes back under another routing id, what was under way in it counts as
+received: its blocks are not on disk, so the reader sends them again.
 
 Once and only once
 ------------------
@@ -52,7 +53,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -61,10 +61,10 @@ import zmq.asyncio
 
 from streamer.block import MAGIC, Block, Schema, WireError, decode, encode, read_header
 from streamer.config import HopConfig
+from streamer.credits import CreditBook
 from streamer.errors import UsageError
 
 MAX_CONTROL_BYTES = 4096
-MAX_PEERS = 256
 
 Refused = Callable[[str], None]
 """Called with one of `WIRE_REASONS` for each message that is refused."""
@@ -97,67 +97,6 @@ def _field(header: dict[str, Any], key: str, kind: type) -> Any:
     if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 62):
         raise WireError("header", f"{header['kind']} without a valid {key}")
     return value
-
-
-@dataclass
-class Peer:
-    """What an outlet knows of one inlet; counts are events."""
-
-    name: str
-    life: str
-    received: int
-    spare: int
-    sent: int
-    heard: float
-    ended: bool = False
-
-
-class CreditBook:
-    """Who may be sent how much. Pure: no socket, no clock.
-
-    Parameters
-    ----------
-    timeout : float
-        Seconds of silence after which a peer's credits do not count.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self.peers: dict[bytes, Peer] = {}
-
-    def credit(self, route: bytes, name: str, life: str, received: int, spare: int, now: float) -> None:
-        """A peer's latest word on what it has and what it can take."""
-        peer = self.peers.get(route)
-        if peer is None or peer.life != life:
-            for old in [key for key, known in self.peers.items() if known.life == life]:
-                del self.peers[old]  # the same inlet over a new connection: what was under way is lost
-            if len(self.peers) >= MAX_PEERS:
-                self.forget_silent(now)
-            if len(self.peers) >= MAX_PEERS:
-                raise WireError("frames", f"more than {MAX_PEERS} peers")
-            peer = self.peers[route] = Peer(name, life, received, spare, received, now)
-        peer.received, peer.spare, peer.heard = received, spare, now
-
-    def available(self, peer: Peer, now: float) -> int:
-        """Events that may be sent to `peer` now."""
-        if peer.ended or now - peer.heard > self.timeout:
-            return 0
-        return max(0, peer.received + peer.spare - peer.sent)
-
-    def choose(self, now: float) -> bytes | None:
-        """The route of the peer with the most to spare, or None when nobody has any."""
-        best = max(self.peers, key=lambda route: self.available(self.peers[route], now), default=None)
-        if best is None or not self.available(self.peers[best], now):
-            return None
-        return best
-
-    def total(self, now: float) -> int:
-        return sum(self.available(peer, now) for peer in self.peers.values())
-
-    def forget_silent(self, now: float) -> None:
-        """Drop peers that have been silent for ten timeouts: processes that are long gone."""
-        for route in [r for r, peer in self.peers.items() if now - peer.heard > 10 * self.timeout]:
-            del self.peers[route]
 
 
 class Outlet:

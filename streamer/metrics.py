@@ -67,9 +67,7 @@ class EventHistogram(Collector):
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self.name, self.doc)
         edges = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
-        family.add_metric(
-            [], list(zip(edges, np.cumsum(self._counts).tolist(), strict=True)), sum_value=self._sum
-        )
+        family.add_metric([], list(zip(edges, np.cumsum(self._counts).tolist(), strict=True)), sum_value=self._sum)
         yield family
 
 
@@ -106,9 +104,9 @@ class StageMetrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         ).labels(stage)
-        self.busy = Counter(
-            "streamer_busy_seconds", "time a stage was working", ["stage"], registry=registry
-        ).labels(stage)
+        self.busy = Counter("streamer_busy_seconds", "time a stage was working", ["stage"], registry=registry).labels(
+            stage
+        )
         bytes_total = Counter(
             "streamer_bytes", "bytes of blocks that crossed a hop", ["stage", "direction"], registry=registry
         )
@@ -126,9 +124,7 @@ class StageMetrics:
             ["stage"],
             registry=registry,
         ).labels(stage)
-        refused = Counter(
-            "streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry
-        )
+        refused = Counter("streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry)
         self.refused = {reason: refused.labels(stage, reason) for reason in WIRE_REASONS}
         self.redelivered = Counter(
             "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (writer)", ["stage"],
@@ -136,9 +132,7 @@ class StageMetrics:
         ).labels(stage)  # fmt: skip
         self.tallies: dict[str, dict[str, Counter]] = {}
         for name, reasons in tallies.items():
-            counter = Counter(
-                f"streamer_{name}", name.replace("_", " "), ["stage", "reason"], registry=registry
-            )
+            counter = Counter(f"streamer_{name}", name.replace("_", " "), ["stage", "reason"], registry=registry)
             self.tallies[name] = {reason: counter.labels(stage, reason) for reason in reasons}
         self._limit = Gauge("streamer_limit", "bounds of queues and windows", ["what"], registry=registry)
         build = Info("streamer_build", "what is running", registry=registry)
@@ -175,9 +169,7 @@ class BatchMetrics:
     """What only a batching stage knows: sizes, and why batches were closed."""
 
     def __init__(self, registry: CollectorRegistry, reasons: Iterable[str]) -> None:
-        self.size = Histogram(
-            "streamer_batch_size", "items in a batch", buckets=SIZE_BUCKETS, registry=registry
-        )
+        self.size = Histogram("streamer_batch_size", "items in a batch", buckets=SIZE_BUCKETS, registry=registry)
         closed = Counter("streamer_batch_closed", "batches closed, and why", ["reason"], registry=registry)
         self.closed = {reason: closed.labels(reason) for reason in reasons}
         self.waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", registry=registry)
@@ -195,9 +187,7 @@ class _QuietHandler(WSGIRequestHandler):
         """Scrapes are not news."""
 
 
-def serve(
-    registry: CollectorRegistry, host: str, port: int, state: Callable[[], str]
-) -> tuple[WSGIServer, int]:
+def serve(registry: CollectorRegistry, host: str, port: int, state: Callable[[], str]) -> tuple[WSGIServer, int]:
     """Serve /metrics and /healthz from a thread of their own.
 
     Parameters

@@ -71,9 +71,7 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
     reports : mapping
         Process names (`framer-0`) to reports.
     """
-    per_stage = {
-        name: [r for who, r in reports.items() if who.rpartition("-")[0] == name and r] for name in names
-    }
+    per_stage = {name: [r for who, r in reports.items() if who.rpartition("-")[0] == name and r] for name in names}
 
     def total(name: str, key: str) -> float:
         return sum(float(report["metrics"].get(key, 0.0)) for report in per_stage[name])
@@ -148,9 +146,7 @@ class LiveLine:
     def __enter__(self) -> "LiveLine":
         if self.console.is_terminal:
             handler = RichHandler(console=self.console, show_path=False, show_time=False, markup=False)
-            logging.basicConfig(
-                level=logging.getLogger().level, format="%(message)s", handlers=[handler], force=True
-            )
+            logging.basicConfig(level=logging.getLogger().level, format="%(message)s", handlers=[handler], force=True)
             self._live.start()
             self._live.update(self._spinner)
         return self

@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import numpy as np
 
@@ -299,9 +298,7 @@ class _Writing:
                 await unit.finish()
         await self.commits.close()
         process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
-        process.facts["commit_latency_s"] = {
-            q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES
-        }
+        process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
 
     def take(self, block: Block) -> None:
         """Write a block, unless we have it: then its commit was lost, and is only sent again."""

@@ -193,9 +193,7 @@ class Process:
         """This process cannot go on. Callable from any thread."""
         crashed = self._crashed
         assert crashed is not None
-        crashed.get_loop().call_soon_threadsafe(
-            lambda: None if crashed.done() else crashed.set_exception(error)
-        )
+        crashed.get_loop().call_soon_threadsafe(lambda: None if crashed.done() else crashed.set_exception(error))
 
     def background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """A task whose failure ends the process."""

@@ -25,7 +25,7 @@ from streamer.block import Array, Block, Columns, Schema
 NO_COLUMNS = Schema(())
 
 
-class Unit(ABC):
+class Unit:
     """What all roles share.
 
     Attributes
@@ -47,10 +47,10 @@ class Unit(ABC):
     def __init__(self) -> None:
         self._tally: Counter[tuple[str, str]] = Counter()
 
-    def setup(self) -> None:  # noqa: B027 - many stages need none
+    def setup(self) -> None:
         """Open, load and warm up whatever is needed. Runs in the worker thread."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Let go of what `setup` took."""
 
     def about(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Unit(ABC):
         return tally
 
 
-class Source(Unit):
+class Source(Unit, ABC):
     """The first stage."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Source(Unit):
         """
 
 
-class Stage(Unit):
+class Stage(Unit, ABC):
     """A stage in the middle."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Stage(Unit):
         """
 
 
-class BatchStage(Unit):
+class BatchStage(Unit, ABC):
     """A stage whose work is done in batches of items that span blocks."""
 
     max_batch: int
@@ -119,7 +119,7 @@ class BatchStage(Unit):
         """Results that `finish` takes for items whose inference raised."""
 
 
-class Sink(Unit):
+class Sink(Unit, ABC):
     """The last stage."""
 
     commit_interval: float

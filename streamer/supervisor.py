@@ -104,9 +104,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled)
         async with self._run_dir() as run_dir:
             try:
-                self.children = [
-                    await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)
-                ]
+                self.children = [await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)]
                 watchers = [asyncio.create_task(self._watch(child)) for child in self.children]
                 poller = asyncio.create_task(self._poll())
                 await asyncio.gather(*watchers)
@@ -213,9 +211,7 @@ class Supervisor:
             done=done,
             errors=errors,
             rate=rate,
-            latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency
-            if n_latency
-            else float("nan"),
+            latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency if n_latency else float("nan"),
             batch=batched / n_batches if n_batches else float("nan"),
         )
 

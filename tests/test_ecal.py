@@ -17,9 +17,7 @@ from numba import njit
 from stages.detector import ecal, grid
 
 DATA = Path(__file__).parents[2] / "shared" / "cms-open-data"
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"the published CMS events and geometry are not at {DATA}"
-)
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published CMS events and geometry are not at {DATA}")
 
 Array = npt.NDArray[Any]
 TOWERS = [1.479, 1.566, 1.653, 1.740, 1.830, 1.930, 2.043, 2.172, 2.322, 2.500, 2.650, 3.000]
@@ -205,9 +203,7 @@ def test_a_place_without_a_crystal_has_no_pixel() -> None:
     np.testing.assert_array_equal(ecal.ee_pixels(detids, ecal.ee_pixel_table()), -1)
 
 
-@pytest.mark.parametrize(
-    ("ix", "iy", "zside"), [(0, 1, 1), (101, 1, 1), (1, 0, 1), (1, 101, 1), (1, 1, 0), (1, 1, 2)]
-)
+@pytest.mark.parametrize(("ix", "iy", "zside"), [(0, 1, 1), (101, 1, 1), (1, 0, 1), (1, 101, 1), (1, 1, 0), (1, 1, 2)])
 def test_endcap_builder_refuses(ix: int, iy: int, zside: int) -> None:
     with pytest.raises(ValueError, match="no such endcap place"):
         ecal.ee_detid([1, ix], [1, iy], [1, zside])
@@ -380,9 +376,7 @@ def rechits() -> dict[str, Array]:
     hits: dict[str, list[list[float]]] = {"EB": [], "EE": []}
     for path in sorted(DATA.glob("*.ig")):
         with zipfile.ZipFile(path) as archive:
-            for name in (
-                name for name in archive.namelist() if re.fullmatch(r"Events/Run_\d+/Event_\d+", name)
-            ):
+            for name in (name for name in archive.namelist() if re.fullmatch(r"Events/Run_\d+/Event_\d+", name)):
                 text = archive.read(name).decode().translate(str.maketrans("()'", '[]"'))
                 event = json.loads(re.sub(r"\bnan\b", "NaN", re.sub(r"\binf\b", "Infinity", text)))
                 for part, found in hits.items():
@@ -441,9 +435,7 @@ def test_with_the_published_file_every_endcap_crystal_and_hit_has_its_true_pixel
     np.testing.assert_array_equal(ecal.ee_pixels(detids, table), endcap_pixels(*eta_phi(centres)))
     eta, phi, hit_detids = rechits["EE"].T
     assert hit_detids.size > 22_000
-    np.testing.assert_array_equal(
-        ecal.ee_pixels(hit_detids.astype(np.uint32), table), endcap_pixels(eta, phi)
-    )
+    np.testing.assert_array_equal(ecal.ee_pixels(hit_detids.astype(np.uint32), table), endcap_pixels(eta, phi))
 
 
 @needs_data

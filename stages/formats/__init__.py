@@ -23,9 +23,7 @@ def open_events(path: Path, config: InputConfig) -> EventFile:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be read ({error.strerror}); check its name and permissions"
-        ) from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
     if not head:
         raise UsageError(f"{path}: the file is empty (0 bytes); copy it again")
     for kind in FORMATS:

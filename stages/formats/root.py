@@ -33,9 +33,7 @@ class RootFile(EventFile):
             self._file = uproot.open(path)
             names = self._file.keys(recursive=False, cycle=False)
         except Exception as error:  # uproot raises whatever the broken bytes lead to
-            raise UsageError(
-                f"{path}: not a readable ROOT file ({_line(error)}); it may be truncated"
-            ) from None
+            raise UsageError(f"{path}: not a readable ROOT file ({_line(error)}); it may be truncated") from None
         if config.tree not in names:
             trees = ", ".join(names) or "nothing"
             raise UsageError(
@@ -110,9 +108,7 @@ class RootFile(EventFile):
         arrays = self._tree.arrays(own, entry_start=start, entry_stop=stop, how=dict)
         return {column.name: arrays[name] for column, name in zip(columns, own, strict=True)}
 
-    def _step(
-        self, columns: Sequence[InputColumn], arrays: dict[str, Any], start: int, n: int, report: Report
-    ) -> Step:
+    def _step(self, columns: Sequence[InputColumn], arrays: dict[str, Any], start: int, n: int, report: Report) -> Step:
         out: Columns = {}
         for column in columns:
             counts, values = self._convert(column, arrays[column.name])
@@ -197,9 +193,7 @@ def write_events(
     """
     part = path.with_name(path.name + ".part")
     n = 0
-    with uproot.recreate(
-        part, compression=uproot.ZSTD(3)
-    ) as file:  # read back several times faster than zlib
+    with uproot.recreate(part, compression=uproot.ZSTD(3)) as file:  # read back several times faster than zlib
         types = {name: array.type.content if hasattr(array, "type") else array.dtype
                  for name, array in _branches(schema, schema.empty(), rntuple).items()}  # fmt: skip
         if rntuple:

@@ -1,7 +1,8 @@
 """Random numbers for compiled kernels: one independent, reproducible stream per event.
 
-A stream is the splitmix64 generator (Steele, Lea, Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), a uint64[1] counter that is
-mixed into an output. It starts at a hash of (seed, event number), so that an event is the same whatever was generated before it.
+A stream is the splitmix64 generator (Steele, Lea, Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), a
+uint64[1] counter that is mixed into an output. It starts at a hash of (seed, event number), so that an event
+is the same whatever was generated before it.
 """
 
 import math

@@ -1,19 +1,23 @@
 """Single electrons and photons in the CMS ECAL barrel: the sample of the E/Gamma tagger.
 
-Every event is one electron (either charge) or one photon of pT = 50 GeV, uniform in phi and in |eta| < 1.4, from a vertex that is
-smeared along the beam by 3.5 cm. Nothing but physics tells them apart: `transport` takes the particle through the tracker
-`material`, `shower` turns what arrives into crystal energies, and the readout below makes hits of them:
+Every event is one electron (either charge) or one photon of pT = 50 GeV, uniform in phi and in |eta| < 1.4,
+from a vertex that is smeared along the beam by 3.5 cm. Nothing but physics tells them apart: `transport`
+takes the particle through the tracker `material`, `shower` turns what arrives into crystal energies, and the
+readout below makes hits of them:
 
-- Each crystal is smeared with the terms of the test beam resolution 2.8 % / sqrt(E) + 12 % / E + 0.3 % (P. Adzic et al., JINST 2
-  (2007) P04004): photostatistics 2.1 % / sqrt(E), the rest of the stochastic term being the lateral fluctuation that `shower` makes;
-  40 MeV of noise, which is 12 % / E for 3 x 3 crystals; and 0.5 % of intercalibration as reached in situ (JINST 8 (2013) P09009).
-- Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals above 2 GeV of transverse
-  energy, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, the threshold of particle flow (JINST 12 (2017)
-  P10003). Elsewhere crystals count from three sigma of the noise on, and those with nothing but noise are left out.
+- Each crystal is smeared with the terms of the test beam resolution 2.8 % / sqrt(E) + 12 % / E + 0.3 % (P.
+  Adzic et al., JINST 2 (2007) P04004): photostatistics 2.1 % / sqrt(E), the rest of the stochastic term being
+  the lateral fluctuation that `shower` makes; 40 MeV of noise, which is 12 % / E for 3 x 3 crystals; and 0.5
+  % of intercalibration as reached in situ (JINST 8 (2013) P09009).
+- Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals above
+  2 GeV of transverse energy, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, the threshold
+  of particle flow (JINST 12 (2017) P10003). Elsewhere crystals count from three sigma of the noise on, and
+  those with nothing but noise are left out.
 - Times have the resolution 33 ns / (E / noise) + 0.15 ns (JINST 5 (2010) T03011).
 
-The reported photon is the energy of 5 x 35 crystals (eta x phi) around the most energetic one, the shape of the hybrid
-superclusters (JINST 10 (2015) P08010), at its energy-weighted position as seen from the centre of CMS, without corrections. There is no pile-up.
+The reported photon is the energy of 5 x 35 crystals (eta x phi) around the most energetic one, the shape of
+the hybrid superclusters (JINST 10 (2015) P08010), at its energy-weighted position as seen from the centre of
+CMS, without corrections. There is no pile-up.
 """
 
 import math
@@ -175,7 +179,8 @@ def _simulate(
 def generate(n_events: int, seed: int, first_event: int = 1) -> dict[str, npt.NDArray[Any]]:
     """Simulate events as flat columns, named and laid out as in NanoAOD.
 
-    An event depends on `seed` and its number alone: in pieces (`first_event`) or at once, the arrays are the same to the bit.
+    An event depends on `seed` and its number alone: in pieces (`first_event`) or at once, the arrays are the
+    same to the bit.
 
     Parameters
     ----------
@@ -188,15 +193,13 @@ def generate(n_events: int, seed: int, first_event: int = 1) -> dict[str, npt.ND
     Returns
     -------
     dict of arrays
-        Per event (n_events): run (uint32, 1), luminosityBlock (uint32), event (uint64), nEBRecHit (int32), nPhoton (int32, 1).
-        Per hit, those of an event after another: EBRecHit_detid (uint32), EBRecHit_energy (float32, GeV), EBRecHit_time
-        (float32, ns). Per photon: Photon_pt (float32, GeV), Photon_eta, Photon_phi (float32, rad, in [-pi, pi)),
-        Photon_genLabel (int8, 1 for an electron, 0 for a photon).
+        Per event (n_events): run (uint32, 1), luminosityBlock (uint32), event (uint64), nEBRecHit (int32),
+        nPhoton (int32, 1). Per hit, those of an event after another: EBRecHit_detid (uint32), EBRecHit_energy
+        (float32, GeV), EBRecHit_time (float32, ns). Per photon: Photon_pt (float32, GeV), Photon_eta,
+        Photon_phi (float32, rad, in [-pi, pi)), Photon_genLabel (int8, 1 for an electron, 0 for a photon).
     """
     if n_events < 0 or first_event < 1 or not 0 <= seed < 2**64:
-        raise ValueError(
-            "n_events must not be negative, first_event not below 1, and the seed a 64-bit number"
-        )
+        raise ValueError("n_events must not be negative, first_event not below 1, and the seed a 64-bit number")
     photons = np.empty((3, n_events))  # pt, eta, phi
     labels = np.empty(n_events, np.int8)
     counts = np.empty(n_events, np.int32)

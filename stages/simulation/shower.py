@@ -1,18 +1,19 @@
 """Electromagnetic showers in the lead tungstate crystals of the ECAL barrel.
 
-The shape is the parametrisation of G. Grindhammer and S. Peters (hep-ex/0001020, appendix A, homogeneous media), as the CMS fast
-simulation uses it: a gamma distribution along the axis whose shape fluctuates from shower to shower, and around the axis a core and
-a tail that widen with depth. The energy is laid down as spots; their finite number (appendix A.3) makes the lateral profile
-fluctuate as well. A photon first flies 9/7 X0 on average, and then showers as a pair.
+The shape is the parametrisation of G. Grindhammer and S. Peters (hep-ex/0001020, appendix A, homogeneous
+media), as the CMS fast simulation uses it: a gamma distribution along the axis whose shape fluctuates from
+shower to shower, and around the axis a core and a tail that widen with depth. The energy is laid down as
+spots; their finite number (appendix A.3) makes the lateral profile fluctuate as well. A photon first flies
+9/7 X0 on average, and then showers as a pair.
 
-Crystals are cells of one degree in eta and phi that point 3 degrees past the vertex in both, 23 cm long (JINST 3 (2008) S08004,
-section 4). Left out: the gaps between crystals and between modules, and the light that leaks from the rear into the diodes.
+Crystals are cells of one degree in eta and phi that point 3 degrees past the vertex in both, 23 cm long
+(JINST 3 (2008) S08004, section 4). Left out: the gaps between crystals and between modules, and the light
+that leaks from the rear into the diodes.
 """
 
 import math
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 from stages.detector.grid import EB_CELL_ETA
@@ -82,9 +83,7 @@ def gamma_cdf(shape: Any, x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _shower(
-    stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touched: Any, n_touched: Any
-) -> Any:
+def _shower(stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touched: Any, n_touched: Any) -> Any:
     """Shower of one electron of `energy` [GeV] that begins `start` X0 inside; returns the new number of touched cells."""
     log_e = math.log(energy)
     log_y = math.log(energy / CRITICAL_GEV)
@@ -138,10 +137,7 @@ def _shower(
             radius /= math.sqrt(1.0 - square)  # r = R sqrt(u / (1 - u)) for f(r) = 2 r R^2 / (r^2 + R^2)^2
             row = math.floor(eta_axis + eta_scale * radius * a)
             if 0 <= row < N_EB_ROWS:
-                cell = (
-                    int(row) * N_EB_COLUMNS
-                    + int(math.floor(phi_axis + phi_scale * radius * b)) % N_EB_COLUMNS
-                )
+                cell = int(row) * N_EB_COLUMNS + int(math.floor(phi_axis + phi_scale * radius * b)) % N_EB_COLUMNS
                 if cells[cell] == 0.0:
                     touched[n_touched] = cell
                     n_touched += 1

@@ -1,15 +1,17 @@
 """Electrons and photons from the vertex through the tracker to the face of the ECAL barrel.
 
-In every layer a photon may become a pair and a charged particle may radiate, both with the spectra at complete screening of the
-Review of Particle Physics (Passage of particles through matter; Y.-S. Tsai, Rev. Mod. Phys. 46 (1974) 815), x in X0::
+In every layer a photon may become a pair and a charged particle may radiate, both with the spectra at
+complete screening of the Review of Particle Physics (Passage of particles through matter; Y.-S. Tsai, Rev.
+Mod. Phys. 46 (1974) 815), x in X0::
 
     bremsstrahlung   dN / dx dy = (4/3 - 4/3 y + y^2) / y         y = k / E
     pair production  dN / dx dz = 1 - 4/3 z (1 - z)               z = E+ / k, that is 7/9 per X0
 
-A charged particle is scattered by each layer (Highland's formula, same source) and turns in the solenoid's 3.8 T between them; a
-photon goes straight. Secondaries below 0.1 GeV are left with their parent if radiated and dropped if charged: such a
-particle curls up in the field and never reaches the ECAL. So does any below pT = 0.73 GeV. Left out: ionisation (30 MeV in
-1 X0), the opening angles (m / E), and the fall of the pair cross-section below 1 GeV.
+A charged particle is scattered by each layer (Highland's formula, same source) and turns in the solenoid's
+3.8 T between them; a photon goes straight. Secondaries below 0.1 GeV are left with their parent if radiated
+and dropped if charged: such a particle curls up in the field and never reaches the ECAL. So does any below pT
+= 0.73 GeV. Left out: ionisation (30 MeV in 1 X0), the opening angles (m / E), and the fall of the pair
+cross-section below 1 GeV.
 """
 
 import math

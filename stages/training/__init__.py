@@ -1,0 +1,1 @@
+"""Training of the taggers: PyTorch here and nowhere else, ONNX files out."""

@@ -1,0 +1,68 @@
+"""Who may be sent how much: the books an outlet keeps of its peers. Pure: no socket, no clock."""
+
+from dataclasses import dataclass
+
+from streamer.block import WireError
+
+MAX_PEERS = 256
+
+
+@dataclass
+class Peer:
+    """What an outlet knows of one inlet; counts are events."""
+
+    name: str
+    life: str
+    received: int
+    spare: int
+    sent: int
+    heard: float
+    ended: bool = False
+
+
+class CreditBook:
+    """Who may be sent how much. Pure: no socket, no clock.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds of silence after which a peer's credits do not count.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.peers: dict[bytes, Peer] = {}
+
+    def credit(self, route: bytes, name: str, life: str, received: int, spare: int, now: float) -> None:
+        """A peer's latest word on what it has and what it can take."""
+        peer = self.peers.get(route)
+        if peer is None or peer.life != life:
+            for old in [key for key, known in self.peers.items() if known.life == life]:
+                del self.peers[old]  # the same inlet over a new connection: what was under way is lost
+            if len(self.peers) >= MAX_PEERS:
+                self.forget_silent(now)
+            if len(self.peers) >= MAX_PEERS:
+                raise WireError("frames", f"more than {MAX_PEERS} peers")
+            peer = self.peers[route] = Peer(name, life, received, spare, received, now)
+        peer.received, peer.spare, peer.heard = received, spare, now
+
+    def available(self, peer: Peer, now: float) -> int:
+        """Events that may be sent to `peer` now."""
+        if peer.ended or now - peer.heard > self.timeout:
+            return 0
+        return max(0, peer.received + peer.spare - peer.sent)
+
+    def choose(self, now: float) -> bytes | None:
+        """The route of the peer with the most to spare, or None when nobody has any."""
+        best = max(self.peers, key=lambda route: self.available(self.peers[route], now), default=None)
+        if best is None or not self.available(self.peers[best], now):
+            return None
+        return best
+
+    def total(self, now: float) -> int:
+        return sum(self.available(peer, now) for peer in self.peers.values())
+
+    def forget_silent(self, now: float) -> None:
+        """Drop peers that have been silent for ten timeouts: processes that are long gone."""
+        for route in [r for r, peer in self.peers.items() if now - peer.heard > 10 * self.timeout]:
+            del self.peers[route]
