@@ -80,7 +80,7 @@ def _tower(cell: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _read_out(stream: Any, cells: Any, touched: Any, towers: Any, readings: Any, hits: Any) -> Any:
-    """Selective readout: fills `readings` [GeV] with the measured energies of the kept cells, `hits` with these; returns how many."""
+    """Selective readout: fills `hits` with the cells kept, `readings` with their energies [GeV]; returns how many."""
     n_across = N_EB_COLUMNS // _TOWER
     towers[:] = 0.0
     for cell in touched:
@@ -144,7 +144,7 @@ def _cluster(hits: Any, readings: Any) -> Any:
 def _simulate(
     seed: Any, first: Any, photons: Any, labels: Any, counts: Any, cells: Any, energies: Any, times: Any
 ) -> Any:
-    """Events `first`, `first` + 1, ... (uint64), until the photons' rows or the hits' buffer end; returns (events, hits) done."""
+    """Events from `first` (uint64) on, until all are done or the buffer is full; returns (events, hits) done."""
     stream = np.empty(1, np.uint64)
     stack = np.empty((MAX_PARTICLES, N_FIELDS))
     arrivals = np.empty((MAX_PARTICLES, N_FIELDS))
@@ -199,7 +199,7 @@ def generate(n_events: int, seed: int, first_event: int = 1) -> dict[str, npt.ND
         Photon_phi (float32, rad, in [-pi, pi)), Photon_genLabel (int8, 1 for an electron, 0 for a photon).
     """
     if n_events < 0 or first_event < 1 or not 0 <= seed < 2**64:
-        raise ValueError("n_events must not be negative, first_event not below 1, and the seed a 64-bit number")
+        raise ValueError("n_events must be at least 0, first_event at least 1 and the seed a 64-bit number")
     photons = np.empty((3, n_events))  # pt, eta, phi
     labels = np.empty(n_events, np.int8)
     counts = np.empty(n_events, np.int32)

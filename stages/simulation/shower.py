@@ -34,7 +34,7 @@ from stages.simulation.transport import (
 N_EB_ROWS, N_EB_COLUMNS = 170, 360
 X0_CM = 0.89
 MOLIERE_CM = 2.19 * 1.096
-"""2.19 cm, times the factor by which the CMS fast simulation widens barrel showers to match Geant4 (`RadiusFactorEB`)."""
+"""2.19 cm, times what the CMS fast simulation widens barrel showers by to match Geant4 (`RadiusFactorEB`)."""
 CRITICAL_GEV = 8.74e-3
 Z_EFFECTIVE = 68.36
 LENGTH_X0 = 23.0 / X0_CM
@@ -53,7 +53,7 @@ _SPOT_ALPHA = 0.639 + 0.00334 * Z_EFFECTIVE
 
 @njit(cache=True, nogil=True)
 def gamma_cdf(shape: Any, x: Any) -> Any:
-    """Regularised lower incomplete gamma function P(shape, x): the series, or the continued fraction (DLMF 8.7.1, 8.9.2)."""
+    """Regularised lower incomplete gamma function P(shape, x), by DLMF 8.7.1 (series) or 8.9.2 (fraction)."""
     if x <= 0.0:
         return 0.0
     front = math.exp(shape * math.log(x) - x - math.lgamma(shape))
@@ -84,7 +84,7 @@ def gamma_cdf(shape: Any, x: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _shower(stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touched: Any, n_touched: Any) -> Any:
-    """Shower of one electron of `energy` [GeV] that begins `start` X0 inside; returns the new number of touched cells."""
+    """Shower of an electron of `energy` [GeV] from `start` X0 inside; returns the new number of touched cells."""
     log_e = math.log(energy)
     log_y = math.log(energy / CRITICAL_GEV)
     mean_alpha = 0.81 + _ALPHA_SLOPE * log_y
@@ -137,7 +137,8 @@ def _shower(stream: Any, energy: Any, start: Any, entry: Any, cells: Any, touche
             radius /= math.sqrt(1.0 - square)  # r = R sqrt(u / (1 - u)) for f(r) = 2 r R^2 / (r^2 + R^2)^2
             row = math.floor(eta_axis + eta_scale * radius * a)
             if 0 <= row < N_EB_ROWS:
-                cell = int(row) * N_EB_COLUMNS + int(math.floor(phi_axis + phi_scale * radius * b)) % N_EB_COLUMNS
+                column = math.floor(phi_axis + phi_scale * radius * b) % N_EB_COLUMNS
+                cell = row * N_EB_COLUMNS + column
                 if cells[cell] == 0.0:
                     touched[n_touched] = cell
                     n_touched += 1
@@ -170,7 +171,7 @@ def deposit_particle(stream: Any, particle: Any, cells: Any, touched: Any, n_tou
     eta_cell = math.asinh(sinh_eta) / EB_CELL_ETA
     turn = particle[PHI] - phi
     along = math.cos(turn) + particle[COT] * sinh_eta
-    # The tilt of the crystals: along phi it changes sign with the side, along eta it builds up over the first six rings.
+    # The tilt of the crystals: in phi its sign is that of the side, in eta it builds up over the first rings.
     side = 1.0 if eta_cell >= 0.0 else -1.0
     ramp = min(1.0, 0.05 + 0.2 * abs(eta_cell))
     slope_phi = math.sin(turn) * cosh_eta / along - side * POINTING

@@ -31,7 +31,7 @@ MAX_PARTICLES = 256
 # Columns of a particle, in a float64[MAX_PARTICLES, N_FIELDS].
 CHARGE, ENERGY, X, Y, Z, PHI, COT, LAYER, LEFT = range(9)
 N_FIELDS = 9
-"""Charge (0 for a photon); energy [GeV]; position [cm]; azimuth of the flight; cot theta; layer, and X0 of it still ahead."""
+"""Charge (0 for a photon); energy [GeV]; position [cm]; azimuth of flight; cot theta; layer, and X0 of it left."""
 
 
 @njit(cache=True, nogil=True)
@@ -95,7 +95,7 @@ def advance(particle: Any, radius: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _split(stream: Any, particle: Any, other: Any) -> Any:
-    """Whether a particle converts or radiates in the rest of its layer; if so, it shares its energy with `other`."""
+    """Whether a particle converts or radiates in the rest of its layer; then it shares its energy with `other`."""
     if particle[CHARGE] == 0.0:
         rate = 7.0 / 9.0
     elif particle[ENERGY] > MIN_ENERGY_GEV:

@@ -118,7 +118,7 @@ def train(
     network: Any = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> TrainedModel:
-    """Train on crops of known truth: binary cross-entropy, AdamW, one warm-up and cosine cycle of the learning rate.
+    """Train on crops of known truth: binary cross-entropy, AdamW, one cosine cycle of the learning rate.
 
     The same arguments give the same weights on the same kind of processor with the same number of threads.
 
@@ -185,7 +185,7 @@ def train(
 
 
 def export_onnx(model: TrainedModel, path: Path | str) -> Path:
-    """Write a network as one ONNX file: "crops" float32[batch, 1, 32, 32] in GeV -> "score" float32[batch, 1], any batch.
+    """Write a network as one ONNX file: "crops" float32[batch, 1, 32, 32] in GeV -> "score" float32[batch, 1].
 
     The file is run once by ONNX Runtime and held against torch; RuntimeError if they differ by more than
     1e-5.

@@ -41,7 +41,7 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[float, float]:
 
 
 def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Background and signal efficiency from (0, 0) to (1, 1), one point per distinct score, as float64 arrays of one length."""
+    """Background and signal efficiency, float64[k + 1] each, from (0, 0) to (1, 1) over the k distinct scores."""
     signal, background = _split(labels, scores)
     cuts = np.unique(np.concatenate([signal, background]))
     efficiencies = [
@@ -53,7 +53,7 @@ def roc_curve(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Flo
 def background_rejection(
     labels: npt.ArrayLike, scores: npt.ArrayLike, signal_efficiency: float = 0.5
 ) -> tuple[float, float]:
-    """1 / background efficiency where the signal efficiency has this value, and its binomial error; inf if none is left."""
+    """1 / background efficiency at this signal efficiency, and its binomial error; inf if no background is left."""
     if not 0 < signal_efficiency <= 1:
         raise ValueError("the signal efficiency must be in (0, 1]")
     _, background = _split(labels, scores)
