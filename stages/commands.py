@@ -207,7 +207,7 @@ def train(
     input: Annotated[list[Path], typer.Option("--input", "-i", help="Labelled event file; may be repeated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to make.")],
     test: Annotated[
-        list[Path] | None, typer.Option(help="Events for the final AUC [default: a fifth of --input].")
+        list[Path] | None, typer.Option(help="Events for the final AUC (by default a fifth of the input).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and mirroring.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the events at most.")] = 15,

@@ -95,7 +95,7 @@ def stage(
     set_: SetOption = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder that the processes of one run share [default: $XDG_RUNTIME_DIR/streamer/default]."),
+        typer.Option(help="Folder that the processes of one run share (by default $XDG_RUNTIME_DIR/streamer/default)."),
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:

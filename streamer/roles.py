@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,15 +19,17 @@ from streamer.engine import Engine
 from streamer.feed import Feed
 from streamer.ledger import IdSet, Window
 from streamer.metrics import BatchMetrics, SinkMetrics
-from streamer.runner import Process
 from streamer.stage import BatchStage, Sink, Source, Stage, Unit
+
+if TYPE_CHECKING:
+    from streamer.runner import Process
 
 log = logging.getLogger(__name__)
 
 QUANTILES = ("0.5", "0.95", "0.99")
 
 
-async def play(process: Process, unit: Unit) -> None:
+async def play(process: "Process", unit: Unit) -> None:
     """Drive `unit` by its role until the stream is over or the process is told to stop."""
     if isinstance(unit, Source):
         await _Feeding(process, unit).run()
@@ -43,7 +46,7 @@ async def play(process: Process, unit: Unit) -> None:
 class _Feeding:
     """A source at work: reads ahead, cuts blocks, keeps the window."""
 
-    def __init__(self, process: Process, unit: Source) -> None:
+    def __init__(self, process: "Process", unit: Source) -> None:
         self.process, self.unit, self.config = process, unit, process.config.feed
         self.window = Window(self.config.max_in_flight, self.config.redeliver_after)
         self.space = asyncio.Event()
@@ -174,7 +177,7 @@ class _Feeding:
             await task
 
 
-async def _run_stage(process: Process, unit: Stage) -> None:
+async def _run_stage(process: "Process", unit: Stage) -> None:
     metrics = process.metrics
     async with process.outlet() as outlet:
         await process.or_stopped(outlet.first_credit())
@@ -218,7 +221,7 @@ def _one_by_one(unit: Stage, block: Block) -> Block:
     return block.with_columns(unit.outputs.concat(parts))
 
 
-async def _run_batch_stage(process: Process, unit: BatchStage) -> None:
+async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     loop = asyncio.get_running_loop()
     finished: asyncio.Queue[tuple[Block, hop.Link]] = asyncio.Queue()  # bounded by the inlet's credits
     left = asyncio.Event()
@@ -265,7 +268,7 @@ async def _run_batch_stage(process: Process, unit: BatchStage) -> None:
 class _Writing:
     """A sink at work: drops what it has, brings the rest to disk, and only then commits."""
 
-    def __init__(self, process: Process, unit: Sink) -> None:
+    def __init__(self, process: "Process", unit: Sink) -> None:
         self.process, self.unit = process, unit
         self.latencies = SinkMetrics(process.metrics.registry)
         self.commits = hop.CommitSender(process.context, process.commit_address, process.run.token)

@@ -33,6 +33,7 @@ from streamer.config import CoreConfig
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError
 from streamer.metrics import StageMetrics, serve
 from streamer.pipeline import Pipeline
+from streamer.roles import play
 from streamer.stage import Unit
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,6 @@ class Process:
     # ---- life cycle
 
     async def main(self) -> int:
-        from streamer.roles import play  # roles know Process; this keeps the import one-way at module level
-
         loop = asyncio.get_running_loop()
         self._crashed = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -31,7 +31,7 @@ from streamer.runner import Run, runtime_dir
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
+POLL_S = 1.0
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
 
@@ -85,7 +85,7 @@ class Supervisor:
     Parameters
     ----------
     on_progress : callable, optional
-        Told twice a second how the stream does.
+        Told once a second how the stream does.
     """
 
     def __init__(
