@@ -13,7 +13,7 @@ from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
 from streamer import __version__
 from streamer.block import Block
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
 from streamer.stage import Sink
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,13 @@ class Writer(Sink):
         assert self._journal is not None
         await self._journal.sync()
         blocks = self._journal.blocks(self.inputs)
-        await asyncio.to_thread(write_scores, self.path, blocks, self.config)
+        try:
+            await asyncio.to_thread(write_scores, self.path, blocks, self.config)
+        except OSError as error:
+            raise StreamerError(
+                f"{self.path}: cannot be written ({error.strerror or error}); all results are safe in "
+                f"{self._journal.path}; make room and run: streamer finish {self.path.parent}"
+            ) from None
         self._journal.path.unlink()
 
     async def abandon(self) -> None:

@@ -194,7 +194,7 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                 await process.send(outlet, done)
                 process.book_done(done, unit)
                 await link.done(block)
-            process.state = "draining"
+            process.tell("draining")
             await outlet.end(final=not process.stopping.is_set())
 
 
@@ -254,7 +254,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                     process.book_arrival(item[0], inlet)
                     holding += 1
                     engine.submit(*item)
-                process.state = "draining"
+                process.tell("draining")
                 engine.drain()
                 while holding:
                     left.clear()
@@ -291,7 +291,7 @@ class _Writing:
                 process.book_arrival(block, inlet)
                 self.take(block)
                 await link.done(block)
-            process.state = "draining"
+            process.tell("draining")
             self.over = True
             self.wake.set()
             await syncing

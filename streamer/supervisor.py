@@ -49,6 +49,7 @@ class Child:
     metrics_url: str = ""
     error: str = ""
     exit_code: int | None = None
+    ended_at: float | None = None
     report: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
@@ -150,7 +151,7 @@ class Supervisor:
     async def _watch(self, child: Child) -> None:
         await asyncio.gather(self._hear(child), self._pass_log(child))
         code = await child.process.wait()
-        child.exit_code = code
+        child.exit_code, child.ended_at = code, time.monotonic()
         if code != EXIT_OK and self._failure is None and self._signals < 2:
             child.error = child.error or _died(code)
             self._failure = child
@@ -189,8 +190,20 @@ class Supervisor:
                 if child.metrics_url and child.exit_code is None:
                     with contextlib.suppress(OSError, ValueError):  # it is just leaving
                         child.values = await asyncio.to_thread(scrape, child.metrics_url)
+            self._end_stragglers()
             if self.on_progress is not None:
                 self.on_progress(self._progress())
+
+    def _end_stragglers(self) -> None:
+        """End a process that everybody before it has left long ago, and that has not noticed."""
+        patience = self.config.hop.peer_timeout + STOP_GRACE_S
+        for child in self.children:
+            before = [c for c in self.children if self.pipeline.place(c.stage) == self.pipeline.place(child.stage) - 1]
+            left = [c.ended_at for c in before if c.ended_at is not None]
+            waiting = child.exit_code is None and child.state in ("starting", "ready", "running")
+            if waiting and left and len(left) == len(before) and time.monotonic() - max(left) > patience:
+                child.error = "heard nothing of the end of the stream"
+                self._signal(child, signal.SIGKILL)
 
     def _progress(self) -> Progress:
         def total(stage: str, key: str) -> float:

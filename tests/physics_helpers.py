@@ -5,12 +5,14 @@ import io
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -392,20 +394,30 @@ class Process:
         psutil.wait_procs(family, timeout=10)
 
 
-@contextlib.contextmanager
-def processes(folder: Path, runtime: Path) -> Iterator[Callable[..., Process]]:
-    """A maker of `Process`; whatever is left at the end is killed."""
-    made: list[Process] = []
+class Processes:
+    """Makes `Process`es with a runtime folder of their own; whatever is left at the end is killed."""
 
-    def make(*args: object, verbose: bool = False) -> Process:
-        made.append(Process(folder, runtime, *args, verbose=verbose))
-        return made[-1]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runtime = Path(tempfile.mkdtemp(prefix="st-", dir="/tmp"))  # short, because socket paths must be
+        self.made: list[Process] = []
 
-    try:
-        yield make
-    finally:
-        for process in made:
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __call__(self, *args: object, verbose: bool = False) -> Process:
+        self.made.append(Process(self.folder, self.runtime, *args, verbose=verbose))
+        return self.made[-1]
+
+    def run_dir(self) -> Path:
+        """The folder of the one run that is going on."""
+        (path,) = (self.runtime / "streamer").glob("run-*")
+        return path
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.made:
             process.end()
+        shutil.rmtree(self.runtime)
 
 
 def read_scores(path: Path) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ compared with. What it does is the CMS end-to-end framework's meaning of a frame
 import re
 import zipfile
 from dataclasses import dataclass, field
-from math import cosh, degrees, floor, isfinite, pi
+from math import floor, isfinite, pi
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def seed_of(image: Any, photon: tuple[float, float, float, int]) -> tuple[int, i
     if (named := barrel_pixel(detid)) is not None:
         return named
     row = 140 + floor(eta / 0.01745)
-    column = floor(degrees(phi) % 360.0 + 10) % COLUMNS
+    column = column_of(phi)
     best = None
     for y in range(max(row - 5, 55), min(row + 5, 224) + 1):
         for x in sorted((column + step) % COLUMNS for step in range(-5, 6)):
@@ -182,7 +182,3 @@ def run(events: list[Event], session: Any, size: int = 32) -> tuple[list[list[fl
             scores[-1].append(score)
     return scores, seeds
 
-
-def pt_of(energy: float, eta: float) -> float:
-    """Transverse momentum of something massless."""
-    return energy / cosh(eta)

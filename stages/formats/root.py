@@ -207,10 +207,18 @@ def write_events(
                 n += n_step
         for name, text in (metadata or {}).items():
             file[name] = text
-    with part.open("rb") as done:
-        os.fsync(done.fileno())
+    _fsync(part)
     part.replace(path)
+    _fsync(path.parent)
     return n
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _branches(schema: Schema, columns: Columns, rntuple: bool) -> dict[str, Any]:

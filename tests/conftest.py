@@ -1,0 +1,71 @@
+"""Fixtures that the tests share, and how a test that is a coroutine is run."""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamer.runner import Run
+from streamer.testing import run_folder
+
+DATA = Path(__file__).parents[2] / "shared" / "cms-open-data"
+ASYNC_TIMEOUT_S = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests in a loop of their own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    asyncio.run(asyncio.wait_for(test, ASYNC_TIMEOUT_S))
+    return True
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """A run: a short folder for sockets, and a token."""
+    with run_folder() as run:
+        yield run
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
+    """An ONNX network for the default E/Gamma crops; its score is the energy in the crop [GeV]."""
+    from physics_helpers import sum_model  # the heavy libraries only where they are needed
+
+    return sum_model(tmp_path / "tiny.onnx")
+
+
+@pytest.fixture
+def hits_file(tmp_path: Path) -> Path:
+    """A ROOT file of six events: ordinary ones, one without photons, one at the phi seam, one without anything."""
+    from physics_helpers import event, write_hits
+
+    from stages.detector.ecal import eb_detid
+
+    def hit(ieta: int, iphi: int, energy: float) -> tuple[int, float]:
+        return int(eb_detid(ieta, iphi)), energy
+
+    # A photon at phi = 0 looks at iphi 11 (columns are iphi - 1, and the column of phi = 0 is 10).
+    events = [
+        event(1, EBRecHit=[hit(20, 11, 30.0), hit(21, 11, 4.0)], Photon=[(34.0, 0.34, 0.005)]),
+        event(2, EBRecHit=[hit(-40, 100, 2.5), hit(3, 3, 1.25)]),
+        event(3, EBRecHit=[hit(10, 360, 20.0), hit(10, 1, 8.0)], Photon=[(28.0, 0.17, -0.18)]),
+        event(4),
+        event(5, EBRecHit=[hit(1, 191, 16.0)], Photon=[(16.0, 0.01, 3.14), (5.0, 0.01, 3.14)]),
+        event(6, EBRecHit=[hit(60, 50, 64.0)], Photon=[(64.0, 1.04, 0.69), (20.0, -1.2, -2.0)]),
+    ]
+    return write_hits(tmp_path / "hits.root", events)
+
+
+@pytest.fixture
+def real_events() -> list[Path]:
+    """The files of real CMS events; the test skips where they are missing."""
+    files = sorted(DATA.glob("*.ig"))
+    if not files:
+        pytest.skip(f"the published CMS events are not at {DATA}")
+    return files
