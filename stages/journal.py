@@ -2,7 +2,7 @@
 
 A file of records, each `<length u32> <crc32 u32> <payload>`; the first payload is a msgpack map that says what the
 journal is, every other one the frames of a block (`streamer.block.encode`) as a msgpack list. A torn last record is
-not part of the journal.
+not part of the journal. While a process writes a journal it holds a lock on it.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import aiofiles
 import msgpack
 import numpy as np
 
-from streamer.block import Block, Columns, Schema, decode, encode
+from streamer.block import MAGIC, Block, Columns, Schema, decode, encode
 from streamer.errors import StreamerError, UsageError
 
 _PREFIX = struct.Struct("<II")
@@ -49,7 +50,7 @@ class Journal:
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path = path
         self.n_events = 0
-        self._index: list[tuple[int, int]] = []  # block id, where its record begins
+        self._ids, self._places = array("q"), array("q")  # of each block, and where its record begins
         self._fresh = [_record(msgpack.packb({"format": FORMAT, **about}))]
         self._end = len(self._fresh[0])
         try:
@@ -62,7 +63,8 @@ class Journal:
         """Take a block; it is on disk after the next `sync`."""
         payload = msgpack.packb([bytes(frame) for frame in encode(block, _RUN)])
         record = _record(payload)
-        self._index.append((block.id, self._end))
+        self._ids.append(block.id)
+        self._places.append(self._end)
         self._fresh.append(record)
         self._end += len(record)
         self.n_events += block.n_events
@@ -94,7 +96,7 @@ class Journal:
 
     def blocks(self, schema: Schema) -> Iterator[Block]:
         """What was written, in the order of the block ids."""
-        return _blocks(self.path, sorted(self._index), schema)
+        return _blocks(self.path, self._ids, self._places, schema)
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -116,24 +118,56 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def recover(path: Path, schema: Schema) -> Iterator[Block]:
-    """The blocks of a journal that was left behind, in the order of their ids; a torn record ends it."""
+def recover(path: Path, schema: Schema, damaged: Callable[[str], None]) -> Iterator[Block]:
+    """The blocks of a journal that was left behind, in the order of their ids.
+
+    A torn last record is what a run leaves that breaks off, and is left out. Anything else that is not whole is left
+    out too and told to `damaged`.
+    """
     index = []
+    size = path.stat().st_size
     with path.open("rb") as file:
         place = 0
-        while (payload := _read(file, place)) is not None:
+        while place + _PREFIX.size <= size:
+            file.seek(place)
+            length = _PREFIX.unpack(file.read(_PREFIX.size))[0]
+            end = place + _PREFIX.size + length
+            if not length or end > size:
+                # Within a torn record there is no second block.
+                if file.read().count(MAGIC) > 1:
+                    damaged(f"{path}: damaged at byte {place}; {size - place} bytes from there on are left out")
+                break
             if place:
-                index.append((decode(msgpack.unpackb(payload), _RUN).id, place))
-            place += _PREFIX.size + len(payload)
-    return _blocks(path, sorted(index), schema)
+                try:
+                    index.append((decode(msgpack.unpackb(_read(file, place) or b""), _RUN, schema).id, place))
+                except (ValueError, TypeError, LookupError, msgpack.UnpackException):
+                    damaged(f"{path}: the block at byte {place} ({length} bytes) is damaged and left out")
+            place = end
+    return _blocks(path, ids, places, schema)
 
 
-def _blocks(path: Path, index: list[tuple[int, int]], schema: Schema) -> Iterator[Block]:
+def in_use(path: Path) -> bool:
+    """Whether a running process writes this journal."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _blocks(path: Path, ids: "array[int]", places: "array[int]", schema: Schema) -> Iterator[Block]:
+    """The blocks at these places of a journal, in the order of their ids."""
     with path.open("rb") as file:
-        for block_id, place in index:
-            payload = _read(file, place)
+        for i in np.argsort(np.array(ids)):
+            payload = _read(file, places[i])
             if payload is None:
-                raise StreamerError(f"{path}: block {block_id} cannot be read back; is the disk failing?")
+                raise StreamerError(f"{path}: block {ids[i]} cannot be read back; is the disk failing?")
             yield decode(msgpack.unpackb(payload), _RUN, schema)
 
 
