@@ -262,8 +262,12 @@ def decode(frames: Sequence[Any], run: str, schema: Schema | None = None) -> Blo
     WireError
         When anything is not as the header, the run or the schema says.
     """
+    if not frames:
+        raise WireError("frames", "a message without frames")
     header = read_header(frames[0])
-    if header["kind"] != "block" or header.get("run") != run:
+    if header["kind"] != "block":
+        raise WireError("header", f"a {header['kind'][:20]!r} where a block is due")
+    if header.get("run") != run:
         raise WireError("token", "not a block of this run")
     block_id, attempt, n_events = (_natural(header, key) for key in ("id", "attempt", "n"))
     if not 1 <= n_events <= MAX_EVENTS:

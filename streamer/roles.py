@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUANTILES = ("0.5", "0.95", "0.99")
+DONE_BLOCKS = 4096
+"""The last blocks of which the writer's report tells when they were fed and done."""
 
 
 async def play(process: "Process", unit: Unit) -> None:
@@ -276,6 +279,7 @@ class _Writing:
         self.fresh = IdSet()
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
+        self.done: deque[tuple[int, int, int]] = deque(maxlen=DONE_BLOCKS)  # events, fed and done [Unix ns]
         self.wake = asyncio.Event()
         self.over = False
 
@@ -300,6 +304,7 @@ class _Writing:
             else:
                 await unit.finish()
         await self.commits.close()
+        process.facts["done"] = list(self.done)
         process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
         process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
 
@@ -316,6 +321,7 @@ class _Writing:
         now = time.time_ns()
         self.process.facts.setdefault("first_fed_ns", int(fed[0]))
         self.process.facts["last_done_ns"] = now
+        self.done.append((block.n_events, int(fed[0]), now))
         self.latencies.latency.observe((now - fed) * 1e-9)
         metrics.duration.observe(took)
         metrics.busy.inc(took)

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -169,8 +170,12 @@ class Supervisor:
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
             child.report = news.get("report", child.report)
-            if "metrics" in news:
-                log.debug("%s (pid %d) serves %s", child.name, child.process.pid, child.metrics_url)
+            if "metrics" in news and all(c.metrics_url for c in self.children):
+                self._tell_metrics()
+
+    def _tell_metrics(self) -> None:
+        ports = ", ".join(f"{c.name} {urlsplit(c.metrics_url).port}" for c in self.children)
+        log.info("/metrics and /healthz on %s: %s", self.config.metrics.host, ports)
 
     async def _pass_log(self, child: Child) -> None:
         assert child.process.stderr is not None
