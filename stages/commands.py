@@ -26,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Networks")(generate)
     app.command(rich_help_panel="Networks")(train)
+    app.command(rich_help_panel="Measure")(bench)
 
 
 def run(
@@ -258,6 +259,48 @@ def _made_by(files: list[Path]) -> list[str]:
                 about = json.loads(str(file["generator"]))
                 out.append(f"streamer generate egamma -n {about['events']} -o {path.name} --seed {about['seed']}")
     return out
+
+
+def bench(
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Windows of a stream that are measured.")] = 10,
+    events: Annotated[int, typer.Option(min=2, help="Events of a window.")] = 1000,
+    drop: Annotated[int, typer.Option(min=0, help="Events at the start of each window that do not count.")] = 300,
+    sustained: Annotated[int, typer.Option(min=1, help="Events of one stream through the pipeline.")] = 40_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all ways take turns.")] = 3,
+) -> None:
+    """Measure throughput and latency as the CMS paper does, and what the time goes into.
+
+    On the same events, in turn: the [bold]seed's way[/bold] (one process of Python, event by event, dense frames, one
+    crop a call), the [bold]pipeline[/bold] as `streamer run` starts it, and the [bold]limit[/bold] (the same kernels in
+    one process, without transport). Without INPUT the packaged events are used. Takes two minutes; leave the
+    machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench
+      streamer bench 'data/*.ig' --tagger eg=my.onnx --output bench
+      streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
+    """
+    from dataclasses import asdict
+
+    from stages import PIPELINE
+    from stages.bench import Plan, bench
+    from stages.bench_plot import show
+    from stages.config import packaged
+
+    wanted = {"input.files": inputs or [packaged("samples/egamma.root")]}
+    wanted |= _pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    plan = Plan(events=events, drop=drop, repeats=repeats, sustained=sustained, rounds=rounds)
+    effective = PIPELINE.load_config(config, {**overrides(set_), **wanted})
+    show(asdict(bench(effective, plan, output)))  # type: ignore[arg-type]
+    typer.echo(f"figures  {output / 'bench.json'}  {output / 'bench.png'}")
 
 
 def checks(config: Any) -> list[str]:

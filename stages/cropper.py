@@ -107,9 +107,8 @@ def crops(
     value : float32, shape (n_pixels.sum(),)
     """
     frame_counts = columns["nPixel"]
-    per_event = frame_counts.sum(axis=1)
-    has_seed = np.repeat(per_event, n_objects)[seeds >= 0]
-    most = int(has_seed.sum()) * max(1, len(picked) // max(1, frame_counts.shape[1]))
+    has_seed = np.repeat(frame_counts[:, list(picked)].sum(axis=1), n_objects)[seeds >= 0]
+    most = int(has_seed.sum())
     n_seeds = has_seed.size
     out = (
         np.zeros(n_objects.size, np.int32),

@@ -124,7 +124,7 @@ def recover(path: Path, schema: Schema, damaged: Callable[[str], None]) -> Itera
     A torn last record is what a run leaves that breaks off, and is left out. Anything else that is not whole is left
     out too and told to `damaged`.
     """
-    index = []
+    ids, places = array("q"), array("q")
     size = path.stat().st_size
     with path.open("rb") as file:
         place = 0
@@ -139,7 +139,8 @@ def recover(path: Path, schema: Schema, damaged: Callable[[str], None]) -> Itera
                 break
             if place:
                 try:
-                    index.append((decode(msgpack.unpackb(_read(file, place) or b""), _RUN, schema).id, place))
+                    ids.append(decode(msgpack.unpackb(_read(file, place) or b""), _RUN, schema).id)
+                    places.append(place)
                 except (ValueError, TypeError, LookupError, msgpack.UnpackException):
                     damaged(f"{path}: the block at byte {place} ({length} bytes) is damaged and left out")
             place = end

@@ -12,8 +12,9 @@ from stages.config import Config
 from stages.formats import open_events
 from stages.formats.base import EventFile
 from stages.inputs import expand
+from stages.records import INPUT_BY_NAME
 from streamer.block import Columns
-from streamer.errors import UsageError
+from streamer.errors import UsageError, nearest
 from streamer.stage import Source
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,11 @@ class Reader(Source):
         UsageError
             With one line per problem.
         """
-        problems = []
+        problems = [
+            f"input.columns: there is no column '{name}' of ours to map{nearest(name, INPUT_BY_NAME)}"
+            for name in self.config.input.columns
+            if name not in INPUT_BY_NAME
+        ]
         for path in expand(self.config.input.files):
             try:
                 file = open_events(path, self.config.input)

@@ -1,6 +1,8 @@
 """Tagger: crops become dense only here, in the batch that ONNX Runtime is handed."""
 
+import contextlib
 import hashlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -51,12 +53,12 @@ class Model:
         except OSError as error:
             raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set taggers.{name}.model") from None
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.session = self._load(path, provider, threads)
+        self.session = self._load(name, path, provider, threads)
         self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         self.fixed_batch = self._check_input(name)
         self._check_output()
 
-    def _load(self, path: Path, provider: str, threads: int) -> Any:
+    def _load(self, name: str, path: Path, provider: str, threads: int) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -64,18 +66,27 @@ class Model:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what goes wrong is told in one line of our own
         wanted = [PROVIDERS[provider]] if provider != "auto" else [PROVIDERS["cuda"]] if has_gpu() else []
-        if wanted and wanted != [PROVIDERS["cpu"]]:
-            ort.preload_dlls()
+        providers = list(dict.fromkeys([*wanted, PROVIDERS["cpu"]]))
+        ort.set_default_logger_severity(4)
+        said = io.StringIO()  # it prints to standard output, where this process tells its states
         try:
-            session = ort.InferenceSession(path, options, providers=[*wanted, PROVIDERS["cpu"]])
+            with contextlib.redirect_stdout(said):
+                if wanted and wanted != [PROVIDERS["cpu"]]:
+                    ort.preload_dlls()
+                session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own kinds for each way to be broken
-            raise UsageError(f"{self.where}: not a model that ONNX Runtime loads ({_line(error)})") from None
-        loaded = session.get_providers()
-        if provider != "auto" and loaded[0] != PROVIDERS[provider]:
             raise UsageError(
-                f"tagger.provider = '{provider}' does not load on this machine; "
-                "use 'auto' or 'cpu', or install the extra 'cuda' and a driver"
-            )
+                f"{self.where}: not a model that ONNX Runtime loads ({_line(error)}); export it again, or set "
+                f"taggers.{name}.model"
+            ) from None
+        if wanted and session.get_providers()[0] != wanted[0]:
+            why = next((f" ({line})" for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")
+            if provider != "auto":
+                raise UsageError(
+                    f"tagger.provider = '{provider}' does not load on this machine{why}; "
+                    "use 'auto' or 'cpu', or install the extra 'cuda' and a driver"
+                )
+            log.warning("there is a GPU, but ONNX Runtime cannot use it%s; running on the CPU", why)
         return session
 
     def _check_input(self, name: str) -> int:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from stages import journal, records
 from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
@@ -46,15 +48,16 @@ class Writer(Sink):
         folder = self.config.writer.dir
         left = folder / JOURNAL
         prepare_folder(folder)
-        if self.config.writer.overwrite:
+        if journal.in_use(left):
+            raise UsageError(f"{folder}: another run is writing there; choose another --output")
+        if self.config.writer.overwrite:  # an earlier scores.root stays until there is a new one
             left.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-        if left.exists():
+        elif left.exists():
             raise UsageError(
                 f"{left}: a run broke off here; save its results with: streamer finish {folder}  "
                 "(or drop them with --overwrite)"
             )
-        if self.path.exists():
+        elif self.path.exists():
             raise UsageError(f"{self.path}: exists; choose another --output, or --overwrite")
         about = {"config": self.config.model_dump(mode="json"), "version": __version__}
         self._journal = journal.Journal(left, about)
@@ -141,11 +144,29 @@ def finish(folder: Path) -> tuple[Path, int]:
     UsageError
         There is nothing to finish.
     """
-    left = folder / JOURNAL
+    left, path = folder / JOURNAL, folder / SCORES
     if not left.exists():
         raise UsageError(f"{left}: no such file; there is nothing to finish in {folder}")
-    config = Config.model_validate(journal.read_about(left)["config"])
-    path = folder / SCORES
-    n = write_scores(path, journal.recover(left, records.scores(config)), config)
-    left.unlink()
+    if journal.in_use(left):
+        raise UsageError(f"{left}: a run is writing it; let that end first")
+    if not left.stat().st_size:
+        raise UsageError(f"{left}: the run broke off before its first result; start it again with --overwrite")
+    try:
+        config = Config.model_validate(journal.read_about(left)["config"])
+    except (KeyError, ValidationError):
+        raise UsageError(f"{left}: not a journal of this version of streamer") from None
+    problems: list[str] = []
+    try:
+        n = write_scores(path, journal.recover(left, records.scores(config), problems.append), config)
+    except OSError as error:
+        raise StreamerError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, then try again"
+        ) from None
+    for line in problems:
+        log.error(line)
+    if problems:
+        left.replace(kept := left.with_suffix(".damaged"))
+        log.error("the damaged journal is kept as %s", kept)
+    else:
+        left.unlink()
     return path, n

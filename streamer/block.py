@@ -10,6 +10,9 @@ On the wire a block is one ZeroMQ multipart message::
     frame 0      MAGIC + msgpack map {kind: "block", run, id, attempt, n, stamps, columns: [[name, dtype, shape], ...]}
     frame 1..k   the raw bytes of the columns, C-contiguous, little-endian, in the order of the table
 
+A small block has one data frame instead, with its columns behind one another, each padded to 8 bytes: with many
+frames, moving them costs more than the work on them (docs/decisions/006-small-blocks.md).
+
 `decode` trusts nothing: it checks frame count, sizes, dtypes, shapes and counts before an array is touched, and
 raises `WireError` with one of `WIRE_REASONS`. No pickle anywhere.
 """
@@ -31,11 +34,17 @@ MAGIC = b"E2S1"
 MAX_EVENTS = 1 << 20
 MAX_COLUMNS = 256
 MAX_HEADER_BYTES = 1 << 16
+PACKED_BYTES = 1 << 15
+"""Smaller blocks travel with one data frame."""
 
 WIRE_REASONS = ("magic", "header", "token", "frames", "dtype", "size", "counts", "schema", "uncredited")
 """Why a message can be refused; the label values of `streamer_messages_refused_total`."""
 
-_DTYPES = frozenset(["|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8"])
+_CODES = "|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8"
+_DTYPES = {code: np.dtype(code) for code in _CODES}
+
+_ALIGNMENT = 8
+_PADDING = bytes(_ALIGNMENT)
 
 
 class WireError(ValueError):
@@ -225,6 +234,16 @@ def encode(block: Block, run: str) -> list[Any]:
     return frames
 
 
+def pack(frames: list[Any]) -> list[Any]:
+    """The same frames, or for a small block its header and one frame with all columns."""
+    if sum(map(len, frames)) > PACKED_BYTES:
+        return frames
+    parts = []
+    for frame in frames[1:]:
+        parts += [frame, _PADDING[: -len(frame) % _ALIGNMENT]]
+    return [frames[0], b"".join(parts)]
+
+
 def read_header(frame: memoryview | bytes, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
     """The msgpack map of a message's first frame.
 
@@ -264,7 +283,11 @@ def decode(frames: Sequence[Any], run: str, schema: Schema | None = None) -> Blo
     """
     if not frames:
         raise WireError("frames", "a message without frames")
-    header = read_header(frames[0])
+    return decode_block(read_header(frames[0]), frames[1:], run, schema)
+
+
+def decode_block(header: dict[str, Any], data: Sequence[Any], run: str, schema: Schema | None = None) -> Block:
+    """Like `decode`, from a header that was read already and the data frames."""
     if header["kind"] != "block":
         raise WireError("header", f"a {header['kind'][:20]!r} where a block is due")
     if header.get("run") != run:
@@ -277,9 +300,11 @@ def decode(frames: Sequence[Any], run: str, schema: Schema | None = None) -> Blo
         raise WireError("header", "no column table or no stamps")
     if not all(isinstance(k, str) and type(v) is int for k, v in stamps.items()):
         raise WireError("header", "a stamp that is not a time")
-    if len(table) > MAX_COLUMNS or len(table) != len(frames) - 1:
-        raise WireError("frames", f"{len(table)} columns announced, {len(frames) - 1} frames came")
-    columns = dict(_column(entry, frame) for entry, frame in zip(table, frames[1:], strict=True))
+    packed = len(data) == 1 < len(table)
+    if len(table) > MAX_COLUMNS or not (packed or len(table) == len(data)):
+        raise WireError("frames", f"{len(table)} columns announced, {len(data)} frames came")
+    entries = [_entry(entry) for entry in table]
+    columns = _unpack(entries, data[0]) if packed else _columns(entries, data)
     if len(columns) != len(table):
         raise WireError("header", "a column name stands twice")
     if schema is not None:
@@ -294,7 +319,11 @@ def _natural(header: dict[str, Any], key: str) -> int:
     return value
 
 
-def _column(entry: Any, frame: Any) -> tuple[str, Array]:
+_Entry = tuple[str, np.dtype[Any], list[int]]
+
+
+def _entry(entry: Any) -> _Entry:
+    """A line of the column table, checked."""
     if not isinstance(entry, list) or len(entry) != 3:
         raise WireError("header", "a column entry that is not (name, dtype, shape)")
     name, dtype, shape = entry
@@ -304,13 +333,34 @@ def _column(entry: Any, frame: Any) -> tuple[str, Array]:
         raise WireError("dtype", f"column {name[:40]!r} has a dtype that does not travel")
     if not all(type(length) is int and 0 <= length < 1 << 31 for length in shape):
         raise WireError("size", f"column {name[:40]!r} has an impossible shape")
-    kind = np.dtype(dtype)
-    data = memoryview(frame)
-    if prod(shape) * kind.itemsize != data.nbytes:
-        raise WireError("size", f"column {name[:40]!r} announces {shape} {dtype} and brings {data.nbytes} bytes")
-    if not data.nbytes:
-        return name, readonly(np.zeros(shape, kind))
-    array = np.frombuffer(data, np.uint8)
-    if array.ctypes.data % kind.alignment:  # short frames lie anywhere in ZeroMQ's receive buffer
-        array = array.copy()
-    return name, readonly(array.view(kind).reshape(shape))
+    return name, _DTYPES[dtype], shape
+
+
+def _columns(entries: Sequence[_Entry], data: Sequence[Any]) -> Columns:
+    """Columns from a frame each."""
+    out: Columns = {}
+    for (name, kind, shape), frame in zip(entries, data, strict=True):
+        size = memoryview(frame).nbytes
+        if prod(shape) * kind.itemsize != size:
+            raise WireError("size", f"column {name[:40]!r} announces {shape} {kind} and brings {size} bytes")
+        array = np.frombuffer(frame, kind) if size else np.zeros(0, kind)
+        if not array.flags.aligned:  # a short frame lies anywhere in ZeroMQ's receive buffer
+            array = array.copy()
+        out[name] = readonly(array.reshape(shape))
+    return out
+
+
+def _unpack(entries: Sequence[_Entry], frame: Any) -> Columns:
+    """Columns from one frame."""
+    data = np.frombuffer(frame, np.uint8).copy() if memoryview(frame).nbytes else np.zeros(0, np.uint8)
+    out: Columns = {}
+    place = 0
+    for name, kind, shape in entries:
+        size = prod(shape) * kind.itemsize
+        if place + size > data.size:
+            raise WireError("size", f"column {name[:40]!r} announces {shape} {kind}, more than the frame brings")
+        out[name] = readonly(data[place : place + size].view(kind).reshape(shape))
+        place += size + -size % _ALIGNMENT
+    if place != data.size:
+        raise WireError("size", f"the columns announce {place} bytes, the frame brings {data.size}")
+    return out

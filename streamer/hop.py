@@ -19,7 +19,8 @@ kind       who to whom         meaning
 =========  ==================  ============================================================================
 credit     inlet to outlet     {life, of, name, received, spare}: "of the outlet life `of` I have received so many
                                events in all, and I can take `spare` more". Absolute, so losing or repeating it
-                               does no harm; repeated every `heartbeat`, so it also says "I am alive".
+                               does no harm; said when half of the inlet's room has come free, and every `heartbeat`,
+                               so it also says "I am alive".
 welcome    outlet to inlet     {life}: the answer to a credit whose `of` is not this outlet's life. The inlet
                                starts counting from zero and sends its credit again.
 block      outlet to inlet     the events (see `streamer.block`).
@@ -52,14 +53,14 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgpack
 import zmq
 import zmq.asyncio
 
-from streamer.block import MAGIC, Block, Schema, WireError, decode, encode, read_header
+from streamer.block import MAGIC, Block, Schema, WireError, decode_block, encode, pack, read_header
 from streamer.config import HopConfig
 from streamer.credits import CreditBook
 from streamer.errors import UsageError
@@ -136,7 +137,7 @@ class Outlet:
         self._byes: set[str] = set()
         self._changed = asyncio.Event()
         self._socket = _bound_router(context, at, config)
-        self._listener = asyncio.create_task(self._listen(), name="outlet")
+        self._listener = _task(self._listen(), f"outlet {at}")
 
     async def _listen(self) -> None:
         while True:
@@ -181,7 +182,7 @@ class Outlet:
 
     async def send(self, block: Block) -> None:
         """Send a block to the peer with the most to spare; waits until somebody can take it."""
-        frames = encode(block, self.run)
+        frames = pack(encode(block, self.run))
         while True:
             route = self.book.choose(time.monotonic())
             if route is None:
@@ -301,7 +302,7 @@ class Link:
         self._inlet, self._name, self._run, self._config = inlet, name, run, config
         self._schema, self._refused, self._budget = schema, refused, config.credit_events
         self._of = ""  # the outlet's life, once it has welcomed us
-        self._received = self._held = 0
+        self._received = self._held = self._told = 0
         self._leaving = self._ended = False
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
@@ -309,8 +310,8 @@ class Link:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._socket.connect(at)
         self._tasks = [
-            asyncio.create_task(self._listen(), name=f"inlet {at}"),
-            asyncio.create_task(self._repeat_credit(), name=f"credit {at}"),
+            _task(self._listen(), f"inlet {at}"),
+            _task(self._repeat_credit(), f"credit {at}"),
         ]
 
     async def _listen(self) -> None:
@@ -322,9 +323,10 @@ class Link:
                 self._refused(error.reason)
 
     async def _hear(self, frames: Sequence[memoryview]) -> None:
-        kind = read_header(frames[0])["kind"]
+        header = read_header(frames[0])
+        kind = header["kind"]
         if kind == "block":
-            block = decode(frames, self._run, self._schema)
+            block = decode_block(header, frames[1:], self._run, self._schema)
             if self._held >= self._budget:
                 raise WireError("uncredited", "a block that we gave no credit for")
             self._received += block.n_events
@@ -355,6 +357,7 @@ class Link:
     async def _credit(self) -> None:
         if not self._ended and not self._leaving:
             spare = max(0, self._budget - self._held)
+            self._told = self._received + spare
             await self._say("credit", of=self._of, name=self._name, received=self._received, spare=spare)
 
     async def _repeat_credit(self) -> None:
@@ -367,7 +370,9 @@ class Link:
     async def done(self, block: Block) -> None:
         """The block has left this process: its events may be replaced."""
         self._held -= block.n_events
-        await self._credit()
+        news = self._received + self._budget - self._held - self._told
+        if 2 * news >= self._budget:
+            await self._credit()
 
     async def leave(self) -> None:
         self._leaving = True
@@ -397,7 +402,7 @@ class CommitReceiver:
     ) -> None:
         self._run, self._on_commit, self._refused = run, on_commit, refused
         self._socket = _bound_router(context, at, config)
-        self._listener = asyncio.create_task(self._listen(), name="commits")
+        self._listener = _task(self._listen(), "commits")
 
     async def _listen(self) -> None:
         while True:
@@ -457,6 +462,13 @@ def _bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> z
             f"{at} cannot be bound ({os.strerror(error.errno or 0)}); set hop.base_port to free ports"
         ) from None
     return socket
+
+
+def _task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    """A task that does not fail in silence: what it raises goes to the loop's exception handler at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.result())
+    return task
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:

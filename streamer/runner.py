@@ -88,6 +88,8 @@ class Process:
         Set by SIGTERM or SIGINT: feed or take nothing new, finish what is here.
     facts : dict
         What a role adds to the final report.
+    worked_in_loop_s : float
+        Processor time of the stage's own code in the thread of the loop [s].
     """
 
     def __init__(
@@ -110,12 +112,14 @@ class Process:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._bytes_in = self._bytes_out = 0
         self._cpu_at_start = self._moving_at_start = 0.0
+        self.worked_in_loop_s = 0.0
 
     # ---- life cycle
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()
         self._crashed = loop.create_future()
+        loop.set_exception_handler(self._unforeseen)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         if self._supervised:
@@ -195,6 +199,10 @@ class Process:
         crashed = self._crashed
         assert crashed is not None
         crashed.get_loop().call_soon_threadsafe(lambda: None if crashed.done() else crashed.set_exception(error))
+
+    def _unforeseen(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody caught, in a link's task or a callback: better to fail than to hang."""
+        self.crash(context.get("exception") or RuntimeError(context["message"]))
 
     def background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """A task whose failure ends the process."""
@@ -316,7 +324,7 @@ class Process:
         return {
             "metrics": values,
             "cpu_s": _cpu_seconds() - self._cpu_at_start,
-            "moving_cpu_s": _moving_cpu_seconds() - self._moving_at_start,
+            "moving_cpu_s": _moving_cpu_seconds() - self._moving_at_start - self.worked_in_loop_s,
             "rss_bytes": psutil.Process().memory_info().rss,
             **self.facts,
             **unit.about(),

@@ -84,7 +84,8 @@ class Stage(Unit, ABC):
 
     @abstractmethod
     def process(self, block: Block) -> Block:
-        """The same events with the columns of `outputs`. Runs in the worker thread.
+        """The same events with the columns of `outputs`. Runs in the worker thread, or in the loop when it is quick;
+        never twice at a time.
 
         When it raises, the runner tries the block's events one by one and marks those that fail.
         """

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +433,25 @@ def fed_and_done(table: str) -> tuple[int, int, int]:
     assert match, f"no table in the output:\n{table}"
     fed, scored, errors = (int(text.replace(",", "")) for text in match.groups())
     return fed, scored, errors
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own that is soon full; skips the test where nothing may be mounted."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_disk(path: Path, leave: int) -> None:
+    """Make a file so large that `leave` bytes are left on its disk."""
+    left = shutil.disk_usage(path.parent).free - leave
+    with path.open("wb") as file:
+        file.write(bytes(left))

@@ -181,4 +181,3 @@ def run(events: list[Event], session: Any, size: int = 32) -> tuple[list[list[fl
                 score = float(answer.reshape(-1)[0])
             scores[-1].append(score)
     return scores, seeds
-

@@ -177,7 +177,9 @@ def _photon(number: int, k: int, ieta: int, iphi: int, rng: np.random.Generator,
     pt = float(rng.choice([9.999, 10.0, 10.001, 40.0], p=[0.1, 0.1, 0.1, 0.7]))
     if k == 1:  # just below, at and just above the edge of what is selected
         edge = np.float32(1.44)
-        eta = np.sign(ieta) * float([np.nextafter(edge, np.float32(0)), edge, np.nextafter(edge, np.float32(2))][number % 3])
+        eta = np.sign(ieta) * float(
+            [np.nextafter(edge, np.float32(0)), edge, np.nextafter(edge, np.float32(2))][number % 3]
+        )
     if k == 2 and number % 4 == 0:  # far from every hit
         phi = float(np.radians((iphi + 170 - 10.5 + 180) % 360 - 180))
     if k == 3 and number % 5 == 0:

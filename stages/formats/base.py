@@ -72,12 +72,13 @@ class EventFile(ABC):
     def check(self, columns: Sequence[InputColumn]) -> None:
         """Raise `UsageError`, one line a column, unless the file has all that are not optional."""
         lines = []
-        own = self.own_names()
+        own = set(self.own_names())
+        own -= {f"n{name}" for name in own} | set(self.names.values())  # a counter or what is taken is no suggestion
         for column in columns:
             if column.name in self.names or column.optional:
                 continue
             wanted = self.config.columns.get(column.name, column.name)
-            near = nearest(wanted, own)
+            near = nearest(wanted, sorted(own))
             mapped = near.removeprefix("; did you mean '").removesuffix("'?")
             fix = f'; if \'{mapped}\' is it, set [input.columns] {column.name} = "{mapped}"' if near else (
                 f"; map it with [input.columns] {column.name} = \"...\"")  # fmt: skip

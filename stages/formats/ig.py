@@ -8,7 +8,6 @@ in cm here. Photons are not linked to superclusters, so there is no `Photon_seed
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,10 +67,9 @@ class IgFile(EventFile):
             entries, events = [], []
             for entry in range(start, min(start + self.config.step_events, self.n_events)):
                 try:
-                    events.append(self._event(entry))
+                    events.append(_in_our_types(wanted, self._event(entry)))
                     entries.append(entry)
-                except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, EOFError,
-                        RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:  # fmt: skip
+                except Exception as error:  # whatever a broken archive or text leads to
                     name = self._entries[entry].filename
                     report(entry, 1, f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
             if events:
@@ -164,14 +162,28 @@ class _Table:
         return self.field(collection, field, np.float64).reshape(-1, 3)
 
 
+def _in_our_types(wanted: Sequence[InputColumn], event: dict[str, Any]) -> dict[str, Any]:
+    """The wanted columns of one event; raises where a value is of another kind or a collection's columns differ."""
+    out: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
+    for column in wanted:
+        array = np.array(event[column.name])
+        shape = (lengths.setdefault(column.collection, array.size),) if column.collection else ()
+        if array.shape != shape:
+            raise ValueError(f"{column.name} has shape {array.shape}")
+        if not column.collection:  # from the number itself, which is checked for its range
+            array = np.array(event[column.name], column.wire.wire_dtype)
+        out[column.name] = array.astype(column.wire.wire_dtype, copy=False)
+    return out
+
+
 def _columns(wanted: Sequence[InputColumn], events: list[dict[str, Any]]) -> Columns:
     out: Columns = {}
     for column in wanted:
         parts = [event[column.name] for event in events]
-        dtype = column.wire.wire_dtype
         if column.collection:
             out.setdefault(f"n{column.collection}", np.array([len(part) for part in parts], np.int32))
-            out[column.name] = np.concatenate(parts).astype(dtype)
+            out[column.name] = np.concatenate(parts)
         else:
-            out[column.name] = np.array(parts, dtype)
+            out[column.name] = np.array(parts)
     return out

@@ -1,8 +1,8 @@
 """ROOT files: a TTree or RNTuple `Events` with NanoAOD-style columns, read and written with uproot."""
 
+import contextlib
+import itertools
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,32 +71,64 @@ class RootFile(EventFile):
 
     def check(self, columns: Sequence[InputColumn]) -> None:
         super().check(columns)
-        lines = []
+        lines, unreadable = [], []
         for column in columns:
             if column.name in self.names and self.n_events:
+                own = self.names[column.name]
                 try:
-                    self._convert(column, self._arrays([column], 0, 1)[column.name])
+                    array = self._sample(column)
                 except Exception as error:
-                    lines.append(
-                        f"{self.path}: column '{self.names[column.name]}' is not {_wanted(column)} ({_line(error)})"
-                    )
+                    unreadable.append((own, _line(error)))
+                    continue
+                try:
+                    self._convert(column, array)
+                except Exception as error:
+                    lines.append(f"{self.path}: column '{own}' is not {_wanted(column)} ({_line(error)})")
+        if unreadable:
+            names = ", ".join(name for name, _ in unreadable)
+            why = unreadable[0][1]
+            lines.append(f"{self.path}: cannot be read: {names} ({why}); the file may be truncated or damaged")
         if lines:
             raise UsageError("\n".join(lines))
+
+    def _sample(self, column: InputColumn) -> Any:
+        """One entry of a column: the first, or another where that one is damaged."""
+        for entry in (0, self.n_events // 2):
+            with contextlib.suppress(Exception):
+                return self._arrays([column], entry, entry + 1)[column.name]
+        return self._arrays([column], self.n_events - 1, self.n_events)[column.name]
 
     def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
         present = [column for column in columns if column.name in self.names]
         start, size = 0, self.config.step_events
         while start < self.n_events:
+            n = min(size, self.n_events - start)
             try:
                 for arrays in self._steps(present, start, size):
                     n = min(size, self.n_events - start)
                     yield self._step(present, arrays, start, n, report)
                     start += n
-            except (OSError, ValueError, TypeError, RuntimeError, KeyError, IndexError, struct.error, zlib.error,
-                    AttributeError, EOFError, uproot.DeserializationError) as error:  # fmt: skip
+            except Exception:  # uproot raises whatever the broken bytes lead to
                 n = min(size, self.n_events - start)
-                report(start, n, _line(error))
+                yield from self._pieces(present, start, n, report)
                 start += n
+
+    def _pieces(self, columns: Sequence[InputColumn], start: int, n: int, report: Report) -> Iterator[Step]:
+        """What can be read of a step that is damaged; a bad basket or cluster costs its own entries."""
+        limits = {start, start + n, *(limit for limit in self._limits(columns) if start < limit < start + n)}
+        for first, last in itertools.pairwise(sorted(limits)):
+            try:
+                step = self._step(columns, self._arrays(columns, first, last), first, last - first, report)
+            except Exception as error:
+                report(first, last - first, _line(error))
+            else:
+                yield step
+
+    def _limits(self, columns: Sequence[InputColumn]) -> set[int]:
+        """Entries with which a basket (TTree) or a cluster (RNTuple) begins."""
+        if self.layout == "RNTuple":
+            return {cluster.num_first_entry for cluster in self._tree.cluster_summaries}
+        return {int(limit) for column in columns for limit in self._tree[self.names[column.name]].entry_offsets}
 
     def _steps(self, columns: Sequence[InputColumn], start: int, size: int) -> Iterator[dict[str, Any]]:
         own = [self.names[column.name] for column in columns]
@@ -112,12 +144,12 @@ class RootFile(EventFile):
         out: Columns = {}
         for column in columns:
             counts, values = self._convert(column, arrays[column.name])
+            if len(values if counts is None else counts) != n:
+                raise ValueError(f"{column.name} has not {n} entries")
             if counts is not None:
                 known = out.setdefault(f"n{column.collection}", counts)
                 if not np.array_equal(known, counts):
                     return self._consistent(columns, arrays, start, n, report)
-            elif len(values) != n:
-                raise ValueError(f"{column.name} has {len(values)} of {n} entries")
             out[column.name] = values
         return Step(np.arange(start, start + n), out)
 
@@ -131,27 +163,30 @@ class RootFile(EventFile):
             if column.collection:
                 counts = np.asarray(ak.num(arrays[column.name]))
                 good &= counts == first.setdefault(column.collection, counts)
+        left = self._step(columns, {k: a[good] for k, a in arrays.items()}, 0, int(good.sum()), report)
         for entry in np.flatnonzero(~good):
             report(start + int(entry), 1, "columns of one collection differ in length")
-        left = self._step(columns, {k: a[good] for k, a in arrays.items()}, 0, int(good.sum()), report)
         return Step(start + np.flatnonzero(good), left.columns)
 
     def _convert(self, column: InputColumn, array: Any) -> tuple[Any, Any]:
         """Counts (or None) and flat values of an awkward array, in our dtype."""
+        if array.ndim != (2 if column.collection else 1):
+            raise TypeError(f"it has {array.ndim - 1} axes in an event")
         if not column.collection:
-            return None, np.asarray(array).astype(column.wire.wire_dtype, casting="same_kind", copy=False)
-        if array.ndim != 2:
-            raise TypeError("not a list an event")
+            return None, _values(column, ak.to_numpy(array))
         counts = ak.to_numpy(ak.num(array)).astype(np.int32)
-        content = ak.to_numpy(ak.flatten(array))
-        if not content.size:
+        if not counts.any() and "unknown" in str(array.type):
             return counts, np.zeros(0, column.wire.wire_dtype)
-        if content.dtype.kind == "i" and column.dtype[0] == "u":
-            content = content.view(content.dtype.str.replace("i", "u"))  # detids in signed files
-        if content.dtype.kind == "b":
-            content = content.view(np.uint8)
-        values = content.astype(column.wire.wire_dtype, casting=_casting(column, content), copy=False)
-        return counts, values
+        return counts, _values(column, ak.to_numpy(ak.flatten(array)))
+
+
+def _values(column: InputColumn, content: Any) -> Any:
+    """Values in the dtype of our column; TypeError where they are of another kind."""
+    if content.dtype.kind == "i" and column.dtype[0] == "u":
+        content = content.view(content.dtype.str.replace("i", "u"))  # detids in signed files
+    if content.dtype.kind == "b":
+        content = content.view(np.uint8)
+    return content.astype(column.wire.wire_dtype, casting=_casting(column, content), copy=False)
 
 
 def _casting(column: InputColumn, content: Any) -> Any:

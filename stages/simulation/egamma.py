@@ -5,19 +5,19 @@ from a vertex that is smeared along the beam by 3.5 cm. Nothing but physics tell
 takes the particle through the tracker `material`, `shower` turns what arrives into crystal energies, and the
 readout below makes hits of them:
 
-- Each crystal is smeared with the terms of the test beam resolution 2.8 % / sqrt(E) + 12 % / E + 0.3 % (P.
-  Adzic et al., JINST 2 (2007) P04004): photostatistics 2.1 % / sqrt(E), the rest of the stochastic term being
-  the lateral fluctuation that `shower` makes; 40 MeV of noise, which is 12 % / E for 3 x 3 crystals; and 0.5
-  % of intercalibration as reached in situ (JINST 8 (2013) P09009).
-- Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals above
-  2 GeV of transverse energy, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, the threshold
-  of particle flow (JINST 12 (2017) P10003). Elsewhere crystals count from three sigma of the noise on, and
-  those with nothing but noise are left out.
-- Times have the resolution 33 ns / (E / noise) + 0.15 ns (JINST 5 (2010) T03011).
+- Each crystal is smeared with the terms of the test beam resolution, 2.8 % / sqrt(E) + 12 % / E + 0.3 % in
+  quadrature (P. Adzic et al., JINST 2 (2007) P04004). Photostatistics are 2.1 % / sqrt(E), the rest of that term
+  being the lateral fluctuation that `shower` makes; the noise is 40 MeV, which is 12 % / E for 3 x 3 crystals.
+  The intercalibration is good to 0.5 %, about what was reached in collisions (JINST 8 (2013) P09009).
+- Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals with a
+  transverse energy above 2 GeV, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, the threshold
+  of particle flow (JINST 12 (2017) P10003). Elsewhere crystals count from three sigma of the noise on, and those
+  with nothing but noise are left out.
+- Times have the resolution 35 ns / (E / noise) + 0.15 ns in quadrature (JINST 5 (2010) T03011).
 
-The reported photon is the energy of 5 x 35 crystals (eta x phi) around the most energetic one, the shape of
-the hybrid superclusters (JINST 10 (2015) P08010), at its energy-weighted position as seen from the centre of
-CMS, without corrections. There is no pile-up.
+The reported photon is the energy of 5 x 35 crystals (eta x phi) around the most energetic one, about the reach
+of the superclusters of CMS in the barrel (JINST 10 (2015) P08010), at its energy-weighted position as seen from
+the centre of CMS, without corrections. There is no pile-up.
 """
 
 import math
@@ -168,7 +168,7 @@ def _simulate(
         for k in range(n):
             cells[used + k] = hits[k]
             energies[used + k] = readings[hits[k]]
-            width = math.hypot(33.0 * NOISE_GEV / readings[hits[k]], 0.15)
+            width = math.hypot(35.0 * NOISE_GEV / readings[hits[k]], 0.15)
             times[used + k] = width * normal(stream)
         used += n
         for cell in touched[:n_touched]:

@@ -1,12 +1,11 @@
 """Material of the CMS tracker as thin layers, and the layers that a straight line crosses.
 
 The layers are those of the CMS fast simulation for the tracker of 2017-2018: cylinders and disks whose
-thickness in radiation lengths X0, at normal incidence, changes along z or r (CMSSW,
-`FastSimulation/SimplifiedGeometryPropagator/python/ TrackerMaterial_cfi.py`; S. Abdullin et al., J. Phys.
-Conf. Ser. 331 (2011) 032049). Radii and z of the sensitive layers are those of the detector papers (JINST 3
-(2008) S08004; the pixel detector since 2017: CMS-TDR-011). Their sum agrees with the published budget: 0.4 X0
-at eta = 0, rising to 1.8 X0 at |eta| = 1.4 (JINST 9 (2014) P10009, figure 3). What only |eta| > 1.5 reaches
-is left out.
+thickness in radiation lengths X0, at normal incidence, changes along z or r (CMSSW, `TrackerMaterial_cfi.py` in
+`FastSimulation/SimplifiedGeometryPropagator`; S. Abdullin et al., J. Phys. Conf. Ser. 331 (2011) 032049). Radii
+and z of the sensitive layers are those of the detector papers (JINST 3 (2008) S08004; the pixel detector since
+2017: CMS-TDR-011). Their sum agrees with the published budget: 0.4 X0 at eta = 0, rising to 1.8 X0 at
+|eta| = 1.4 (JINST 9 (2014) P10009). What only |eta| > 1.5 reaches is left out.
 """
 
 import math

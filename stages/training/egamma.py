@@ -108,7 +108,7 @@ def train(
     *,
     validation: tuple[Crops, Labels],
     seed: int,
-    epochs: int = 15,
+    epochs: int = 12,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-2,

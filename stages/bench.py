@@ -1,0 +1,315 @@
+"""`streamer bench`: how fast the pipeline is, beside the seed's way and the limit, on the same events in one run.
+
+Three ways to score the same file
+---------------------------------
+seed
+    What the CMS reference does, in one process of Python: event by event with awkward, a dense frame of 280 x 360
+    float32 an event, a dense crop cut from it, one call of the network for each crop, with one inference thread.
+    It is a fair one: the file is read in large steps, the session is kept, and the detids are decoded by our
+    compiled kernels. It writes nothing.
+limit
+    Our own kernels in one process, without any transport and without writing: read, frame, crop, batches over
+    whole steps. Measured with one and with two inference threads; the faster one is the limit.
+pipeline
+    The real one: `Supervisor` with a process for each stage, sockets between them, results committed to disk.
+
+Protocol
+--------
+As in section 5 of the paper (1000 events, the first 300 dropped, ten repeats). Its repeats are jobs; here they are
+windows cut from one stream, because a pipeline takes seconds to start and is never started for 1000 events. Window
+r begins at event `r * (total - events) / (repeats - 1)`, so that the first one holds the start of the stream and
+the last one its end. The time between events `drop` and `events` of each window counts. When an event was done is
+known per event (seed), per step (limit) and per block (pipeline, by the writer's report); between those it is
+interpolated. The throughput is all counted events over all counted time, its spread the standard deviation of the
+windows. All ways take turns, `rounds` times, so that other load on the machine hits all alike; figures are medians
+of the rounds, and so are the ratios, each taken within its round. *Sustained* is the rate of the pipeline's whole
+stream without its first tenth.
+
+Modules
+-------
+Time per event is processor time, as wall-clock time on a busy machine also counts the turns of others.
+
+=================  ====================================  =========================================================
+module             one process                           pipeline
+=================  ====================================  =========================================================
+event setup        seed: an event's arrays out of the    what the processes' loops and ZeroMQ's threads took: all
+                   step; limit: making blocks            that moves and books blocks
+detector frames    dense or sparse frame                 the framer, without that
+object frames      seeds and crops                       the cropper, without that
+tagger             batch and network                     the tagger, without that (on a GPU: the time it was busy)
+input/output       reading                               the reader, without that, and the writer's journal, fsync
+                                                         and ROOT file
+=================  ====================================  =========================================================
+
+The file
+--------
+The input's first 4000 events are copied into a temporary TTree; a smaller input is repeated until there are as
+many. Events that stand twice in a compressed basket would cost next to nothing to read. So an extend never goes
+beyond a pass over the input, and holds at most 1000 events: small inputs have small baskets, which are somewhat
+slower to read (20 instead of 15 us an event with baskets of 100), for all ways alike.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from stages.bench_plot import Told, plot
+from stages.bench_ways import MODULES, Stream, copy_events, limit, pipeline, seed_way
+from stages.config import Config
+from stages.writer import prepare_folder
+from streamer import __version__
+from streamer.errors import StreamerError, UsageError
+from streamer.report import Summary
+from streamer.runner import keep_freed_memory
+
+PACED_SHARE = 0.5
+"""Latency is also measured with a live feed of this share of the sustained rate,"""
+PACED_S = 4.0
+"""for about so long [s]."""
+TOLERANCE = 1e-5
+"""Largest relative difference between the scores of two ways (absolute below 1)."""
+GPU_TOLERANCE = 1e-3
+"""GPUs multiply with fewer digits, and add in an order that depends on the batch."""
+
+WAYS = {
+    "seed": "seed's way",
+    "limit_1": "limit, 1 thread",
+    "limit_2": "limit, 2 threads",
+    "pipeline": "pipeline",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured; numbers of events, but for `repeats` and `rounds`."""
+
+    events: int = 1000
+    drop: int = 300
+    repeats: int = 10
+    sustained: int = 40_000
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < self.events:
+            raise UsageError(f"--drop {self.drop}: drop fewer than the {self.events} --events of a repeat")
+
+    def n_events(self, way: str) -> int:
+        """Events of one stream. The seed's way is too slow for more than it needs."""
+        windows = self.repeats * self.events
+        return windows if way == "seed" else max(windows, self.sustained)
+
+    def seconds(self, stream: Stream) -> npt.NDArray[np.float64]:
+        """What the counted events of each window took [s]."""
+        first, last = int(stream.done[0]), int(stream.done[-1]) - self.events
+        if last < first:
+            raise UsageError(f"--events {self.events}: more than the writer tells of; set a larger feed.block_events")
+        starts = np.linspace(first, last, self.repeats)
+        begin, end = (np.interp(starts + n, stream.done, stream.at_s) for n in (self.drop, self.events))
+        return np.asarray(end - begin)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in numbers: events per second, and processor time per event by module [s].
+
+    `rounds` has the throughput of each round, `throughput` is their median; `windows` has the rates of all
+    windows, `spread` is their standard deviation.
+    """
+
+    title: str
+    throughput: float
+    spread: float
+    rounds: list[float]
+    windows: list[float]
+    modules_s: dict[str, float]
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time per event [s]."""
+        return sum(self.modules_s.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `bench.json` holds. `limit` names the faster of the two limits; latencies in seconds."""
+
+    about: dict[str, Any]
+    plan: Plan
+    ways: dict[str, Way]
+    limit: str
+    ratios: dict[str, float]
+    sustained: dict[str, Any]
+    latency_s: dict[str, Any]
+    max_score_difference: float
+
+
+def bench(config: Config, plan: Plan, output: Path) -> Result:
+    """Measure, and leave `bench.json` and `bench.png` in the folder `output`.
+
+    Raises
+    ------
+    StreamerError
+        The ways do not give the same scores, or one fails.
+    KeyboardInterrupt
+        The measurement was stopped. Nothing is left then.
+    """
+    prepare_folder(output)
+    keep_freed_memory()  # as the pipeline's processes do
+    if logging.getLogger().level > logging.DEBUG:
+        logging.getLogger().setLevel(logging.WARNING)
+    with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(4 * plan.rounds + 2) as told:
+        told.step("copying the events")
+        files = list(config.input.files)
+        path = Path(folder).resolve() / "events.root"
+        n_input, n_copied = copy_events(config, path)
+        config = _reading(config, path, Path(folder).resolve())
+        load = os.getloadavg()[0]
+        result = _measure(config, plan, min(n_copied, plan.n_events("seed")), told)
+    result.about.update(load_before=load, input=files, events_read=n_input, events_in_file=n_copied)
+    data = asdict(result)
+    (output / "bench.json").write_text(json.dumps(data, indent=2) + "\n")
+    plot(data, output / "bench.png")
+    return result
+
+
+def _reading(config: Config, path: Path, folder: Path) -> Config:
+    """The configuration that reads the copy in a loop and writes into `folder`."""
+    return config.model_copy(
+        update={
+            "input": config.input.model_copy(update={"files": (str(path),), "tree": "Events", "columns": {}}),
+            "writer": config.writer.model_copy(update={"dir": folder / "scores", "overwrite": True}),
+        }
+    )
+
+
+def _feeding(config: Config, events: int, rate: float = 0.0) -> Config:
+    feed = config.feed.model_copy(update={"loop": True, "events": events, "rate": rate})
+    return config.model_copy(update={"feed": feed})
+
+
+def _measure(config: Config, plan: Plan, n_scores: int, told: Told) -> Result:
+    told.step("compiling the kernels")
+    seed_way(config, 10, 10)
+    limit(config, 1, 10, 10)
+    n = plan.n_events
+    streaming = _feeding(config, n("pipeline"))
+    streams: dict[str, list[Stream]] = {way: [] for way in WAYS}
+    summaries: list[Summary] = []
+    for k in range(plan.rounds):
+        for way in WAYS:
+            told.step(f"round {k + 1} of {plan.rounds}: {WAYS[way]}")
+            if way == "seed":
+                streams[way].append(seed_way(config, n(way), n_scores))
+            elif way == "pipeline":
+                stream, summary = pipeline(streaming, n_scores, told.running)
+                streams[way].append(stream)
+                summaries.append(summary)
+            else:
+                streams[way].append(limit(config, int(way[-1]), n(way), n_scores))
+    difference = _largest_difference(streams, TOLERANCE if summaries[0].provider == "CPU" else GPU_TOLERANCE)
+    ways = {way: _way(WAYS[way], plan, streams[way]) for way in WAYS}
+    best = max(("limit_1", "limit_2"), key=lambda way: ways[way].throughput)
+    sustained = [_sustained(stream) for stream in streams["pipeline"]]
+
+    rate = PACED_SHARE * float(np.median(sustained))
+    told.step(f"latency at {rate:,.0f} events/s")
+    paced = _feeding(config, max(plan.events, int(min(plan.sustained, PACED_S * rate))), rate)
+    latency_s = {
+        "saturated": {q: float(np.median([s.latency_s[q] for s in summaries])) for q in summaries[0].latency_s},
+        "paced": dict(pipeline(paced, 0, told.running)[1].latency_s),
+        "paced_rate": rate,
+    }
+    return Result(
+        about=_about(config, summaries[0]),
+        plan=plan,
+        ways=ways,
+        limit=best,
+        ratios={f"pipeline/{other}": _ratio(ways["pipeline"], ways[other]) for other in ("seed", best)},
+        sustained={"throughput": float(np.median(sustained)), "rounds": sustained},
+        latency_s=latency_s,
+        max_score_difference=difference,
+    )
+
+
+def _way(title: str, plan: Plan, streams: list[Stream]) -> Way:
+    counted = plan.events - plan.drop
+    seconds = [plan.seconds(stream) for stream in streams]
+    rounds = [counted * plan.repeats / float(s.sum()) for s in seconds]
+    windows = [counted / float(s) for s in np.concatenate(seconds)]
+    modules = {module: float(np.median([s.modules_s[module] for s in streams])) for module in MODULES}
+    return Way(title, float(np.median(rounds)), float(np.std(windows)), rounds, windows, modules)
+
+
+def _ratio(one: Way, other: Way) -> float:
+    return float(np.median([a / b for a, b in zip(one.rounds, other.rounds, strict=True)]))
+
+
+def _sustained(stream: Stream) -> float:
+    """Events per second without the first tenth."""
+    first = max(int(stream.done[0]), int(stream.done[-1]) // 10)
+    begin = float(np.interp(first, stream.done, stream.at_s))
+    return (int(stream.done[-1]) - first) / (float(stream.at_s[-1]) - begin)
+
+
+def _largest_difference(streams: dict[str, list[Stream]], tolerance: float) -> float:
+    """Between the scores of all ways and those of the pipeline; relative for scores above 1.
+
+    Raises
+    ------
+    StreamerError
+        It is larger than `tolerance`.
+    """
+    wanted = streams["pipeline"][0].scores
+    largest = 0.0
+    for way, runs in streams.items():
+        for run in runs:
+            if run.scores.shape != wanted.shape:
+                raise StreamerError(f"{WAYS[way]}: {run.scores.size} scores, but the pipeline has {wanted.size}")
+            difference = np.abs(run.scores - wanted) / np.maximum(1, np.abs(wanted))
+            if not (difference <= tolerance).all():
+                raise StreamerError(f"{WAYS[way]}: scores differ by up to {difference.max():.2g} from the pipeline's")
+            largest = max(largest, float(difference.max(initial=0)))
+    return largest
+
+
+def _about(config: Config, summary: Summary) -> dict[str, Any]:
+    ((name, spec),) = config.taggers.items()
+    packages = ("awkward", "numba", "numpy", "pyzmq", "uproot")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {
+            "streamer": __version__,
+            "python": platform.python_version(),
+            "onnxruntime": ort.__version__,
+            **{package: version(package) for package in packages},
+        },
+        "tagger": name,
+        "model": str(spec.model),
+        "model_sha256": hashlib.sha256(spec.model.read_bytes()).hexdigest(),
+        "provider": summary.provider,
+        "processes": sum(stage.replicas for stage in summary.stages),
+    }
+
+
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,256 @@
+"""The tagger: which models are taken, how crops become a batch, and whose score is whose."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from physics_helpers import Chain, columns_of, conv_model, event, per_event, save_graph, sum_model
+
+from stages import tagger as tagger_module
+from stages.config import Config
+from stages.detector.ecal import eb_detid
+from stages.tagger import Tagger, fill
+from streamer.batcher import Part
+from streamer.errors import UsageError
+
+
+def config(model: Path, *, spec: dict[str, Any] | None = None, **tagger: Any) -> Config:
+    return Config.model_validate({"taggers": {"eg": {"model": model, **(spec or {})}}, "tagger": tagger})
+
+
+def make(model: Path, **kwargs: Any) -> Tagger:
+    tagger = Tagger(config(model, **kwargs))
+    tagger.mark = 4
+    tagger.setup()
+    return tagger
+
+
+def mean(axes: list[int], source: str = "crops", to: str = "score") -> Any:
+    return helper.make_node("ReduceMean", [source], [to], axes=axes, keepdims=0)
+
+
+# ---- models
+
+
+def wrong_channels(path: Path) -> None:
+    conv_model(path, ("batch", 3, 32, 32))
+
+
+def wrong_side(path: Path) -> None:
+    conv_model(path, ("batch", 1, 16, 16))
+
+
+def channels_last(path: Path) -> None:
+    save_graph(path, [mean([1, 2, 3])], ("batch", 32, 32, 1), output=("batch",))
+
+
+def three_axes(path: Path) -> None:
+    save_graph(path, [mean([1, 2])], ("batch", 32, 32), output=("batch",))
+
+
+def two_inputs(path: Path) -> None:
+    both = [mean([1, 2, 3], to="a"), mean([1, 2, 3], "more0", "b"), helper.make_node("Add", ["a", "b"], ["score"])]
+    save_graph(path, both, output=("batch",), extra_inputs=1)
+
+
+def doubles(path: Path) -> None:
+    save_graph(path, [mean([1, 2, 3])], output=("batch",), dtype=TensorProto.DOUBLE)
+
+
+def many_scores(path: Path) -> None:
+    save_graph(path, [mean([1, 2])], output=("batch", 32))
+
+
+def many_scores_without_saying_so(path: Path) -> None:
+    save_graph(path, [mean([1, 2])], ("batch", "c", "h", "w"), output=("batch", "k"))
+
+
+def text(path: Path) -> None:
+    path.write_bytes(b"this is not a network " * 10)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def torn(path: Path) -> None:
+    whole = conv_model(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def missing(path: Path) -> None:
+    """There is no such file."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (wrong_channels, "('batch', 3, 32, 32), but channels ECAL and crop 32 make ('batch', 1, 32, 32)"),
+        (wrong_side, "('batch', 1, 16, 16), but channels ECAL and crop 32 make"),
+        (channels_last, "change taggers.eg.channels or .crop, or the model"),
+        (three_axes, "('batch', 32, 32), but"),
+        (two_inputs, "has 2 inputs; one is needed"),
+        (doubles, "'crops' is tensor(double); float32 is needed"),
+        (many_scores, "one float32 score a crop is needed"),
+        (many_scores_without_saying_so, "scores for"),
+        (text, "not a model that ONNX Runtime loads"),
+        (empty, "not a model that ONNX Runtime loads"),
+        (torn, "not a model that ONNX Runtime loads"),
+        (missing, "cannot be read (No such file or directory); set taggers.eg.model"),
+        (Path.mkdir, "cannot be read (Is a directory); set taggers.eg.model"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_in_one_line(
+    tmp_path: Path, spoil: Any, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    spoil(path)
+    with pytest.raises(UsageError) as error:
+        make(path)
+    line = str(error.value)
+    assert line.startswith(f"tagger eg: {path}: ")
+    assert said in line
+    assert "\n" not in line
+    assert capfd.readouterr() == ("", ""), "nobody else talks"
+
+
+def test_a_tagger_asks_for_the_crop_and_channels_that_it_is_configured_for(tmp_path: Path) -> None:
+    make(conv_model(tmp_path / "m16.onnx", ("batch", 1, 16, 16)), spec={"crop": 16})
+    make(conv_model(tmp_path / "m2.onnx", ("batch", 2, 32, 32)), spec={"channels": ("ECAL", "ECAL")})
+
+
+# ---- providers
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_asked_for_by_name_must_load(
+    tmp_path: Path, provider: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = conv_model(tmp_path / "m.onnx")
+    try:
+        tagger = make(model, provider=provider)
+    except UsageError as error:
+        line = str(error)
+        assert line.startswith(f"tagger.provider = '{provider}' does not load on this machine")
+        assert "use 'auto' or 'cpu'" in line
+        assert "\n" not in line
+        assert capfd.readouterr() == ("", ""), "nobody else talks"
+    else:
+        assert tagger.about()["provider"].lower() == provider
+
+
+def test_auto_takes_the_cpu_where_there_is_nothing_better_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tagger_module, "has_gpu", lambda: False)
+    caplog.set_level(logging.INFO)
+    tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
+    assert tagger.about()["provider"] == "CPU"
+    assert "on CPU" in caplog.text
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+def test_auto_warns_of_a_gpu_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tagger_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
+    if tagger.about()["provider"] == "CPU":
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert warning.startswith("there is a GPU, but ONNX Runtime cannot use it")
+
+
+# ---- batches
+
+
+def test_fill_writes_dense_crops_over_what_was_there() -> None:
+    # two crops of two channels, 4 x 4 pixels; a third crop that is not asked for
+    counts = np.array([[1, 2], [0, 1], [1, 0]])
+    offsets = np.concatenate([[0], np.cumsum(counts.reshape(-1))]).astype(np.int64)
+    index, value = np.array([3, 0, 15, 7, 1], np.uint16), np.array([1, 2, 3, 4, 5], np.float32)
+    batch = np.full((4, 2, 16), 9, np.float32)
+    fill(offsets, index, value, 0, 2, 2, batch, 1)
+    wanted = np.zeros((2, 2, 16), np.float32)
+    wanted[0, 0, 3], wanted[0, 1, 0], wanted[0, 1, 15], wanted[1, 1, 7] = 1, 2, 3, 4
+    np.testing.assert_array_equal(batch[1:3], wanted)
+    assert (batch[[0, 3]] == 9).all(), "the rows around stay"
+    fill(offsets, index, value, 2, 3, 2, batch, 0)
+    assert batch[0].sum() == batch[0, 0, 1] == 5
+
+
+def test_fill_ignores_what_lies_outside_the_crop() -> None:
+    offsets, batch = np.array([0, 4], np.int64), np.zeros((2, 1, 16), np.float32)
+    fill(offsets, np.array([16, 65535, 15, 17], np.uint16), np.ones(4, np.float32), 0, 1, 1, batch, 0)
+    assert batch[0].sum() == batch[0, 0, 15] == 1
+    assert batch[1].sum() == 0
+
+
+def events_with(energies: list[list[float]]) -> list[dict[str, Any]]:
+    """Events whose photons have a hit of so much energy each; 0 for none, which leaves the photon without a seed."""
+    out = []
+    for k, row in enumerate(energies):
+        hits = [(int(eb_detid(-80 + 30 * i, 100)), energy) for i, energy in enumerate(row) if energy]
+        photons = [(50.0, (-79.5 + 30 * i) * 0.01745, np.radians(89.5)) for i in range(len(row))]
+        out.append(event(k, EBRecHit=hits, Photon=photons))
+    return out
+
+
+ENERGIES = [[1.0, 2.0], [], [3.0, 0.0, 5.0], [0.0], [7.0], [], [8.0, 9.0, 10.0, 11.0]]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 64])
+def test_every_score_goes_to_its_photon(tmp_path: Path, max_batch: int) -> None:
+    chain = Chain(config(sum_model(tmp_path / "sum.onnx"), max_batch=max_batch))
+    columns = chain.scores(columns_of(events_with(ENERGIES)), len(ENERGIES)).columns
+    assert per_event(columns, "Photon_egScore") == [[e or -1.0 for e in row] for row in ENERGIES]
+    assert not columns["error"].any()
+
+
+def test_batches_span_blocks(tmp_path: Path) -> None:
+    chain = Chain(config(sum_model(tmp_path / "sum.onnx"), max_batch=8))
+    blocks = [chain.crops(columns_of(events_with([row])), 1) for row in ([1.0, 2.0, 3.0], [4.0], [5.0, 6.0])]
+    parts = [Part(blocks[0], 1, 3), Part(blocks[1], 0, 1), Part(blocks[2], 0, 1)]
+    assert chain.tagger.infer(parts).tolist() == [2, 3, 4, 5]
+    assert chain.tagger.infer([Part(blocks[2], 1, 2)]).tolist() == [6]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_model_of_a_fixed_batch_size_is_fed_in_that_size(tmp_path: Path, batch: int) -> None:
+    chain = Chain(config(sum_model(tmp_path / "fixed.onnx", (batch, 1, 32, 32)), max_batch=64))
+    assert chain.tagger.max_batch == batch
+    columns = chain.scores(columns_of(events_with(ENERGIES)), len(ENERGIES)).columns
+    assert per_event(columns, "Photon_egScore") == [[e or -1.0 for e in row] for row in ENERGIES]
+
+
+def test_a_score_that_is_no_number_marks_its_event_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chain = Chain(config(sum_model(tmp_path / "nan.onnx", limit=6.0), max_batch=4))
+    columns = chain.scores(columns_of(events_with([[1.0], [2.0, 8.0], [], [3.0], [9.0]])), 5).columns
+    assert columns["error"].tolist() == [0, 4, 0, 0, 4]
+    found = per_event(columns, "Photon_egScore")
+    np.testing.assert_allclose(np.concatenate(found), [1, 2, -1, 3, -1], rtol=1e-5)
+    assert "2 crops without a finite score" in caplog.text
+
+
+def test_items_that_failed_are_marked_like_that_too(tmp_path: Path) -> None:
+    chain = Chain(config(sum_model(tmp_path / "sum.onnx")))
+    block = chain.crops(columns_of(events_with([[1.0], [2.0, 3.0]])), 2)
+    done = chain.tagger.finish(block, np.concatenate([np.array([1.0], np.float32), chain.tagger.failed(2)]))
+    assert done.columns["error"].tolist() == [0, 4]
+    assert done.columns["Photon_egScore"].tolist() == [1, -1, -1]
+
+
+def test_what_it_tells_of_itself(tmp_path: Path) -> None:
+    import hashlib
+
+    path = conv_model(tmp_path / "m.onnx")
+    about = make(path, provider="cpu").about()
+    assert about == {
+        "provider": "CPU",
+        "model": str(path),
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
