@@ -44,9 +44,10 @@ input/output       reading                               the reader, without tha
 The file
 --------
 The input's first 4000 events are copied into a temporary TTree; a smaller input is repeated until there are as
-many. Events that stand twice in a compressed basket would cost next to nothing to read. So an extend never goes
-beyond a pass over the input, and holds at most 1000 events: small inputs have small baskets, which are somewhat
-slower to read (20 instead of 15 us an event with baskets of 100), for all ways alike.
+many. An event that stands a second time in a compressed basket costs next to nothing to read. So a basket never
+goes beyond one pass over the input, and holds at most 1000 events. Small inputs have small baskets then, which are
+somewhat slower to read (20 instead of 15 us an event with baskets of 100), for all ways alike; only an input of less
+than 100 events is repeated within its baskets.
 """
 
 import hashlib
@@ -124,15 +125,15 @@ class Plan:
 class Way:
     """One way in numbers: events per second, and processor time per event by module [s].
 
-    `rounds` has the throughput of each round, `throughput` is their median; `windows` has the rates of all
-    windows, `spread` is their standard deviation.
+    `rounds` has the throughput of each round, `windows` the rates of its windows. `throughput` is the median of the
+    rounds, `spread` that of the standard deviations of their windows.
     """
 
     title: str
     throughput: float
     spread: float
     rounds: list[float]
-    windows: list[float]
+    windows: list[list[float]]
     modules_s: dict[str, float]
 
     @property
@@ -247,9 +248,10 @@ def _way(title: str, plan: Plan, streams: list[Stream]) -> Way:
     counted = plan.events - plan.drop
     seconds = [plan.seconds(stream) for stream in streams]
     rounds = [counted * plan.repeats / float(s.sum()) for s in seconds]
-    windows = [counted / float(s) for s in np.concatenate(seconds)]
+    windows = [(counted / s).tolist() for s in seconds]
+    spread = float(np.median([np.std(rates) for rates in windows]))
     modules = {module: float(np.median([s.modules_s[module] for s in streams])) for module in MODULES}
-    return Way(title, float(np.median(rounds)), float(np.std(windows)), rounds, windows, modules)
+    return Way(title, float(np.median(rounds)), spread, rounds, windows, modules)
 
 
 def _ratio(one: Way, other: Way) -> float:

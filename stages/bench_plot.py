@@ -82,7 +82,7 @@ def show(result: dict[str, Any]) -> None:
     head.add_row("machine", f"{about['cores']} cores, {about['cpu']}, provider {about['provider']}, "
                             f"load {about['load_before']:.1f} before")  # fmt: skip
     head.add_row("events", f"{about['events_read']:,} from {', '.join(about['input'])}")
-    head.add_row("scores", f"all ways agree within {result['max_score_difference']:.1g}")
+    head.add_row("scores", f"all ways agree, largest difference {result['max_score_difference']:.1g}")
     console.print(head)
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -103,9 +103,9 @@ def show(result: dict[str, Any]) -> None:
         tail.add_row(f"{one} / {ways[other]['title']}", f"[bold]{ratio:.2f}[/]")
     tail.add_row("sustained", f"{result['sustained']['throughput']:,.0f} events/s over {plan['sustained']:,} events")
     latency = result["latency_s"]
-    for what, rate in (("saturated", "as fast as it can"), ("paced", f"{latency['paced_rate']:,.0f} events/s")):
-        quantiles = "   ".join(f"p{float(q) * 100:.0f} {duration(s)}" for q, s in latency[what].items())
-        tail.add_row("latency", f"{quantiles}   at {rate}" if what == "paced" else f"{quantiles}   {rate}")
+    for at, quantiles in (("full speed", latency["saturated"]), (f"{latency['paced_rate']:,.0f}/s", latency["paced"])):
+        text = "   ".join(f"p{float(q) * 100:.0f} {duration(seconds)}" for q, seconds in quantiles.items())
+        tail.add_row(f"latency at {at}", text)
     console.print(tail)
 
 
@@ -121,52 +121,58 @@ def plot(result: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    ways = result["ways"]
-    shown = {way: ways[way]["title"].replace(", ", ",\n") for way in ("seed", "pipeline", result["limit"])}
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.5), layout="constrained")
-        _throughputs(left, ways, shown, result["ratios"])
-        _breakdown(right, ways, shown)
-        about, plan = result["about"], result["plan"]
+    ways, about, plan = result["ways"], result["about"], result["plan"]
+    shown = ["seed", "pipeline", result["limit"]]
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+    with plt.rc_context({**style, "axes.titleweight": "bold", "axes.titlesize": 11}):
+        figure = plt.figure(figsize=(11, 5), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
+        _throughputs(left.subplots(), result, shown)
+        upper, lower = right.subplots(2, 1, height_ratios=(3, 2))
+        _breakdown(upper, ways, shown, "Time per event by module")
+        _breakdown(lower, ways, shown[1:], "The last two, enlarged")
+        lower.set_xlabel("processor time per event [us]")
+        right.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False,
+                     handlelength=1, columnspacing=1.4)  # fmt: skip
         figure.suptitle(
-            f"{about['tagger']} tagger on {about['cores']} cores of {about['cpu']}, {about['provider']} provider: "
-            f"{plan['repeats']} x {plan['events']} events, the first {plan['drop']} dropped",
+            f"{about['tagger']} tagger on {about['cores']} cores of {about['cpu']} (provider {about['provider']}): "
+            f"{plan['repeats']} x {plan['events']:,} events, the first {plan['drop']:,} dropped, "
+            f"{plan['rounds']} rounds",
             fontsize=10,
         )
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
 
-def _throughputs(axes: Any, ways: dict[str, Any], shown: dict[str, str], ratios: dict[str, float]) -> None:
-    colours = ("#f4a261", "#457b9d", "#c9d3da")
-    for place, (way, name) in enumerate(shown.items()):
-        rate, spread = ways[way]["throughput"], ways[way]["spread"]
-        axes.bar(place, rate, 0.6, yerr=spread, capsize=4, color=colours[place], label=name)
+def _throughputs(axes: Any, result: dict[str, Any], shown: list[str]) -> None:
+    for way, colour in zip(shown, ("#adb5bd", "#1d3557", "#dee2e6"), strict=True):
+        numbers = result["ways"][way]
+        rate, spread = numbers["throughput"], numbers["spread"]
+        title = numbers["title"].replace(", ", ",\n")
+        axes.bar(title, rate, 0.6, yerr=spread, capsize=4, color=colour, ecolor="#495057")
         text = f"{rate:,.0f}"
-        if f"pipeline/{way}" in ratios:
-            text += f"\npipeline: {ratios[f'pipeline/{way}']:.2g} x"
-        axes.text(place, rate + spread, f"{text}\n", ha="center", va="center_baseline", fontsize=9)
-    axes.set_xticks(range(len(shown)), shown.values())
+        if ratio := result["ratios"].get(f"pipeline/{way}"):
+            text += f"\n(pipeline: {ratio:.2g} x)"
+        axes.annotate(text, (title, rate + spread), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     axes.set_ylabel("events per second")
-    axes.margins(y=0.15)
-    axes.set_title("Throughput", loc="left", fontweight="bold")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(y=0.12)
+    axes.set_title("Throughput")
 
 
-def _breakdown(axes: Any, ways: dict[str, Any], shown: dict[str, str]) -> None:
+def _breakdown(axes: Any, ways: dict[str, Any], shown: list[str], title: str) -> None:
     longest = max(cpu_s(ways[way]) for way in shown) * 1e6
     for place, way in enumerate(shown):
         begin = 0.0
         for module, colour in COLOURS.items():
             width = ways[way]["modules_s"][module] * 1e6
-            axes.barh(place, width, 0.55, left=begin, color=colour, label=module if not place else None)
-            if width > 0.06 * longest:
-                axes.text(begin + width / 2, place, f"{width:.0f}", ha="center", va="center", fontsize=9, color="white")
+            axes.barh(place, width, 0.6, left=begin, color=colour, label=None if place else module)
+            if width > 0.045 * longest:
+                text = f"{width:.0f}" if width >= 10 else f"{width:.1f}"
+                axes.text(begin + width / 2, place, text, ha="center", va="center", fontsize=9, color="white")
             begin += width
-        axes.text(begin + 0.01 * longest, place, f"{begin:.0f}", va="center", fontsize=9, fontweight="bold")
-    axes.set_yticks(range(len(shown)), shown.values())
+        axes.annotate(f"{begin:.0f} us", (begin, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(shown)), [ways[way]["title"].replace(", ", ",\n") for way in shown])
     axes.invert_yaxis()
-    axes.set_xlabel("processor time per event [us]")
-    axes.margins(x=0.08)
-    axes.set_title("Time per event by module", loc="left", fontweight="bold")
-    axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.16), frameon=False, fontsize=9,
-                handlelength=1, columnspacing=1.2)  # fmt: skip
+    axes.set_xlim(0, 1.12 * longest)
+    axes.set_title(title)

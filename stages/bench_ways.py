@@ -37,6 +37,7 @@ MODULES = ("event setup", "detector frames", "object frames", "tagger", "input/o
 
 COPY_EVENTS = 4000
 BASKET_EVENTS = 1000
+LEAST_BASKET_EVENTS = 100
 
 Float32s = npt.NDArray[np.float32]
 
@@ -122,19 +123,22 @@ def copy_events(config: Config, path: Path) -> tuple[int, int]:
 
 
 def _passes(schema: Schema, steps: list[Columns]) -> Iterator[Columns]:
-    """The steps again and again until there are enough events; small ones of a pass are joined."""
-    joined: list[Columns] = []
+    """Baskets: the steps again and again until there are enough events; small ones of a pass are joined."""
+    baskets: list[Columns] = []
     for step in steps:
-        if joined and len(joined[-1]["event"]) + len(step["event"]) <= BASKET_EVENTS:
-            joined[-1] = schema.concat([joined[-1], step])
+        if baskets and len(baskets[-1]["event"]) + len(step["event"]) <= BASKET_EVENTS:
+            baskets[-1] = schema.concat([baskets[-1], step])
         else:
-            joined.append(step)
+            baskets.append(step)
+    if len(baskets) == 1:
+        n_pass = len(baskets[0]["event"])
+        baskets = [schema.concat(baskets * -(-LEAST_BASKET_EVENTS // n_pass))]
     n = 0
-    for step in cycle(joined):
+    for basket in cycle(baskets):
         if n >= COPY_EVENTS:
             return
-        yield step
-        n += len(step["event"])
+        yield basket
+        n += len(basket["event"])
 
 
 # ---- the seed's way

@@ -125,7 +125,8 @@ def ig_text(e: Event, quote: str = '"', brackets: str = "[]") -> str:
         for name, fields in types.items()
     )
     row_text = ",\n".join(f"{quoted(name)}: [{', '.join(map(entry, table))}]" for name, table in rows.items())
-    return f"{{{quoted('Types')}: {{{type_text}}},\n{quoted('Collections')}: {{{row_text}}},\n{quoted('Associations')}: {{}}}}"
+    parts = (f"{quoted(name)}: {{{body}}}" for name, body in (("Types", type_text), ("Collections", row_text)))
+    return f"{{{', '.join(parts)}}}"
 
 
 def write_ig(path: Path, texts: Sequence[str], run: int = 1) -> Path:

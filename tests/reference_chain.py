@@ -7,6 +7,7 @@ compared with. What it does is the CMS end-to-end framework's meaning of a frame
 import re
 import zipfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import floor, isfinite, pi
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _table(text: str, name: str) -> list[list[str]]:
 
 def endcap_pixel(eta: float, phi: float) -> tuple[int, int]:
     """55 bins a side, five to a tower; 360 uniform bins in phi over [-pi, pi)."""
-    for tower, (low, high) in enumerate(zip(TOWERS[:-1], TOWERS[1:], strict=True)):
+    for tower, (low, high) in enumerate(pairwise(TOWERS)):
         if low <= abs(eta) < high:
             away = 5 * tower + min(4, floor(5 * (abs(eta) - low) / (high - low)))
             return (225 + away if eta > 0 else 54 - away), column_of(phi)

@@ -180,7 +180,7 @@ def test_a_folder_that_is_not_there_is_the_users_to_fix(tmp_path: Path) -> None:
 def test_what_is_no_journal_is_told(tmp_path: Path, data: Any) -> None:
     path = tmp_path / "j"
     path.write_bytes(data)
-    with pytest.raises(UsageError, match="not a (readable )?journal") as error:
+    with pytest.raises(UsageError, match=r"not a (readable )?journal") as error:
         read_about(path)
     assert "\n" not in str(error.value)
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import reference_chain as reference
 from physics_helpers import (
     Chain,
     Event,
+    Processes,
     cms_open_data,
     columns_of,
     conv_model,
@@ -16,13 +18,11 @@ from physics_helpers import (
     hits_block,
     model_for_scores,
     per_event,
-    Processes,
     read_scores,
 )
 
-import reference_chain as reference
 from stages.config import Config, InputConfig
-from stages.detector.ecal import eb_detid, ee_centres, ee_crystals, ee_detid, ee_index, ee_pixel_table, load_ee_geometry
+from stages.detector.ecal import eb_detid, ee_centres, ee_crystals, ee_detid, ee_index, ee_pixel_table
 from stages.formats import open_events
 from stages.records import needed
 
@@ -140,9 +140,8 @@ def shared_endcap_crystals() -> list[np.ndarray[Any, Any]]:
         detids = ee_detid(ix + 1, iy + 1, side)
         pixels = ee_pixel_table()[((side + 1) // 2 * 100 + ix) * 100 + iy]
         order = np.argsort(pixels, kind="stable")
-        for group in np.split(detids[order], np.flatnonzero(np.diff(pixels[order])) + 1):
-            if len(group) > 1:
-                groups.append(group)
+        found = np.split(detids[order], np.flatnonzero(np.diff(pixels[order])) + 1)
+        groups += [group for group in found if len(group) > 1]
     return groups
 
 

@@ -58,7 +58,8 @@ def background_rejection(
         raise ValueError("the signal efficiency must be in (0, 1]")
     _, background = _split(labels, scores)
     false_positive, true_positive = roc_curve(labels, scores)
-    efficiency = float(np.interp(signal_efficiency, true_positive, false_positive))
+    k = int(np.searchsorted(true_positive, signal_efficiency))  # the first point that reaches it
+    efficiency = float(np.interp(signal_efficiency, true_positive[k - 1 : k + 1], false_positive[k - 1 : k + 1]))
     if efficiency == 0:
         return np.inf, np.inf
     return 1 / efficiency, float(np.sqrt((1 - efficiency) / (efficiency * background.size)) / efficiency)
