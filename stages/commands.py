@@ -239,26 +239,11 @@ def train(
             seed=seed,
             epochs=epochs,
             threads=threads,
-            commands=[*_made_by([*input, *(test or [])]), command],
+            command=command,
             tell=tell,
         )
     print(f"AUC {done.auc:.4f} +- {done.auc_error:.4f} on events it never saw")
     print(f"{done.model}, {done.card}, {done.roc}")
-
-
-def _made_by(files: list[Path]) -> list[str]:
-    """The commands that made generated files."""
-    import json
-
-    import uproot
-
-    out = []
-    for path in files:
-        with uproot.open(path) as file:
-            if "generator;1" in file:
-                about = json.loads(str(file["generator"]))
-                out.append(f"streamer generate egamma -n {about['events']} -o {path.name} --seed {about['seed']}")
-    return out
 
 
 def bench(
@@ -277,10 +262,12 @@ def bench(
 ) -> None:
     """Measure throughput and latency as the CMS paper does, and what the time goes into.
 
-    On the same events, in turn: the [bold]seed's way[/bold] (one process of Python, event by event, dense frames, one
-    crop a call), the [bold]pipeline[/bold] as `streamer run` starts it, and the [bold]limit[/bold] (the same kernels in
-    one process, without transport). Without INPUT the packaged events are used. Takes two minutes; leave the
-    machine alone meanwhile.
+    On the same events, in turn: the [bold]seed's way[/bold] (one process of Python, event
+    by event, dense frames, one crop a call), the [bold]pipeline[/bold] as streamer run
+    starts it, and the [bold]limit[/bold] (the same kernels in one process, without
+    transport). Without INPUT the packaged events are used.
+
+    Takes two minutes. Leave the machine alone meanwhile.
 
     [bold]Examples[/bold]
 

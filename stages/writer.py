@@ -89,7 +89,11 @@ class Writer(Sink):
     async def abandon(self) -> None:
         assert self._journal is not None
         if self._journal.n_events:
-            log.warning("%d results are safe in %s", self._journal.n_events, self._journal.path)
+            folder = self.path.parent
+            log.warning(
+                "%d results are safe in %s; save them with: streamer finish %s",
+                *(self._journal.n_events, self._journal.path, folder),
+            )
         else:
             self._journal.path.unlink(missing_ok=True)
 

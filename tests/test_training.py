@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages import records
 from stages.config import Config, packaged
+from stages.conversion import schema_of
+from stages.formats.root import write_events
 from stages.simulation.sample import generate_file
 from stages.training.dataset import load_crops
 from stages.training.metrics import auc
@@ -43,9 +46,11 @@ def test_package_stays_small() -> None:
     assert Path(packaged("samples/egamma.root")).stat().st_size <= 3_000_000
 
 
-def test_a_sample_without_truth_is_refused(hits_file: Path) -> None:
+def test_a_sample_without_truth_is_refused(tmp_path: Path) -> None:
+    schema = schema_of(records.needed(Config()))
+    write_events(tmp_path / "data.root", schema, [schema.empty(3)])
     with pytest.raises(UsageError, match="Photon_genLabel"):
-        load_crops([hits_file], Config())
+        load_crops([tmp_path / "data.root"], Config())
 
 
 def test_training_makes_a_model_with_card_and_picture(tmp_path: Path) -> None:
@@ -56,11 +61,10 @@ def test_training_makes_a_model_with_card_and_picture(tmp_path: Path) -> None:
     sample, out = tmp_path / "sample.root", tmp_path / "my.onnx"
     generate_file(1500, sample, seed=1)
     lines: list[str] = []
-    done = train_egamma(
-        [sample], [], out, seed=1, epochs=2, threads=1, commands=["streamer train eg"], tell=lines.append
-    )
+    done = train_egamma([sample], [], out, seed=1, epochs=2, threads=1, command="streamer train eg", tell=lines.append)
     assert any(line.startswith("epoch 2") for line in lines)
     assert hashlib.sha256(out.read_bytes()).hexdigest() in done.card.read_text()
+    assert "streamer generate egamma -n 1500 -o sample.root --seed 1" in done.card.read_text()
     assert done.roc.read_bytes().startswith(b"\x89PNG")
     assert 0.4 < done.auc < 1
     assert list(tmp_path.glob("*.data")) == [], "the weights must be in the ONNX file"

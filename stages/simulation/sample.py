@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uproot
 
 from stages.conversion import schema_of
 from stages.formats.root import write_events
@@ -18,6 +20,13 @@ STEP_EVENTS = 2000
 
 _COLLECTIONS = ("EBRecHit", "EERecHit", "Photon")
 _COLUMNS = [c for c in INPUT if (c.collection in _COLLECTIONS or not c.collection) and c.name != "Photon_seedDetId"]
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """How a file was generated: process, events, seed ...; empty for a file that was not."""
+    with uproot.open(path) as file:
+        found: dict[str, Any] = json.loads(str(file["generator"])) if "generator;1" in file else {}
+    return found
 
 
 def generate_file(n_events: int, out: Path, seed: int, on_step: Callable[[int], None] | None = None) -> None:

@@ -1,12 +1,12 @@
 """One training from event files to an ONNX file with its card and its ROC picture."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.config import Config
+from stages.simulation.sample import settings_of
 from stages.training.dataset import load_crops
 from streamer.errors import UsageError
 
@@ -32,7 +32,7 @@ def train_egamma(
     seed: int,
     epochs: int,
     threads: int,
-    commands: list[str],
+    command: str,
     tell: Callable[[str], None],
 ) -> Trained:
     """Train the E/Gamma network.
@@ -41,7 +41,7 @@ def train_egamma(
     ----------
     tests : list of Path
         Events for the figures on the card; where there are none, the last fifth of the inputs.
-    commands : list of str
+    command : str
         For the card: how to get this result again.
     tell : callable
         Given a line on progress now and then.
@@ -95,7 +95,7 @@ def train_egamma(
         title="E/Gamma tagger",
         task="Tells electrons (score near 1) from photons (near 0) by one 32 x 32 crop of ECAL energies in GeV.",
         data=_data(inputs, tests),
-        commands=commands,
+        commands=[*_generated(inputs + tests), command],
         seed=seed,
         n_train=cut,
         n_validation=len(crops) - cut,
@@ -111,14 +111,20 @@ def train_egamma(
     return Trained(out, card, roc, area, area_error)
 
 
-def _data(inputs: list[Path], tests: list[Path]) -> str:
-    import uproot
+def _generated(paths: list[Path]) -> list[str]:
+    """The commands that made those of the files that were generated."""
+    return [
+        f"streamer generate egamma -n {about['events']} -o {path.name} --seed {about['seed']}"
+        for path in paths
+        if (about := settings_of(path))
+    ]
 
+
+def _data(inputs: list[Path], tests: list[Path]) -> str:
     lines = []
     for what, paths in (("training and validation", inputs), ("test", tests)):
         for path in paths:
-            with uproot.open(path) as file:
-                about = json.loads(str(file["generator"])) if "generator;1" in file else {}
-            known = f"{about.get('events'):,} {about.get('process')}, seed {about.get('seed')}" if about else "unknown"
+            about = settings_of(path)
+            known = f"{about['events']:,} {about['process']}, seed {about['seed']}" if about else "of unknown origin"
             lines.append(f"`{path.name}` ({what}): {known}.")
     return " ".join(lines)
