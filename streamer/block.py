@@ -312,6 +312,13 @@ def decode_block(header: dict[str, Any], data: Sequence[Any], run: str, schema: 
     return Block(block_id, n_events, columns, attempt, stamps)
 
 
+def announced_events(header: dict[str, Any], run: str) -> int:
+    """How many events a block of this run says it holds, even if it is refused; 0 where it does not say."""
+    n_events = header.get("n")
+    known = header.get("run") == run and type(n_events) is int and 0 <= n_events <= MAX_EVENTS
+    return n_events if known else 0  # type: ignore[return-value]
+
+
 def _natural(header: dict[str, Any], key: str) -> int:
     value = header.get(key)
     if type(value) is not int or not 0 <= value < 1 << 62:

@@ -45,6 +45,7 @@ class CreditBook:
                 raise WireError("frames", f"more than {MAX_PEERS} peers")
             peer = self.peers[route] = Peer(name, life, received, spare, received, now)
         peer.received, peer.spare, peer.heard = received, spare, now
+        peer.sent = max(peer.sent, received)  # over a new connection the first word may be older than what came
 
     def available(self, peer: Peer, now: float) -> int:
         """Events that may be sent to `peer` now."""

@@ -5,6 +5,9 @@ import numpy.typing as npt
 
 from streamer.config import FeedConfig
 
+FAR_S = 5e9
+"""A time that never comes, and whose nanoseconds still fit into 64 bits."""
+
 
 class Feed:
     """Cuts the input into blocks and gives each event the moment it is due.
@@ -44,7 +47,8 @@ class Feed:
             n = min(n, self.config.events - self.fed)
         if self.config.rate:
             places = np.arange(self.fed, self.fed + n)
-            due = self.start_ns + (places * (1e9 / self.config.rate)).astype(np.int64)
+            seconds = np.minimum(places / self.config.rate, FAR_S)
+            due = self.start_ns + (seconds * 1e9).astype(np.int64)
         else:
             due = np.full(n, now_ns, np.int64)
         self.fed += n

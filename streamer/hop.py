@@ -34,7 +34,7 @@ commit     writer to reader    {ids: [[first, last], ...]}: these blocks are saf
 States
 ------
 An outlet knows a peer as *fed* (first credit with our life) until *ended* (after its end was sent) and forgets it at
-its bye; a peer that comes after the final end is told at once. It may send a block to a fed peer while
+its bye; a peer that comes after the end is told at once. It may send a block to a fed peer while
 `received + spare - sent > 0`, counted in events, so that flow control means the same for blocks of 1 and of 1000
 events; it chooses the peer with the most to spare. A peer silent for `peer_timeout` gets nothing until it speaks
 again. When a connection was cut and comes back under another routing id, what was under way in it counts as
@@ -60,7 +60,7 @@ import msgpack
 import zmq
 import zmq.asyncio
 
-from streamer.block import MAGIC, Block, Schema, WireError, decode_block, encode, pack, read_header
+from streamer.block import MAGIC, Block, Schema, WireError, announced_events, decode_block, encode, pack, read_header
 from streamer.config import HopConfig
 from streamer.credits import CreditBook
 from streamer.errors import UsageError
@@ -133,7 +133,7 @@ class Outlet:
         self.life = secrets.token_hex(8)
         self.book = CreditBook(config.peer_timeout)
         self.bytes_sent = 0
-        self._over = False
+        self._final: bool | None = None  # what is told to whoever comes after the end
         self._byes: set[str] = set()
         self._changed = asyncio.Event()
         self._socket = _bound_router(context, at, config)
@@ -160,11 +160,10 @@ class Outlet:
             received, spare = (_field(header, key, int) for key in ("received", "spare"))
             name = _field(header, "name", str)
             self.book.credit(route, name, life, received, spare, time.monotonic())
-            if self._over:
-                await self._end(route, final=True)
-        elif kind == "leave":
-            if route in self.book.peers:
-                await self._end(route, final=False)
+            if self._final is not None:
+                await self._end(route, final=self._final)
+        elif kind == "leave":  # also from somebody who knew only our predecessor
+            await self._end(route, final=False)
         elif kind == "bye":
             peer = self.book.peers.pop(route, None)
             if peer is not None:
@@ -177,7 +176,8 @@ class Outlet:
             await self._socket.send_multipart([route, _message(kind, self.run, life=self.life, **fields)])
 
     async def _end(self, route: bytes, *, final: bool) -> None:
-        self.book.peers[route].ended = True
+        if route in self.book.peers:
+            self.book.peers[route].ended = True
         await self._say(route, "end", final=final)
 
     async def send(self, block: Block) -> None:
@@ -212,9 +212,9 @@ class Outlet:
     async def end(self, *, final: bool = True) -> None:
         """Tell every peer that nothing follows, and wait for their byes (at most `peer_timeout`).
 
-        A final end is also told to peers that come only now: else they would wait for ever.
+        It is also told to peers that come only now: else they would wait for ever.
         """
-        self._over = final
+        self._final = final
         for route in list(self.book.peers):
             await self._end(route, final=final)
         deadline = time.monotonic() + self.config.peer_timeout
@@ -326,15 +326,10 @@ class Link:
         header = read_header(frames[0])
         kind = header["kind"]
         if kind == "block":
-            block = decode_block(header, frames[1:], self._run, self._schema)
-            if self._held >= self._budget:
-                raise WireError("uncredited", "a block that we gave no credit for")
-            self._received += block.n_events
-            self._held += block.n_events
-            self._inlet.bytes_received += sum(frame.nbytes for frame in frames)
-            block.stamps["arrived"] = time.time_ns()
-            self._inlet._arrived.put_nowait((block, self))
+            self._take(header, frames)
             return
+        if len(frames) != 1:
+            raise WireError("frames", f"{len(frames)} frames in a control message")
         header = _control(frames[0], self._run)
         life = _field(header, "life", str)
         if kind == "welcome":
@@ -342,14 +337,33 @@ class Link:
                 self._of, self._received = life, 0
             await self._credit()
         elif kind == "end":
+            final = _field(header, "final", bool)
             await self._say("bye")
-            if _field(header, "final", bool) or self._leaving:
-                self._ended = True
-                self._inlet._arrived.put_nowait(None)
+            if final or self._leaving:
+                self._finish()
             else:
                 self._of = ""
         else:
             raise WireError("header", f"an inlet is not told {kind[:20]!r}")
+
+    def _take(self, header: dict[str, Any], frames: Sequence[memoryview]) -> None:
+        try:
+            block = decode_block(header, frames[1:], self._run, self._schema)
+            if self._held >= self._budget:
+                raise WireError("uncredited", "a block that we gave no credit for")
+        except WireError:  # its sender has booked it all the same; the credit must not be lost with it
+            self._received += announced_events(header, self._run)
+            raise
+        self._received += block.n_events
+        self._held += block.n_events
+        self._inlet.bytes_received += sum(frame.nbytes for frame in frames)
+        block.stamps["arrived"] = time.time_ns()
+        self._inlet._arrived.put_nowait((block, self))
+
+    def _finish(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._inlet._arrived.put_nowait(None)
 
     async def _say(self, kind: str, **fields: Any) -> None:
         await self._socket.send(_message(kind, self._run, life=self.life, **fields))
@@ -378,9 +392,10 @@ class Link:
         self._leaving = True
         if self._of:
             await self._say("leave")
-        elif not self._ended:  # never welcomed: nothing can be under way
-            self._ended = True
-            self._inlet._arrived.put_nowait(None)
+            # An outlet that is alive answers at once; one that died never does.
+            asyncio.get_running_loop().call_later(self._config.peer_timeout, self._finish)
+        else:  # never welcomed: nothing can be under way
+            self._finish()
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -453,14 +468,15 @@ def _bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> z
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)  # a router is only ever told control messages
-    socket.setsockopt(zmq.SNDTIMEO, int(config.peer_timeout * 1000))
+    socket.setsockopt(zmq.SNDHWM, 0)  # the credits bound what is queued; ZeroMQ's own limit would drop a slow peer
     try:
         socket.bind(at)
     except zmq.ZMQError as error:
         socket.close(linger=0)
-        raise UsageError(
-            f"{at} cannot be bound ({os.strerror(error.errno or 0)}); set hop.base_port to free ports"
-        ) from None
+        hint = "set hop.base_port to free ports"
+        if config.transport == "ipc":
+            hint = "the run's folder must be there, be writable and have a short path"
+        raise UsageError(f"{at} cannot be bound ({os.strerror(error.errno or 0)}); {hint}") from None
     return socket
 
 

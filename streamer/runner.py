@@ -31,7 +31,7 @@ import psutil
 from streamer import hop
 from streamer.block import Block
 from streamer.config import CoreConfig
-from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError
+from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.metrics import StageMetrics, serve
 from streamer.pipeline import Pipeline
 from streamer.roles import play
@@ -40,6 +40,8 @@ from streamer.stage import Unit
 log = logging.getLogger(__name__)
 
 ORPHAN_GRACE_S = 30.0
+MAX_SOCKET_PATH = 107
+"""Bytes that Linux takes as the path of a socket."""
 
 T = TypeVar("T")
 
@@ -53,15 +55,26 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> "Run":
-        """Join the run of a folder, or begin one: whoever comes first draws the token."""
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path / f".token-{os.getpid()}"
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_hex(16))
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path / "token")
-        draft.unlink()
-        return cls(path, (path / "token").read_text())
+        """Join the run of a folder, or begin one: whoever comes first draws the token.
+
+        Raises
+        ------
+        UsageError
+            The folder cannot be used.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = path / f".token-{os.getpid()}"
+            draft.touch(mode=0o600)
+            draft.write_text(secrets.token_hex(16))
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path / "token")
+            draft.unlink()
+            return cls(path, (path / "token").read_text())
+        except OSError as error:
+            raise UsageError(
+                f"{path}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
+            ) from None
 
 
 def runtime_dir() -> Path:
@@ -231,14 +244,21 @@ class Process:
     # ---- links
 
     def _address(self, name: str, replica: int) -> str:
-        place = self.pipeline.replicas(self.config).index((name, replica))
-        return hop.address(self.config.hop, str(self.run.dir), place, f"{name}-{replica}")
+        return self._socket(self.pipeline.replicas(self.config).index((name, replica)), f"{name}-{replica}")
 
     @property
     def commit_address(self) -> str:
         """Where the reader listens for commits."""
-        place = len(self.pipeline.replicas(self.config))
-        return hop.address(self.config.hop, str(self.run.dir), place, "commit")
+        return self._socket(len(self.pipeline.replicas(self.config)), "commit")
+
+    def _socket(self, place: int, name: str) -> str:
+        at = hop.address(self.config.hop, str(self.run.dir), place, name)
+        if at.startswith("ipc:") and len(os.fsencode(at)) - len("ipc://") > MAX_SOCKET_PATH:
+            raise UsageError(
+                f"{self.run.dir}: too long a path for sockets; set XDG_RUNTIME_DIR (or --run-dir) to a short one, "
+                "or hop.transport = 'tcp'"
+            )
+        return at
 
     def refused(self, reason: str) -> None:
         """Book a message that was refused."""

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.config import CoreConfig, to_toml
-from streamer.errors import EXIT_FAILED, EXIT_OK
+from streamer.errors import EXIT_FAILED, EXIT_OK, UsageError
 from streamer.pipeline import Pipeline
 from streamer.runner import Run, runtime_dir
 
@@ -121,8 +121,13 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _run_dir(self) -> AsyncIterator[Path]:
         base = runtime_dir()
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
+        try:
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
+        except OSError as error:
+            raise UsageError(
+                f"{base}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
+            ) from None
         try:
             (path / "config.toml").write_text(to_toml(self.config))
             Run.open(path)
@@ -170,6 +175,8 @@ class Supervisor:
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
             child.report = news.get("report", child.report)
+            if self._signals == 1 and child is self.children[0] and child.state == "starting":
+                self._signal(child, signal.SIGTERM)  # it could not hear that before
             if "metrics" in news and all(c.metrics_url for c in self.children):
                 self._tell_metrics()
 
@@ -237,7 +244,8 @@ class Supervisor:
         self._signals += 1
         if self._signals == 1:
             log.warning("stopping: what was fed comes out first (again to break off)")
-            self._signal(self.children[0], signal.SIGTERM) if self.children else None
+            if self.children and self.children[0].metrics_url:  # else it is told with its first sign of life
+                self._signal(self.children[0], signal.SIGTERM)
         else:
             for child in self.children:
                 self._signal(child, signal.SIGKILL)
@@ -252,7 +260,8 @@ class Supervisor:
 
     @staticmethod
     def _signal(child: Child, number: int) -> None:
-        if child.process.returncode is None:
+        leaving = number == signal.SIGTERM and child.state in ("stopped", "failed")  # it no longer catches signals
+        if child.process.returncode is None and not leaving:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.process.pid, number)
 

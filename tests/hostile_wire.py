@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode
+from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode, pack
 from streamer.testing import TOY, toy_block
 
 RUN = "the run's token"
@@ -37,6 +37,11 @@ def message(header: object) -> bytes:
 def good() -> list[bytes]:
     """The frames of a block that is as it should be."""
     return [bytes(frame) for frame in encode(toy_block(n_events=5), RUN)]
+
+
+def good_packed() -> list[bytes]:
+    """The same block with all its columns in one frame."""
+    return [bytes(frame) for frame in pack(good())]
 
 
 def header_of(frames: list[bytes]) -> dict[str, Any]:
@@ -78,6 +83,12 @@ def _counts(name: str, change: Callable[[Any], object]) -> list[bytes]:
     return _data(name, array)
 
 
+def _packed(frames: list[bytes], change: Callable[[bytes], bytes] = bytes) -> list[bytes]:
+    """Frames put into one, which is then changed."""
+    header, data = pack(frames)
+    return [header, change(data)]
+
+
 def _without(key: str) -> list[bytes]:
     return _header(lambda header: header.pop(key))
 
@@ -116,7 +127,7 @@ BLOCKS = [
     Hostile("not a map", [message([1, 2, 3])], "header"),
     Hostile("a map without a kind", _without("kind"), "header"),
     Hostile("a kind that is a number", _field("kind", 5), "header"),
-    Hostile("a kind that does not exist", _field("kind", "blocks"), "header"),
+    Hostile("a kind that does not exist", _field("kind", "blocks")[:1], "header"),
     Hostile("keys that are numbers", [message({1: 2})], "header"),
     Hostile("deep msgpack", [MAGIC + b"\x91" * 3000 + b"\xc0"], "header"),
     Hostile("an array of 2**32 - 1 that is not there", [MAGIC + b"\xdd\xff\xff\xff\xff"], "header"),
@@ -192,6 +203,19 @@ BLOCKS = [
     Hostile("nested counts of another shape", _data(N_CELL, np.ones((_N, 3), np.int32)), "counts"),
     Hostile("nested counts without their axis", _data(N_CELL, np.ones(2 * _N, np.int32)), "counts"),
     Hostile("a column with an axis too many", _data(ENERGY, np.zeros((_N, 1), np.float32)), "counts"),
+    # a small block, whose columns share a frame
+    Hostile("one frame for all that holds one", good()[:2], "size"),
+    Hostile("one frame for all that is empty", _packed(good(), lambda data: b""), "size"),
+    Hostile("one frame for all that is short", _packed(good(), lambda data: data[:-8]), "size"),
+    Hostile("one frame for all that is long", _packed(good(), lambda data: data + bytes(8)), "size"),
+    Hostile("one frame for all without the last padding", _packed(good(), lambda data: data[:-1]), "size"),
+    Hostile("one frame for all with a size too large", _packed(_entry(ENERGY, [ENERGY, "<f4", [1 << 30]])), "size"),
+    Hostile("one frame for all with a size too small", _packed(_entry(ENERGY, [ENERGY, "<f4", [_N - 2]])), "size"),
+    Hostile("one frame for all with an object dtype", _packed(_entry(ENERGY, [ENERGY, "|O", [_N]])), "dtype"),
+    Hostile("one frame for all with a column twice", _packed(_twice()), "header"),
+    Hostile("one frame for all with a missing column", _packed(_no_column()), "schema"),
+    Hostile("one frame for all with huge counts", _packed(_counts(N_HIT, lambda c: c.fill(2**31 - 1))), "counts"),
+    Hostile("one frame for all with a negative count", _packed(_counts(N_CELL, lambda c: c.fill(-1))), "counts"),
 ]
 
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10}

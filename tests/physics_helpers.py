@@ -311,14 +311,14 @@ def free_ports(n: int) -> int:
 class Process:
     """A `streamer` command in a process of its own; its output goes to files, so that it never waits for a reader."""
 
-    def __init__(self, folder: Path, runtime: Path, *args: object, verbose: bool = False) -> None:
+    def __init__(self, folder: Path, runtime: Path, *args: object) -> None:
         self.args = [str(arg) for arg in args]
         number = len(list(folder.glob("command-*.err")))
         self._out, self._err = folder / f"command-{number}.out", folder / f"command-{number}.err"
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "streamer", *(["-v"] if verbose else []), *self.args],
+                [sys.executable, "-m", "streamer", *self.args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -347,22 +347,32 @@ class Process:
                 self._family.setdefault(child.pid, child)
         return list(self._family.values())
 
-    def stages(self) -> dict[str, tuple[int, str]]:
-        """Of a verbose run: `framer-0` to its process id and metrics address."""
-        found = re.findall(r"(\w+-\d+) \(pid (\d+)\) serves (\S+)", self.err)
-        return {name: (int(pid), url) for name, pid, url in found}
+    def stage(self, name: str) -> psutil.Process:
+        """The process of a stage's replica, such as `framer-0`."""
+        stage, _, replica = name.partition("-")
+
+        def look() -> psutil.Process | None:
+            for child in self.children():
+                with contextlib.suppress(psutil.Error):
+                    command = child.cmdline()
+                    if stage in command and command[command.index("--replica") + 1] == replica:
+                        return child
+            return None
+
+        found: psutil.Process = wait_until(look, f"the process {name}")
+        return found
 
     def metrics(self, name: str) -> dict[str, float]:
         """The samples of one stage process, or nothing while it does not answer."""
-        known = self.stages().get(name)
-        if known is None:
+        ports = dict(re.findall(r"(\w+-\d+) (\d+)", "".join(re.findall(r"/metrics and /healthz on .*", self.err))))
+        if name not in ports:
             return {}
         with contextlib.suppress(OSError, ValueError):
-            return scrape(known[1])
+            return scrape(f"http://127.0.0.1:{ports[name]}/metrics")
         return {}
 
     def wait_for_events(self, n: int = 1) -> None:
-        """Until the writer of a verbose run has had `n` events."""
+        """Until the writer has had `n` events."""
 
         def enough() -> bool:
             assert self.popen.poll() is None, self.err
@@ -406,8 +416,8 @@ class Processes:
     def __enter__(self) -> "Processes":
         return self
 
-    def __call__(self, *args: object, verbose: bool = False) -> Process:
-        self.made.append(Process(self.folder, self.runtime, *args, verbose=verbose))
+    def __call__(self, *args: object) -> Process:
+        self.made.append(Process(self.folder, self.runtime, *args))
         return self.made[-1]
 
     def run_dir(self) -> Path:
@@ -451,8 +461,10 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill_disk(path: Path, leave: int) -> None:
-    """Make a file so large that `leave` bytes are left on its disk."""
-    left = shutil.disk_usage(path.parent).free - leave
-    with path.open("wb") as file:
-        file.write(bytes(left))
+def fill_disk(path: Path) -> None:
+    """Make a file so large that nothing is left on its disk."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))

@@ -7,7 +7,7 @@ import hostile_wire
 import msgpack
 import numpy as np
 import pytest
-from hostile_wire import RUN, Hostile, good, header_of, message
+from hostile_wire import RUN, Hostile, good, good_packed, header_of, message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from streamer.block import (
     decode,
     encode,
     offsets,
+    pack,
     read_header,
     readonly,
 )
@@ -31,8 +32,9 @@ from streamer.testing import TOY, toy_block, toy_columns
 DTYPES = ["b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 
 
-def travel(block: Block, schema: Schema | None = None) -> Block:
-    return decode([bytes(frame) for frame in encode(block, RUN)], RUN, schema)
+def travel(block: Block, schema: Schema | None = None, *, packed: bool = False) -> Block:
+    frames = encode(block, RUN)
+    return decode([bytes(frame) for frame in (pack(frames) if packed else frames)], RUN, schema)
 
 
 def assert_same(columns: Columns, wanted: Columns) -> None:
@@ -45,10 +47,11 @@ def assert_same(columns: Columns, wanted: Columns) -> None:
 # --- There and back ---
 
 
-def test_block_comes_back_as_it_was() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_block_comes_back_as_it_was(packed: bool) -> None:
     block = toy_block(7, 10)
     block.attempt, block.stamps = 3, {"reader": 1 << 60, "framer": 5}
-    back = travel(block, TOY)
+    back = travel(block, TOY, packed=packed)
     assert (back.id, back.n_events, back.attempt, back.stamps) == (7, 10, 3, block.stamps)
     assert_same(back.columns, block.columns)
 
@@ -59,8 +62,9 @@ def test_every_dtype_and_shape_travels(dtype: str, shape: tuple[int, ...]) -> No
     kind = np.dtype(dtype)
     values = np.random.default_rng(1).integers(0, 256, int(np.prod(shape)) * kind.itemsize, np.uint8)
     array = (values % 2).astype(bool) if dtype == "b1" else values.view(kind)
-    block = Block(1, 6, {"x": array.reshape(shape)})
+    block = Block(1, 6, {"x": array.reshape(shape), "y": np.arange(3, dtype=np.int8)})
     assert_same(travel(block).columns, block.columns)
+    assert_same(travel(block, packed=True).columns, block.columns)
 
 
 def test_special_floats_travel_bit_by_bit() -> None:
@@ -112,6 +116,15 @@ def test_decoded_arrays_are_aligned_wherever_the_frame_lies(shift: int) -> None:
     assert array.flags.aligned
     assert not array.flags.writeable
     np.testing.assert_array_equal(array, values)
+
+
+def test_small_blocks_travel_in_one_frame_and_large_ones_as_they_are() -> None:
+    small, large = (encode(Block(1, 1, {"x": np.zeros(n), "y": np.ones(3, np.int8)}), RUN) for n in (10, 10_000))
+    assert list(map(len, pack(small)[1:])) == [80 + 8]
+    assert pack(large) is large
+    for array in decode(pack(small), RUN).columns.values():
+        assert array.flags.aligned
+        assert not array.flags.writeable
 
 
 def test_empty_columns_are_read_only_too() -> None:
@@ -199,7 +212,7 @@ def test_with_columns_keeps_the_block_and_its_stamps() -> None:
 
 
 def test_the_good_message_of_the_corpus_is_good() -> None:
-    assert decode(good(), RUN, TOY).n_events == 5
+    assert decode(good(), RUN, TOY).n_events == decode(good_packed(), RUN, TOY).n_events == 5
 
 
 @pytest.mark.parametrize("hostile", hostile_wire.BLOCKS, ids=lambda hostile: hostile.name)
@@ -264,9 +277,12 @@ def test_any_msgpack_is_a_header_or_refused(content: Any) -> None:
     assert refusal.value.reason == "header"
 
 
-@given(st.data())
-def test_a_good_message_with_changed_bytes(data: st.DataObject) -> None:
-    frames = [bytearray(frame) for frame in good()]
+GOOD = st.sampled_from([good, good_packed]).map(lambda make: make())
+
+
+@given(GOOD, st.data())
+def test_a_good_message_with_changed_bytes(message: list[bytes], data: st.DataObject) -> None:
+    frames = [bytearray(frame) for frame in message]
     for _ in range(data.draw(st.integers(1, 4))):
         frame = frames[data.draw(st.integers(0, len(frames) - 1))]
         if frame:
@@ -274,9 +290,8 @@ def test_a_good_message_with_changed_bytes(data: st.DataObject) -> None:
     assert_refused_or_sound([bytes(frame) for frame in frames])
 
 
-@given(st.data())
-def test_a_good_message_with_a_changed_field(data: st.DataObject) -> None:
-    frames = good()
+@given(GOOD, st.data())
+def test_a_good_message_with_a_changed_field(frames: list[bytes], data: st.DataObject) -> None:
     header = header_of(frames)
     target, key = header, data.draw(st.sampled_from(sorted(header)))
     if key == "columns" and data.draw(st.booleans()):
@@ -287,9 +302,8 @@ def test_a_good_message_with_a_changed_field(data: st.DataObject) -> None:
     assert_refused_or_sound([MAGIC + msgpack.packb(header), *frames[1:]])
 
 
-@given(st.data())
-def test_a_good_message_with_changed_frames(data: st.DataObject) -> None:
-    frames = good()
+@given(GOOD, st.data())
+def test_a_good_message_with_changed_frames(frames: list[bytes], data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, max(0, len(frames) - 1)))
         change = data.draw(st.sampled_from(["drop", "repeat", "cut", "grow", "swap"]))

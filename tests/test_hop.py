@@ -88,6 +88,18 @@ class Bench:
         self._made.append(made)
         return made
 
+    async def successor(self) -> hop.Outlet:
+        """An outlet in the place of one that was closed; ZeroMQ lets go of a port only a moment later."""
+        bound: list[hop.Outlet] = []
+
+        def bind() -> bool:
+            with contextlib.suppress(UsageError):
+                bound.append(self.outlet())
+            return bool(bound)
+
+        await until(bind)
+        return bound[0]
+
     async def close(self) -> None:
         for made in self._made:
             await made.close()
@@ -279,13 +291,13 @@ async def test_peer_whose_connection_is_gone_does_not_hold_the_block(run: Run) -
 async def test_a_peer_that_reads_late_is_not_forgotten(run: Run) -> None:
     """It has asked for more messages than ZeroMQ queues by itself."""
     async with bench("ipc", run) as ends:
-        ends.set(credit_events=6000)
+        ends.set(credit_events=4000)
         outlet, peer = ends.outlet(), ends.hand_made()
-        await peer.join(6000)
-        await send_all(outlet, range(6000), 1)
-        for _ in range(6000):
+        await peer.join(4000)
+        await send_all(outlet, range(4000), 1)
+        for _ in range(4000):
             await peer.hear()
-        assert [block.id for block in peer.blocks] == list(range(6000))
+        assert [block.id for block in peer.blocks] == list(range(4000))
         assert outlet.credits() == 0
 
 
@@ -401,10 +413,11 @@ async def test_restarted_outlet_is_accepted(transport: str, run: Run) -> None:
         await send_all(first, [1, 2])
         assert await take_ids(inlet, 2) == [1, 2]
         await first.close()  # without a word, as a process that dies
-        second = ends.outlet()
+        second = await ends.successor()
         assert second.life != first.life
-        await send_all(second, range(3, 60))
+        sending = asyncio.create_task(send_all(second, range(3, 60)))
         assert await take_ids(inlet, 57) == list(range(3, 60))
+        await sending
         await until(lambda: second.credits() == 32)
 
 
@@ -479,8 +492,9 @@ async def test_who_leaves_gets_what_is_under_way_and_no_more(run: Run) -> None:
         while (block := await take(leaving)) is not None:
             left.append(block.id)
         await until(lambda: len(outlet.book.peers) == 1)
-        await send_all(outlet, range(10, 20))
+        sending = asyncio.create_task(send_all(outlet, range(10, 20)))
         stayed = await take_ids(staying, 20 - len(left))
+        await sending
         assert sorted(left + stayed) == list(range(20))
         assert left
         assert max(left) < 10
@@ -511,7 +525,7 @@ async def test_leaving_an_outlet_that_was_restarted_is_answered(run: Run) -> Non
         assert await take_ids(inlet, 1) == [1]
         await first.close()
         await inlet.leave()
-        ends.outlet()  # it has never heard of the one who leaves
+        await ends.successor()  # it has never heard of the one who leaves
         assert await take(inlet) is None
 
 
@@ -521,7 +535,7 @@ async def test_an_outlet_that_goes_away_can_have_a_successor(run: Run) -> None:
         await first.send(toy_block(1))
         await asyncio.wait_for(first.end(final=False), 20)
         await first.close()
-        second = ends.outlet()
+        second = await ends.successor()
         await second.send(toy_block(2))
         assert await take_ids(inlet, 2) == [1, 2]
 
@@ -654,8 +668,9 @@ async def test_stranger_without_the_token_gets_nothing(run: Run) -> None:
         assert ends.refused == ["token"] * 3
         assert outlet.credits() == 0
         inlet = ends.inlet()
-        await send_all(outlet, range(20))
+        sending = asyncio.create_task(send_all(outlet, range(20)))
         assert await take_ids(inlet, 20) == list(range(20))
+        await sending
         assert not await stranger.socket.poll(0)
 
 
@@ -697,7 +712,7 @@ async def test_port_in_use_is_told_with_a_hint(run: Run) -> None:
 async def test_folder_that_cannot_hold_a_socket_is_told_with_a_hint(run: Run) -> None:
     async with bench("ipc", run) as ends:
         ends.folder = f"{run.dir}/{'long' * 40}"
-        with pytest.raises(UsageError, match=r"cannot be bound .*--run-dir"):
+        with pytest.raises(UsageError, match="cannot be bound .*too long.*the run's folder"):
             ends.outlet()
 
 

@@ -214,7 +214,7 @@ def test_a_full_disk_is_told_before_the_start(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk:
         with pytest.raises(UsageError, match=r"the disk is full \(\d+ MB free, at least 16 MB are needed\)"):
             started(disk / "out")
-        fill_disk(disk / "ballast", 0)
+        fill_disk(disk / "ballast")
         with pytest.raises(UsageError, match=r"No space left on device|the disk is full"):
             started(disk / "out")
 
@@ -223,7 +223,7 @@ async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(tmp_path: P
     with small_disk(tmp_path / "disk", "20m") as disk:
         writer = started(disk / "out")
         await fed(writer, [1, 2])
-        fill_disk(disk / "ballast", 0)
+        fill_disk(disk / "ballast")
         writer.write(block(3, n=300))
         with pytest.raises(StreamerError, match="results cannot be written") as error:
             await writer.sync()
@@ -241,7 +241,7 @@ async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: 
     with small_disk(tmp_path / "disk", "20m") as disk:
         writer = started(disk / "out")
         await fed(writer, [1, 2])
-        fill_disk(disk / "ballast", 0)
+        fill_disk(disk / "ballast")
         with pytest.raises(StreamerError, match=r"all results are safe in .*; make room and run: streamer finish"):
             await writer.finish()
         await writer.abandon()

@@ -1,0 +1,115 @@
+"""The books an outlet keeps of its peers; the clock is the test's."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.block import WireError
+from streamer.credits import MAX_PEERS, CreditBook
+
+A, B = b"route a", b"route b"
+
+
+def book(**spare: int) -> CreditBook:
+    """Peers that spoke at time 0, named as their routes."""
+    made = CreditBook(10.0)
+    for name, room in spare.items():
+        made.credit(name.encode(), name, f"life {name}", 0, room, 0.0)
+    return made
+
+
+def test_nobody_has_anything_at_first() -> None:
+    assert book().choose(0.0) is None
+    assert book().total(0.0) == 0
+
+
+def test_the_one_with_the_most_to_spare_is_chosen() -> None:
+    peers = book(a=5, b=9, c=7)
+    assert peers.choose(0.0) == b"b"
+    assert peers.total(0.0) == 21
+    peers.peers[b"b"].sent += 5
+    assert peers.choose(0.0) == b"c"
+
+
+def test_who_has_nothing_to_spare_is_not_chosen() -> None:
+    peers = book(a=0)
+    assert peers.choose(0.0) is None
+    peers = book(a=4)
+    peers.peers[b"a"].sent += 6  # the last block was larger than the room
+    assert peers.choose(0.0) is None
+    assert peers.total(0.0) == 0
+
+
+def test_a_credit_is_absolute() -> None:
+    peers = book(a=10)
+    peers.peers[b"a"].sent += 8
+    for _ in range(3):  # repeated, it says nothing new
+        peers.credit(b"a", "a", "life a", 0, 10, 1.0)
+    assert peers.total(1.0) == 2
+    peers.credit(b"a", "a", "life a", 8, 10, 1.0)
+    assert peers.total(1.0) == 10
+
+
+def test_silence_takes_the_credits_away_and_a_word_brings_them_back() -> None:
+    peers = book(a=10)
+    assert peers.total(10.0) == 10
+    assert peers.total(10.1) == 0
+    assert peers.choose(10.1) is None
+    peers.credit(b"a", "a", "life a", 0, 10, 11.0)
+    assert peers.choose(11.0) == b"a"
+
+
+def test_who_was_told_the_end_gets_nothing() -> None:
+    peers = book(a=10)
+    peers.peers[b"a"].ended = True
+    assert peers.choose(0.0) is None
+
+
+def test_a_new_life_on_a_known_route_starts_anew() -> None:
+    peers = book(a=10)
+    peers.peers[b"a"].sent += 10
+    peers.credit(b"a", "a", "another life", 0, 10, 1.0)
+    assert peers.total(1.0) == 10
+
+
+def test_same_life_over_a_new_route_replaces_the_old_one() -> None:
+    peers = book(a=10)
+    peers.peers[b"a"].sent += 10  # and lost on the way
+    peers.credit(B, "a", "life a", 0, 10, 1.0)
+    assert list(peers.peers) == [B]
+    assert peers.total(1.0) == 10
+
+
+def test_first_word_over_a_new_route_may_be_an_old_one() -> None:
+    peers = book(a=100)
+    peers.peers[b"a"].sent += 50
+    peers.credit(B, "a", "life a", 0, 100, 1.0)  # queued before the cut, when nothing had come yet
+    peers.credit(B, "a", "life a", 50, 50, 1.1)  # and said after the 50 had come
+    assert peers.total(1.1) == 50
+
+
+def test_peers_that_are_long_gone_make_room_for_new_ones() -> None:
+    peers = CreditBook(10.0)
+    for i in range(MAX_PEERS):
+        peers.credit(b"%d" % i, f"framer-{i}", f"life {i}", 0, 1, 0.0 if i < 3 else 100.0)
+    with pytest.raises(WireError, match="peers"):
+        peers.credit(b"new", "new-0", "new", 0, 1, 100.0)
+    peers.credit(b"new", "new-0", "new", 0, 1, 100.1)
+    assert len(peers.peers) == MAX_PEERS - 2
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 40), st.booleans()), max_size=60))
+def test_never_more_than_granted_and_one_block(steps: list[tuple[int, int, bool]]) -> None:
+    """An honest peer over one connection: what it was sent before each block is less than what it asked for."""
+    peers = CreditBook(10.0)
+    received = granted = 0
+    for n_events, spare, speaks in steps:
+        if speaks:
+            granted = max(granted, received + spare)
+            peers.credit(A, "a", "life", received, spare, 0.0)
+        if peers.choose(0.0) is not None:
+            assert received < granted
+            peers.peers[A].sent += n_events
+            received += n_events
+    if A in peers.peers:
+        assert peers.peers[A].sent == received
