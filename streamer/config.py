@@ -5,15 +5,17 @@ command line's own options are laid over the defaults in that order. Every probl
 key with the nearest known one.
 """
 
+import contextlib
 import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from streamer.errors import UsageError, nearest
 
@@ -23,7 +25,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 def _seconds(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(us|ms|s|min|h)?\s*", value)
+    match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(us|ms|s|min|h)?\s*", value)
     if match is None:
         raise ValueError(f"{value!r} is not a time; write '5 ms', '2 s' or a number of seconds")
     return float(match[1]) * _UNITS[match[2] or "s"]
@@ -36,9 +38,9 @@ PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A table of the configuration. Unknown keys are errors."""
+    """A table of the configuration. Unknown keys are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class FeedConfig(Section):
@@ -79,6 +81,12 @@ class HopConfig(Section):
     """A replica that was silent for so long is given nothing more until it speaks again."""
     max_message_mb: int = Field(256, ge=1, le=4096)
     """A larger frame is refused and its sender disconnected."""
+
+    @model_validator(mode="after")
+    def _alive_between_heartbeats(self) -> "HopConfig":
+        if self.peer_timeout <= self.heartbeat:
+            raise ValueError("'peer_timeout' must be longer than 'heartbeat', or every replica seems dead in between")
+        return self
 
 
 class MetricsConfig(Section):
@@ -126,7 +134,7 @@ def load(model: type[C], path: Path | None = None, overrides: Mapping[str, Any] 
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text())
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -145,10 +153,11 @@ def parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {text!r}: write key=value, such as --set tagger.max_batch=32")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        read = tomllib.loads(f"value = {value}")
+        if len(read) == 1 and not isinstance(read["value"], date | time):  # no setting is a date, but a folder may be
+            return key.strip(), read["value"]
+    return key.strip(), value.strip()
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
@@ -216,11 +225,12 @@ def _write_table(section: BaseModel, prefix: str, lines: list[str]) -> None:
             _write_table(value, f"{path}.", lines)
         elif value and all(isinstance(entry, BaseModel) for entry in value.values()):
             for key, entry in value.items():
-                lines += ["", f"[{path}.{key}]"]
-                _write_table(entry, f"{path}.{key}.", lines)
+                quoted = key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key)
+                lines += ["", f"[{path}.{quoted}]"]
+                _write_table(entry, f"{path}.{quoted}.", lines)
         else:
             lines += ["", f"[{path}]"] + ([f"# {doc}"] if doc else [])
-            lines += [f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items()]
+            lines += [f"{_toml(key)} = {_toml(entry)}" for key, entry in value.items()]
 
 
 def _toml(value: Any) -> str:
@@ -230,4 +240,5 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False)
+    # TOML's basic strings are JSON's, but for DEL and for characters that JSON may write as two.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

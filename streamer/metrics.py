@@ -44,30 +44,35 @@ class EventHistogram(Collector):
         self._fine = np.zeros(9 * self._PER_DECADE + 1, np.int64)
         self._counts = np.zeros(len(LATENCY_BUCKETS) + 1, np.int64)
         self._sum = 0.0
+        self._lock = threading.Lock()  # the page is made in another thread
         registry.register(self)
 
     def observe(self, seconds: Array) -> None:
         """Count an array of values [s]; negative ones (a clock that stepped) count as zero."""
         seconds = np.maximum(seconds, 0.0)
-        self._sum += float(seconds.sum())
         places = np.searchsorted(LATENCY_BUCKETS, seconds)
-        self._counts += np.bincount(places, minlength=self._counts.size)
         fine = np.log10(np.maximum(seconds, 1e-6)) * self._PER_DECADE + 6 * self._PER_DECADE
         fine = np.minimum(np.rint(fine).astype(np.int64), self._fine.size - 1)
-        self._fine += np.bincount(fine, minlength=self._fine.size)
+        with self._lock:
+            self._sum += float(seconds.sum())
+            self._counts += np.bincount(places, minlength=self._counts.size)
+            self._fine += np.bincount(fine, minlength=self._fine.size)
 
     def quantile(self, q: float) -> float:
         """The value [s] below which the share `q` of all values lies, to 1 %; NaN without values."""
-        total = int(self._fine.sum())
-        if not total:
+        with self._lock:
+            below = np.cumsum(self._fine)
+        if not below[-1]:
             return float("nan")
-        place = int(np.searchsorted(np.cumsum(self._fine), q * total))
+        place = int(np.searchsorted(below, q * below[-1]))
         return float(10 ** (place / self._PER_DECADE - 6))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self.name, self.doc)
         edges = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
-        family.add_metric([], list(zip(edges, np.cumsum(self._counts).tolist(), strict=True)), sum_value=self._sum)
+        with self._lock:
+            below, total = np.cumsum(self._counts).tolist(), self._sum
+        family.add_metric([], list(zip(edges, below, strict=True)), sum_value=total)
         yield family
 
 
@@ -175,6 +180,9 @@ class BatchMetrics:
         self.waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", registry=registry)
 
 
+_POLL_S = 0.1  # how long the end of a process may wait for its server
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 16
@@ -227,5 +235,5 @@ def serve(registry: CollectorRegistry, host: str, port: int, state: Callable[[],
             f"metrics cannot be served on {host}:{port} ({error.strerror}); "
             "set metrics.base_port to a free port, or to 0 for any"
         ) from None
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True).start()
     return server, server.server_port

@@ -14,6 +14,7 @@ role           methods                                     example
 All have `setup()` (may raise `UsageError`; "ready" means it has succeeded) and `close()`.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ class Unit:
 
     def __init__(self) -> None:
         self._tally: Counter[tuple[str, str]] = Counter()
+        self._tally_lock = threading.Lock()  # a source counts in its reading thread
 
     def setup(self) -> None:
         """Open, load and warm up whatever is needed. Runs in the worker thread."""
@@ -60,11 +62,13 @@ class Unit:
     def count(self, name: str, reason: str, n: int) -> None:
         """Add to one of the declared `tallies`."""
         if n:
-            self._tally[name, reason] += n
+            with self._tally_lock:
+                self._tally[name, reason] += n
 
     def take_tally(self) -> dict[tuple[str, str], int]:
         """What was counted since the last call."""
-        tally, self._tally = self._tally, Counter()
+        with self._tally_lock:
+            tally, self._tally = self._tally, Counter()
         return tally
 
 

@@ -129,7 +129,7 @@ class Supervisor:
                 f"{base}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
             ) from None
         try:
-            (path / "config.toml").write_text(to_toml(self.config))
+            (path / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
             Run.open(path)
             yield path
         finally:

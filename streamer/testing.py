@@ -195,6 +195,12 @@ class ToyChain:
         self._mains.append(asyncio.create_task(process.main()))
         return process
 
+    async def close(self) -> None:
+        """Kill what is left."""
+        for process, main in zip(self.processes, self._mains, strict=True):
+            if not main.done():
+                await self.kill(process)
+
     async def kill(self, process: Process) -> None:
         """End a process in the middle of what it does."""
         process.crash(RuntimeError("killed by the test"))

@@ -1,5 +1,8 @@
 """The configuration: what is told of a wrong one, and that a printed one reads back as it was."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,10 +82,12 @@ def test_configuration_cannot_be_changed() -> None:
         ToyConfig().feed.rate = 3.0  # type: ignore[misc]
 
 
-def test_file_is_read_as_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("locale.getencoding", lambda: "latin-1")
-    text = written(tmp_path, '[toy]\nname = "größe"\n')
-    assert load(ToyConfig, text).toy.name == "größe"
+def test_file_is_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = written(tmp_path, '[replicas]\n"größe" = 2\n')
+    code = f"from pathlib import Path; from streamer.config import *; print(load(CoreConfig, Path({str(path)!r})).replicas)"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.stdout, done.stderr) == ("{'größe': 2}\n", "")
 
 
 # --- What is wrong with it ---
@@ -160,8 +165,7 @@ def test_table_where_a_value_is_due_and_the_other_way_round() -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), float("-inf"), "inf", "nan"])
 @pytest.mark.parametrize("key", ["feed.rate", "feed.block_wait", "hop.heartbeat", "toy.at_least", "toy.numbers"])
 def test_numbers_are_finite(key: str, value: Any) -> None:
-    given = [value] if key == "toy.numbers" else value
-    (line,) = complaints(None, {key: given})
+    (line,) = complaints(None, {key: [value] if key == "toy.numbers" else value})
     assert key in line
 
 
@@ -170,10 +174,9 @@ def test_stages_numbers_are_finite_too() -> None:
         load(Config, None, {"taggers.eg.pt_min": float("inf")})
 
 
-def test_peer_that_is_silent_longer_than_its_heartbeat_is_not_dead() -> None:
+def test_peers_must_not_seem_dead_between_heartbeats() -> None:
     (line,) = complaints(None, {"hop.heartbeat": "2 s", "hop.peer_timeout": "1 s"})
-    assert "hop.peer_timeout" in line or "'hop'" in line
-    assert "heartbeat" in line
+    assert line.startswith("configuration: 'hop': 'peer_timeout' must be longer than 'heartbeat'")
 
 
 # --- Times ---
@@ -185,7 +188,7 @@ class Times(CoreConfig):
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"),
+    ("raw", "seconds"),
     [
         ("5 ms", 0.005),
         ("5ms", 0.005),
@@ -202,24 +205,24 @@ class Times(CoreConfig):
         (0.25, 0.25),
     ],
 )
-def test_times(given: Any, seconds: float) -> None:
-    assert load(Times, None, {"any": given}).any == pytest.approx(seconds)
+def test_times(raw: Any, seconds: float) -> None:
+    assert load(Times, None, {"any": raw}).any == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
-    "given", ["", "ms", "five ms", "5 parsecs", "5 MS", "1 ms 2 us", "e", ".", "1e", "--1", "1e999 s", "-1 ms", "5,5 s", -1]
+    "raw", ["", "ms", "five ms", "5 parsecs", "5 MS", "1 ms 2 us", "e", ".", "1e", "--1", "1e999 s", "-1 ms", "5,5 s", -1]
 )
-def test_what_is_no_time(given: Any) -> None:
+def test_what_is_no_time(raw: Any) -> None:
     with pytest.raises(UsageError) as error:
-        load(Times, None, {"any": given})
+        load(Times, None, {"any": raw})
     assert "'any'" in str(error.value)
     assert "float" not in str(error.value)
 
 
-@pytest.mark.parametrize("given", [0, "0 ms", 1e-400])
-def test_a_positive_time_is_not_zero(given: Any) -> None:
+@pytest.mark.parametrize("raw", [0, "0 ms", 1e-400])
+def test_a_positive_time_is_not_zero(raw: Any) -> None:
     with pytest.raises(UsageError, match="positive"):
-        load(Times, None, {"positive": given})
+        load(Times, None, {"positive": raw})
 
 
 # --- The command line's key=value ---

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,15 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         if folder.is_dir():
             with pytest.raises(UsageError, match="cannot be written"):
                 prepare_folder(folder)
+
+
+def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "20m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(
+            UsageError, match=r"out: cannot be written \(Read-only file system\); choose another --output"
+        ):
+            started(disk / "out")
 
 
 def test_a_full_disk_is_told_before_the_start(tmp_path: Path) -> None:

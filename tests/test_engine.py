@@ -1,0 +1,191 @@
+"""The batching thread, with a stage whose results tell which item they belong to."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from streamer.batcher import REASONS, Part
+from streamer.block import Array, Block
+from streamer.engine import Engine
+from streamer.metrics import BatchMetrics, StageMetrics
+from streamer.testing import ToyBatchStage, toy_block
+
+NEVER_S = 1000.0
+WAIT_S = 20.0
+
+
+class Bench:
+    """An engine at work, and what came out of it."""
+
+    def __init__(self, stage: ToyBatchStage) -> None:
+        self.stage = stage
+        self.metrics = StageMetrics("tagger", 0, {})
+        self.batches = BatchMetrics(CollectorRegistry(), REASONS)
+        self.done: queue.Queue[tuple[Block, str]] = queue.Queue()
+        self.crashes: queue.Queue[BaseException] = queue.Queue()
+        self.engine: Engine[str] = Engine(
+            stage, self.metrics, self.batches, lambda *item: self.done.put(item), self.crashes.put
+        )
+
+    def submit(self, *blocks: Block) -> None:
+        for block in blocks:
+            self.engine.submit(block, f"link of {block.id}")
+
+    def take(self) -> Block:
+        block, link = self.done.get(timeout=WAIT_S)
+        assert link == f"link of {block.id}"
+        return block
+
+    def closed(self) -> dict[str, int]:
+        return {reason: int(counter._value.get()) for reason, counter in self.batches.closed.items()}
+
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench() -> Iterator[Make]:
+    made: list[Bench] = []
+
+    def make(stage: ToyBatchStage | None = None, **settings: Any) -> Bench:
+        made.append(Bench(stage or ToyBatchStage(**settings)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.close()
+
+
+def hits(n_hits: int, block_id: int, first: float = 0.0) -> Block:
+    """One event with `n_hits` hits of the energies first, first + 1, ..."""
+    block = toy_block(block_id, 1)
+    return block.with_columns(
+        {
+            **block.columns,
+            "nHit": np.array([n_hits], np.int32),
+            "Hit_energy": np.arange(first, first + n_hits, dtype=np.float32),
+            "nCell": np.zeros((n_hits, 2), np.int32),
+        }
+    )
+
+
+def energies(block: Block) -> list[float]:
+    return [float(energy) for energy in block.columns["Hit_energy"]]
+
+
+def test_results_find_their_blocks(bench: Make) -> None:
+    at_work = bench(max_batch=8)
+    rng = np.random.default_rng(4)
+    blocks = [hits(int(n), i, 100.0 * i) for i, n in enumerate(rng.integers(0, 30, 60))]
+    at_work.submit(*blocks)
+    done = {block.id: block for block in (at_work.take() for _ in blocks)}
+    for block in blocks:
+        assert energies(done[block.id]) == [10 * energy for energy in energies(block)]
+        assert done[block.id].stamps is block.stamps
+    assert all(len(batch) <= 8 for batch in at_work.stage.batches)
+
+
+def test_items_are_worked_on_in_the_order_of_their_arrival(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=NEVER_S)
+    at_work.submit(*(hits(5, i, 5.0 * i) for i in range(7)))
+    at_work.engine.drain()
+    assert [at_work.take().id for _ in range(7)] == list(range(7))
+    assert at_work.stage.batches == [[float(i) for i in range(k, min(k + 8, 35))] for k in range(0, 35, 8)]
+    assert at_work.closed() == {"full": 4, "max_wait": 0, "drain": 1}
+
+
+def test_blocks_share_a_batch(bench: Make) -> None:
+    at_work = bench(max_batch=6, max_wait=NEVER_S)
+    at_work.submit(hits(2, 1), hits(2, 2), hits(2, 3))
+    assert [at_work.take().id for _ in range(3)] == [1, 2, 3]
+    assert at_work.closed() == {"full": 1, "max_wait": 0, "drain": 0}
+
+
+def test_an_item_that_fails_does_not_hurt_its_neighbours(bench: Make) -> None:
+    at_work = bench(max_batch=6, max_wait=NEVER_S, bad=(101.0, 202.0))
+    at_work.submit(hits(3, 1, 100.0), hits(3, 2, 200.0), hits(6, 3, 300.0))
+    first, second, third = (at_work.take() for _ in range(3))
+    np.testing.assert_array_equal(energies(first), [1000, np.nan, 1020])
+    np.testing.assert_array_equal(energies(second), [2000, 2010, np.nan])
+    assert energies(third) == [3000, 3010, 3020, 3030, 3040, 3050]
+    assert at_work.stage.batches[1:7] == [[100.0], [101.0], [102.0], [200.0], [201.0], [202.0]]
+    assert at_work.crashes.empty()
+
+
+def test_a_batch_of_nothing_but_bad_items(bench: Make) -> None:
+    at_work = bench(max_batch=2, bad=(0.0, 1.0))
+    at_work.submit(hits(2, 1))
+    np.testing.assert_array_equal(energies(at_work.take()), [np.nan, np.nan])
+
+
+def test_a_block_without_items_waits_for_nobody(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=NEVER_S)
+    at_work.submit(hits(3, 1), hits(0, 2))
+    assert at_work.take().id == 2
+    assert at_work.stage.batches == []
+
+
+def test_a_batch_is_closed_after_the_wait(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=0.001)
+    at_work.submit(hits(3, 1))
+    assert at_work.take().id == 1
+    assert at_work.closed() == {"full": 0, "max_wait": 1, "drain": 0}
+
+
+def test_draining_empties_the_queue_and_what_comes_after(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=NEVER_S)
+    at_work.submit(hits(3, 1))
+    at_work.engine.drain()
+    assert at_work.take().id == 1
+    at_work.submit(hits(1, 2))
+    assert at_work.take().id == 2
+    assert at_work.closed() == {"full": 0, "max_wait": 0, "drain": 2}
+
+
+def test_metrics_tell_sizes_and_what_waits(bench: Make) -> None:
+    at_work = bench(max_batch=4, max_wait=NEVER_S)
+    at_work.submit(hits(3, 1))
+    assert at_work.batches.waiting._value.get() == 3
+    at_work.submit(hits(2, 2))
+    assert at_work.take().id == 1
+    assert at_work.batches.waiting._value.get() == 1
+    assert at_work.batches.size._sum.get() == 4
+    at_work.engine.drain()
+    assert at_work.take().id == 2
+    assert at_work.batches.size._sum.get() == 5
+    assert at_work.metrics.busy._value.get() > 0
+
+
+def test_close_ends_the_thread_whatever_waits(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=NEVER_S)
+    at_work.submit(hits(3, 1))
+    at_work.engine.close()
+    assert not any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate())
+    assert at_work.done.empty()
+
+
+class Short(ToyBatchStage):
+    """Forgets a result."""
+
+    def infer(self, parts: list[Part[Block]]) -> Array:
+        return super().infer(parts)[1:]
+
+
+class Clumsy(ToyBatchStage):
+    """Cannot put results into a block."""
+
+    def finish(self, block: Block, results: Array) -> Block:
+        raise KeyError("score")
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Short, "1 results for a batch of 2"), (Clumsy, "score")])
+def test_a_stage_that_breaks_its_word_ends_the_process(bench: Make, kind: type[ToyBatchStage], told: str) -> None:
+    at_work = bench(kind(max_batch=2))
+    at_work.submit(hits(2, 1))
+    assert told in str(at_work.crashes.get(timeout=WAIT_S))
+    assert at_work.done.empty()

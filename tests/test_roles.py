@@ -1,0 +1,522 @@
+"""The roles at work: whole chains of real processes' code over real sockets, with toy stages that tests look into."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamer.block import Block, Columns
+from streamer.config import CoreConfig, FeedConfig
+from streamer.errors import UsageError
+from streamer.roles import _Feeding, _process
+from streamer.runner import Process, Run
+from streamer.testing import (
+    TOY,
+    ToyBatchStage,
+    ToyChain,
+    ToySink,
+    ToySource,
+    ToyStage,
+    quick,
+    toy_block,
+    until,
+)
+
+NAMES = ["reader", "framer", "tagger", "writer"]
+FRAMER_MARK = 2
+
+
+def config(*, redeliver_after: float = 1000.0, **feed: Any) -> CoreConfig:
+    settings = {"block_events": 8, "max_in_flight": 64, "redeliver_after": redeliver_after, **feed}
+    return quick(credit_events=16).model_copy(update={"feed": FeedConfig.model_validate(settings)})
+
+
+@asynccontextmanager
+async def chain(run: Run, settings: CoreConfig | None = None, names: list[str] | None = None) -> AsyncIterator[ToyChain]:
+    """A chain without processes; whatever is left of those that the test starts is killed at the end."""
+    made = ToyChain(run, names or NAMES, settings or config())
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def start(
+    made: ToyChain,
+    source: ToySource | None = None,
+    framer: ToyStage | None = None,
+    tagger: ToyBatchStage | None = None,
+    sink: ToySink | None = None,
+) -> list[Process]:
+    """One process for each stage, in chain order."""
+    units = source or ToySource(200), framer or ToyStage(), tagger or ToyBatchStage(), sink or ToySink()
+    return [made.start(name, unit) for name, unit in zip(NAMES, units, strict=True)]
+
+
+def done_events(process: Process, outcome: str = "ok") -> int:
+    return int(process.metrics.events[outcome]._value.get())
+
+
+def redelivered(process: Process) -> int:
+    return int(process.metrics.redelivered._value.get())
+
+
+def states(text: str) -> dict[int, list[str]]:
+    """What each process told of its life; in these tests they share a process id."""
+    told: dict[int, list[str]] = {}
+    for line in text.splitlines():
+        news = json.loads(line)
+        told.setdefault(news["pid"], []).append(news["state"])
+    return told
+
+
+# --- A stream from its beginning to its end ---
+
+
+async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
+    async with chain(run) as made:
+        sink = ToySink()
+        processes = start(made, ToySource(1000, step=50), sink=sink)
+        assert await made.codes() == [0, 0, 0, 0]
+        assert sink.events == list(range(1000))
+        assert sink.ended == "finished"
+        assert sorted(sink.synced) == list(range(1, len(sink.blocks) + 1))
+        for process in processes:
+            assert (done_events(process), done_events(process, "error"), redelivered(process)) == (1000, 0, 0)
+        for block in sink.blocks:
+            TOY.check(block.columns, block.n_events)
+            assert list(block.stamps) == ["reader", "framer", "tagger", "arrived"]
+            assert sorted(block.stamps.values()) == list(block.stamps.values())
+            events = np.repeat(block.columns["event"], block.columns["nHit"])
+            assert block.columns["Hit_energy"].tolist() == (10 * events).tolist()
+        facts = processes[-1].facts
+        assert 0 < facts["first_fed_ns"] < facts["last_done_ns"]
+        assert 0 < facts["latency_s"]["0.5"] <= facts["latency_s"]["0.99"]
+
+
+async def test_processes_tell_their_life(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    async with chain(run, names=["reader", "writer"]) as made:
+        made.start("writer", ToySink())
+        reader = made.start("reader", ToySource(10))
+        assert await made.codes() == [0, 0]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = Counter(line["state"] for line in lines)
+    assert told == {"starting": 2, "ready": 2, "running": 2, "draining": 2, "stopped": 2}
+    assert all(line["metrics"].startswith("http://127.0.0.1:") for line in lines if line["state"] == "starting")
+    reports = [line["report"]["metrics"] for line in lines if line["state"] == "stopped"]
+    assert [report["streamer_events_total/ok"] for report in reports] == [10, 10]
+    assert reader.state == "stopped"
+
+
+async def test_replicas_share_the_stream(run: Run) -> None:
+    settings = config().model_copy(update={"replicas": {"framer": 3, "tagger": 2}})
+    async with chain(run, settings) as made:
+        sink = ToySink()
+        made.start("reader", ToySource(600))
+        framers = [made.start("framer", ToyStage(), replica) for replica in range(3)]
+        taggers = [made.start("tagger", ToyBatchStage(), replica) for replica in range(2)]
+        made.start("writer", sink)
+        assert await made.codes() == [0] * 7
+        assert sorted(sink.events) == list(range(600))
+        assert sum(map(done_events, framers)) == sum(map(done_events, taggers)) == 600
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+async def test_processes_may_start_in_any_order(order: list[int], run: Run) -> None:
+    async with chain(run) as made:
+        sink = ToySink()
+        units = ToySource(50), ToyStage(), ToyBatchStage(), sink
+        for place in order:
+            process = made.start(NAMES[place], units[place])
+            await until(lambda process=process: process.state in ("ready", "running"))  # type: ignore[misc]
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(50))
+
+
+@pytest.mark.parametrize("n_events", [1, 20, 25])
+async def test_feed_stops_after_the_wanted_number_of_events(n_events: int, run: Run) -> None:
+    async with chain(run, config(events=n_events)) as made:
+        sink = ToySink()
+        start(made, ToySource(1000, step=10), sink=sink)
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(n_events))
+
+
+async def test_an_empty_stream_ends(run: Run) -> None:
+    async with chain(run) as made:
+        sink = ToySink()
+        start(made, ToySource(0), sink=sink)
+        assert await made.codes() == [0] * 4
+        assert (sink.blocks, sink.ended) == ([], "finished")
+
+
+async def test_no_more_is_under_way_than_the_window_allows(run: Run) -> None:
+    class Slow(ToySink):
+        most = 0
+
+        async def sync(self) -> None:
+            under_way = reader.given - len(self.synced) * 8  # read ahead included
+            self.most = max(self.most, under_way)
+            await super().sync()
+
+    async with chain(run, config(max_in_flight=32, read_ahead=1)) as made:
+        sink, reader = Slow(), ToySource(800, step=8)
+        start(made, reader, sink=sink)
+        assert await made.codes() == [0] * 4
+        assert len(sink.events) == 800
+        assert 0 < sink.most <= 32 + 3 * 8  # one step in the queue, one in the reading thread, one in the loop
+
+
+async def test_a_commit_between_looking_and_waiting_is_not_missed(run: Run) -> None:
+    async with chain(run, config(max_in_flight=8, block_events=8), ["reader", "writer"]) as made:
+        reader, sink = made.start("reader", ToySource(24)), ToySink()
+        or_stopped = reader.or_stopped
+
+        async def with_a_commit_first(work: Any) -> None:
+            """The commit of all that is under way comes just before the reader begins to wait for it."""
+            if work.__qualname__.endswith(("wait_for_space", "Event.wait")):
+                await until(lambda: not feeding().window.events)
+            await or_stopped(work)
+
+        def feeding() -> _Feeding:
+            (task,) = [t for t in asyncio.all_tasks() if t.get_coro().__qualname__ == "play"  # type: ignore[union-attr]
+                       and t.get_coro().cr_frame.f_locals["process"] is reader]  # type: ignore[union-attr]  # fmt: skip
+            found: _Feeding = task.get_coro().cr_await.cr_frame.f_locals["self"]  # type: ignore[union-attr]
+            return found
+
+        reader.or_stopped = with_a_commit_first  # type: ignore[method-assign]
+        made.start("writer", sink)
+        assert await made.codes() == [0, 0]
+        assert sink.events == list(range(24))
+
+
+# --- Events that cannot be processed ---
+
+
+def fails_on(*bad: int) -> Callable[[Block], Block]:
+    """Raises for blocks that hold one of the bad events, unless nothing is left of it."""
+
+    def work(block: Block) -> Block:
+        columns = block.columns
+        for event, n_hits in zip(columns["event"], columns["nHit"], strict=True):
+            if event in bad and n_hits:
+                raise ValueError(f"event {event} is bad")
+        return block
+
+    return work
+
+
+def test_an_event_that_fails_is_marked_alone() -> None:
+    stage = ToyStage(fails_on(4, 8))
+    stage.mark = FRAMER_MARK
+    block = toy_block(7, 10)
+    done = _process(stage, block)
+    TOY.check(done.columns, 10)
+    assert (done.id, done.stamps) == (7, block.stamps)
+    assert done.columns["event"].tolist() == list(range(10))
+    assert np.flatnonzero(done.columns["error"]).tolist() == [4, 8]
+    assert set(done.columns["error"].tolist()) == {0, FRAMER_MARK}
+    assert done.columns["nHit"].tolist() == [0, 1, 2, 0, 0, 2, 0, 1, 0, 0]
+    assert done.columns["Hit_energy"].tolist() == [1, 2, 2, 5, 5, 7]
+
+
+def test_a_block_of_which_everything_fails_keeps_its_events() -> None:
+    stage = ToyStage(fails_on(1, 2))
+    stage.mark = FRAMER_MARK
+    done = _process(stage, toy_block(7, 2, first_event=1))
+    assert done.columns["error"].tolist() == [FRAMER_MARK] * 2
+    assert done.columns["event"].tolist() == [1, 2]
+
+
+class Counting(ToyStage):
+    """Counts its events before it may fail."""
+
+    tallies = {"seen": ("all",)}  # noqa: RUF012
+
+    def process(self, block: Block) -> Block:
+        self.count("seen", "all", block.n_events)
+        return super().process(block)
+
+
+def test_what_a_failed_try_counted_is_not_counted_again() -> None:
+    stage = Counting(fails_on(4))
+    done = _process(stage, toy_block(1, 4))
+    assert done.n_events == 4
+    assert stage.take_tally() == {("seen", "all"): 4}
+    _process(stage, toy_block(1, 4, first_event=3))
+    assert stage.take_tally()["seen", "all"] in (4, 5)  # the bad one is tried once more, with nothing left of it
+
+
+async def test_failing_events_travel_on_and_are_counted_where_they_failed(run: Run) -> None:
+    async with chain(run) as made:
+        sink = ToySink()
+        processes = start(made, ToySource(100), ToyStage(fails_on(7, 8, 64)), sink=sink)
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(100))
+        errors = {int(e): int(mark) for b in sink.blocks for e, mark in zip(b.columns["event"], b.columns["error"],
+                                                                            strict=True) if mark}  # fmt: skip
+        assert errors == {7: FRAMER_MARK, 8: FRAMER_MARK, 64: FRAMER_MARK}
+        assert [done_events(process, "error") for process in processes] == [0, 3, 0, 3]
+        assert [done_events(process) for process in processes] == [100, 97, 100, 97]
+
+
+async def test_an_item_that_fails_costs_no_other_item(run: Run) -> None:
+    async with chain(run) as made:
+        sink = ToySink()
+        start(made, ToySource(50), tagger=ToyBatchStage(bad=(13.0,)), sink=sink)
+        assert await made.codes() == [0] * 4
+        energies = np.concatenate([block.columns["Hit_energy"] for block in sink.blocks])
+        events = np.concatenate([np.repeat(b.columns["event"], b.columns["nHit"]) for b in sink.blocks])
+        np.testing.assert_array_equal(energies, np.where(events == 13, np.nan, 10.0 * events))
+
+
+# --- Once and only once ---
+
+
+async def test_a_lost_block_is_sent_again(run: Run) -> None:
+    lost: list[int] = []
+
+    def lose(block: Block) -> Block:
+        """The first tries of blocks 3 and 4 are no blocks for the next stage: it refuses them."""
+        if block.id in (3, 4) and block.attempt == 1:
+            lost.append(block.id)
+            return block.with_columns({})
+        return block
+
+    async with chain(run, config(redeliver_after=0.2)) as made:
+        sink = ToySink()
+        reader, framer, tagger, writer = start(made, ToySource(120), ToyStage(lose), sink=sink)
+        framer_marks = framer  # its book needs the column `error`, which an empty block has not
+        assert framer_marks is framer
+        assert await made.codes() == [0] * 4
+        assert lost == [3, 4]
+        assert sorted(sink.events) == list(range(120))
+        assert {block.id: block.attempt for block in sink.blocks if block.id in (3, 4)} == {3: 2, 4: 2}
+        assert tagger.metrics.refused["schema"]._value.get() == 2
+        assert redelivered(reader) >= 2
+        assert done_events(writer) == 120
+
+
+async def test_a_process_that_dies_costs_nothing(run: Run) -> None:
+    dies_at: list[Block] = []
+
+    def remember(block: Block) -> Block:
+        dies_at.append(block)
+        return block
+
+    async with chain(run, config(redeliver_after=0.2)) as made:
+        sink = ToySink()
+        _, framer, _, _ = start(made, ToySource(2000), ToyStage(remember), sink=sink)
+        await until(lambda: len(dies_at) > 5)
+        await made.kill(framer)
+        made.start("framer", ToyStage())
+        assert await made.codes() == [0, 1, 0, 0, 0]
+        assert sorted(sink.events) == list(range(2000))
+        assert sink.ended == "finished"
+
+
+async def test_the_writer_drops_what_it_has(run: Run) -> None:
+    class Late(ToySink):
+        """Nothing is on disk before some blocks have come twice."""
+
+        async def sync(self) -> None:
+            await until(lambda: redelivered(writer) >= 5)
+            await super().sync()
+
+    async with chain(run, config(redeliver_after=0.05)) as made:
+        sink = Late()
+        reader, _, _, writer = start(made, ToySource(100), sink=sink)
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(100))
+        assert redelivered(reader) >= redelivered(writer) >= 5
+        assert done_events(writer) == 100
+
+
+# --- Stops ---
+
+
+async def test_sigterm_to_the_reader_drains_the_chain(run: Run) -> None:
+    async with chain(run) as made:
+        sink, source = ToySink(), ToySource(10**9)
+        for name, unit in zip(NAMES[1:], (ToyStage(), ToyBatchStage(), sink), strict=True):
+            made.start(name, unit)
+        await until(lambda: made.processes[-1].state == "running")
+        reader = made.start("reader", source)  # the last one started is the one whose signal handler counts here
+        await until(lambda: len(sink.blocks) > 10)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await made.codes() == [0] * 4
+        assert sink.ended == "finished"
+        assert sink.events == list(range(done_events(reader)))
+
+
+async def test_sigterm_while_the_window_is_full(run: Run) -> None:
+    class Stuck(ToySink):
+        async def sync(self) -> None:
+            await until(lambda: reader.stopping.is_set())
+            await super().sync()
+
+    async with chain(run) as made:
+        sink = Stuck()
+        reader, *_ = start(made, ToySource(10**9), sink=sink)
+        await until(lambda: len(sink.events) == 64)  # all that may be under way
+        reader.stopping.set()
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(64))
+
+
+async def test_a_stop_before_anybody_listens(run: Run) -> None:
+    settings = config().model_copy(update={"hop": quick(peer_timeout=0.2).hop})
+    async with chain(run, settings) as made:
+        reader = made.start("reader", ToySource(100))
+        await until(lambda: reader.state == "ready")
+        reader.stopping.set()
+        assert await made.codes() == [0]
+        assert done_events(reader) == 0
+
+
+async def test_a_stop_before_the_first_event_ends_the_whole_chain(run: Run) -> None:
+    async with chain(run) as made:
+        reader = made.start("reader", ToySource(100))
+        await until(lambda: reader.state == "ready")
+        reader.stopping.set()
+        sink = ToySink()
+        for name, unit in zip(NAMES[1:], (ToyStage(), ToyBatchStage(), sink), strict=True):
+            made.start(name, unit)
+        assert await made.codes() == [0] * 4
+        assert (sink.blocks, sink.ended) == ([], "finished")
+
+
+@pytest.mark.parametrize("place", [1, 2])
+async def test_a_middle_stage_that_is_stopped_loses_nothing(place: int, run: Run) -> None:
+    async with chain(run) as made:  # nothing is sent again in this chain
+        sink = ToySink()
+        processes = start(made, ToySource(2000), sink=sink)
+        await until(lambda: len(sink.blocks) > 10)
+        processes[place].stopping.set()
+        await until(lambda: processes[place].state == "stopped")
+        made.start(NAMES[place], ToyStage() if place == 1 else ToyBatchStage())
+        assert await made.codes() == [0] * 5
+        assert sorted(sink.events) == list(range(2000))
+        assert redelivered(processes[0]) == 0
+
+
+async def test_a_writer_that_is_stopped_commits_what_it_took(run: Run) -> None:
+    class Slow(ToySink):
+        """Stopped in the middle of bringing data to disk, while more comes in."""
+
+        async def sync(self) -> None:
+            covered = [block.id for block in self.blocks]
+            if len(self.blocks) >= 3 and not writer.stopping.is_set():
+                writer.stopping.set()
+                await until(lambda: writer.state == "draining" and len(self.blocks) > len(covered))
+                await until(lambda: not taking())
+            self.synced = covered
+
+    def taking() -> bool:
+        """Whether the writer still waits for blocks."""
+        return any("receive" in str(task.get_stack()) for task in asyncio.all_tasks())
+
+    async with chain(run, names=["reader", "writer"]) as made:
+        sink = Slow()
+        reader = made.start("reader", ToySource(10**9))
+        writer = made.start("writer", sink)
+        await until(lambda: writer.state == "stopped")
+        assert sink.ended == "abandoned"
+        assert sink.synced == [block.id for block in sink.blocks]
+        await made.kill(reader)
+
+
+async def test_a_stop_after_the_end_of_the_stream_changes_nothing(run: Run) -> None:
+    class Stopped(ToySink):
+        async def sync(self) -> None:
+            await super().sync()
+            if writer.state == "draining":  # the end has come from the front
+                writer.stopping.set()
+
+    async with chain(run, names=["reader", "writer"]) as made:
+        sink = Stopped()
+        made.start("reader", ToySource(50))
+        writer = made.start("writer", sink)
+        assert await made.codes() == [0, 0]
+        assert writer.stopping.is_set()
+        assert (len(sink.events), sink.ended) == (50, "finished")
+
+
+# --- Processes that fail ---
+
+
+class Broken(ToySource):
+    def read(self) -> Iterator[Columns]:
+        yield from super().read()
+        raise OSError(5, "Input/output error", "events.root")
+
+
+async def test_a_source_that_fails_ends_its_process_with_a_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    async with chain(run, names=["reader", "writer"]) as made:
+        reader = made.start("reader", Broken(10))
+        made.start("writer", ToySink())
+        await until(lambda: reader.state == "failed")
+    failed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"failed"' in line]
+    assert (failed[0]["error"], failed[0]["exit"]) == ("events.root: Input/output error", 1)
+
+
+class Unready(ToyStage):
+    def setup(self) -> None:
+        raise UsageError("model.onnx: cannot be read; set taggers.eg.model")
+
+
+async def test_a_stage_that_cannot_be_set_up_ends_as_the_users_mistake(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with chain(run) as made:
+        made.start("framer", Unready())
+        assert await made.codes() == [2]
+    assert '"model.onnx: cannot be read; set taggers.eg.model"' in capsys.readouterr().out
+
+
+class Full(ToySink):
+    def write(self, block: Block) -> None:
+        raise OSError(28, "No space left on device", "scores.journal")
+
+
+async def test_a_sink_that_cannot_write_ends_its_process_with_a_line(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with chain(run, names=["reader", "writer"]) as made:
+        made.start("reader", ToySource(10))
+        writer = made.start("writer", Full())
+        await until(lambda: writer.state == "failed")
+    assert '"scores.journal: No space left on device"' in capsys.readouterr().out
+
+
+# --- Counts from other threads ---
+
+
+def test_counts_from_another_thread_are_not_lost() -> None:
+    stage, total = Counting(), Counter[tuple[str, str]]()
+
+    def count() -> None:
+        for _ in range(20_000):
+            stage.count("seen", "all", 1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = threading.Thread(target=count)
+        thread.start()
+        while thread.is_alive():
+            total.update(stage.take_tally())
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    total.update(stage.take_tally())
+    assert total == {("seen", "all"): 20_000}
