@@ -163,7 +163,7 @@ class Outlet:
             if self._final is not None:
                 await self._end(route, final=self._final)
         elif kind == "leave":  # also from somebody who knew only our predecessor
-            await self._end(route, final=False)
+            await self._end(route, final=bool(self._final))
         elif kind == "bye":
             peer = self.book.peers.pop(route, None)
             if peer is not None:
@@ -172,8 +172,10 @@ class Outlet:
             raise WireError("header", f"an outlet is not told {kind[:20]!r}")
 
     async def _say(self, route: bytes, kind: str, **fields: Any) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # the peer went away: nothing to say to it
+        try:
             await self._socket.send_multipart([route, _message(kind, self.run, life=self.life, **fields)])
+        except zmq.ZMQError:  # unroutable: the peer's connection is gone; when it comes back it will speak first
+            self.book.peers.pop(route, None)
 
     async def _end(self, route: bytes, *, final: bool) -> None:
         if route in self.book.peers:
@@ -270,6 +272,11 @@ class Inlet:
             self._open -= 1
         return None
 
+    @property
+    def complete(self) -> bool:
+        """Whether the stream is over, as against broken off: every outlet has sent a final end."""
+        return all(link.complete for link in self._links)
+
     def waiting(self) -> int:
         """Blocks that have arrived and are not taken yet."""
         return self._arrived.qsize()
@@ -285,7 +292,13 @@ class Inlet:
 
 
 class Link:
-    """An inlet's connection to one outlet. Users only call `done`."""
+    """An inlet's connection to one outlet. Users only call `done`.
+
+    Attributes
+    ----------
+    complete : bool
+        Whether the outlet has said that the stream is over.
+    """
 
     def __init__(
         self,
@@ -304,6 +317,7 @@ class Link:
         self._of = ""  # the outlet's life, once it has welcomed us
         self._received = self._held = self._told = 0
         self._leaving = self._ended = False
+        self.complete = False
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -339,6 +353,7 @@ class Link:
         elif kind == "end":
             final = _field(header, "final", bool)
             await self._say("bye")
+            self.complete = final
             if final or self._leaving:
                 self._finish()
             else:

@@ -8,8 +8,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,21 +72,23 @@ class _Feeding:
             self.committed,
             process.refused,
         )
-        async with process.outlet() as outlet:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(commits.close)
+            outlet = await stack.enter_async_context(process.outlet())
             await process.or_stopped(outlet.first_credit())
             if stopping.is_set():  # the chain must still be told that the stream is over
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(outlet.first_credit(), process.config.hop.peer_timeout)
             process.tell("running")
             redelivery = process.background(self.redeliver(outlet))
+            stack.callback(redelivery.cancel)
             await self.feed(outlet)
             process.metrics.count(self.unit.take_tally())
             process.tell("draining")
             while len(self.window):
-                await self.wait_for_space()
+                await self.more_space()
             redelivery.cancel()
             await outlet.end()
-        await commits.close()
 
     async def feed(self, outlet: hop.Outlet) -> None:
         stopping = self.process.stopping
@@ -101,7 +103,7 @@ class _Feeding:
                     due = feed.next(n_step - first, time.time_ns())
                     await self.sleep_until(int(due[-1]))
                     while self.window.full(due.size) and not stopping.is_set():
-                        await self.process.or_stopped(self.wait_for_space())
+                        await self.process.or_stopped(self.more_space())
                     if stopping.is_set():
                         return
                     block = self.block(next(ids), columns, first, due)
@@ -126,9 +128,10 @@ class _Feeding:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.stopping.wait(), wait)
 
-    async def wait_for_space(self) -> None:
+    def more_space(self) -> Coroutine[Any, Any, object]:
+        """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
         self.space.clear()
-        await self.space.wait()
+        return self.space.wait()
 
     async def redeliver(self, outlet: hop.Outlet) -> None:
         while True:
@@ -192,22 +195,26 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
             while (item := await inlet.receive()) is not None:
                 block, link = item
                 process.book_arrival(block, inlet)
-                begin = time.perf_counter()
                 if per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
-                    cpu_begin = time.thread_time()
-                    done = _process(unit, block)
-                    process.worked_in_loop_s += time.thread_time() - cpu_begin
+                    done, took, cpu = _timed(unit, block)
+                    process.worked_in_loop_s += cpu
                 else:
-                    done = await process.in_worker(_process, unit, block)
-                took = time.perf_counter() - begin
-                per_event += 0.1 * (took / block.n_events - per_event)
+                    done, took, cpu = await process.in_worker(_timed, unit, block)
+                per_event += 0.1 * (cpu / block.n_events - per_event)
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
                 await process.send(outlet, done)
                 process.book_done(done, unit)
                 await link.done(block)
             process.tell("draining")
-            await outlet.end(final=not process.stopping.is_set())
+            await outlet.end(final=inlet.complete)
+
+
+def _timed(unit: Stage, block: Block) -> tuple[Block, float, float]:
+    """What `_process` gives, and the wall-clock and processor time [s] that it took; waiting to begin is not in it."""
+    begin, cpu_begin = time.perf_counter(), time.thread_time()
+    done = _process(unit, block)
+    return done, time.perf_counter() - begin, time.thread_time() - cpu_begin
 
 
 def _process(unit: Stage, block: Block) -> Block:
@@ -215,6 +222,7 @@ def _process(unit: Stage, block: Block) -> Block:
         return unit.process(block)
     except Exception:
         log.debug("block %d failed as a whole; trying its events one by one", block.id, exc_info=True)
+        unit.take_tally()  # it is counted again
         return _one_by_one(unit, block)
 
 
@@ -271,7 +279,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                 while holding:
                     left.clear()
                     await left.wait()
-                await outlet.end(final=not process.stopping.is_set())
+                await outlet.end(final=inlet.complete)
             sending.cancel()
     finally:
         engine.close()
@@ -295,8 +303,11 @@ class _Writing:
     async def run(self) -> None:
         process, unit = self.process, self.unit
         process.tell("ready")
-        async with process.inlet(unit) as inlet:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.commits.close)
+            inlet = await stack.enter_async_context(process.inlet(unit))
             syncing = process.background(self.sync_often())
+            stack.callback(syncing.cancel)
             process.metrics.in_flight.set_function(lambda: inlet.waiting() + len(self.fresh_times))
             process.metrics.limits(commit_events=unit.commit_events)
             while (item := await inlet.receive()) is not None:
@@ -308,11 +319,10 @@ class _Writing:
             self.over = True
             self.wake.set()
             await syncing
-            if process.stopping.is_set():
-                await unit.abandon()
-            else:
+            if inlet.complete:
                 await unit.finish()
-        await self.commits.close()
+            else:
+                await unit.abandon()
         process.facts["done"] = list(self.done)
         process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
         process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
@@ -342,10 +352,12 @@ class _Writing:
             self.wake.set()
 
     async def sync_often(self) -> None:
-        while not self.over:
+        over = False
+        while not over:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), self.unit.commit_interval)
             self.wake.clear()
+            over = self.over  # looked at before the sync: what comes during one is left for the next
             await self.sync()
 
     async def sync(self) -> None:

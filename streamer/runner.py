@@ -137,7 +137,7 @@ class Process:
             loop.add_signal_handler(number, self.stopping.set)
         if self._supervised:
             loop.add_reader(sys.stdin.fileno(), self._parent_gone)
-        server = unit = None
+        server = unit = context = None
         try:
             unit = self.pipeline.chain[self.place].make(self.config)
             unit.mark = self.place + 1
@@ -148,7 +148,7 @@ class Process:
             server, port = serve(self.metrics.registry, host, port, lambda: self.state)
             self.tell("starting", metrics=f"http://{host}:{port}/metrics")
             await self.in_worker(unit.setup)
-            self.context = hop.new_context()
+            context = self.context = hop.new_context()
             await self._until_crash(play(self, unit))
             self.tell("stopped", report=self._report(unit))
             return EXIT_OK
@@ -167,6 +167,9 @@ class Process:
                 unit.close()
             if server is not None:
                 server.shutdown()
+                server.server_close()
+            if context is not None:  # the last words go out; what a failure left open must not keep us here
+                context.destroy(linger=0)
             self._worker.shutdown(wait=False)
 
     def tell(self, state: str, **facts: Any) -> None:

@@ -482,6 +482,19 @@ async def test_late_peer_is_told_the_end(run: Run) -> None:
         await asyncio.wait_for(ending, 20)
 
 
+async def test_the_end_waits_for_nobody_whose_successor_has_said_bye(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        outlet, first = ends.outlet(), ends.inlet()
+        await outlet.send(toy_block(1))
+        assert await take_ids(first, 1) == [1]
+        await first.close()  # dies
+        second = ends.inlet()
+        await until(lambda: len(outlet.book.peers) == 2)
+        ending = asyncio.create_task(outlet.end())
+        assert await take(second) is None
+        await asyncio.wait_for(ending, 20)
+
+
 async def test_who_leaves_gets_what_is_under_way_and_no_more(run: Run) -> None:
     async with bench("ipc", run) as ends:
         outlet, leaving, staying = ends.outlet(2), ends.inlet("framer-0"), ends.inlet("framer-1")
