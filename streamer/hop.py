@@ -503,8 +503,10 @@ def _task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
 
 
 async def _wait(event: asyncio.Event, timeout: float) -> None:
+    # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            await event.wait()
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -78,7 +78,8 @@ class _Feeding:
             await process.or_stopped(outlet.first_credit())
             if stopping.is_set():  # the chain must still be told that the stream is over
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(outlet.first_credit(), process.config.hop.peer_timeout)
+                    async with asyncio.timeout(process.config.hop.peer_timeout):
+                        await outlet.first_credit()
             process.tell("running")
             redelivery = process.background(self.redeliver(outlet))
             stack.callback(redelivery.cancel)
@@ -126,7 +127,8 @@ class _Feeding:
         wait = (due_ns - time.time_ns()) * 1e-9
         if wait > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.stopping.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self.process.stopping.wait()
 
     def more_space(self) -> Coroutine[Any, Any, object]:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
@@ -355,7 +357,8 @@ class _Writing:
         over = False
         while not over:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), self.unit.commit_interval)
+                async with asyncio.timeout(self.unit.commit_interval):
+                    await self.wake.wait()
             self.wake.clear()
             over = self.over  # looked at before the sync: what comes during one is left for the next
             await self.sync()

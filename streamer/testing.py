@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,17 +76,20 @@ def toy_block(block_id: int = 1, n_events: int = 4, first_event: int = 0) -> Blo
 
 
 class ToySource(Source):
-    """Gives `n_events` events in steps."""
+    """Gives `n_events` events in steps; with `pause_at`, it waits there until `go` is set."""
 
     outputs = TOY
 
-    def __init__(self, n_events: int, step: int = 16) -> None:
+    def __init__(self, n_events: int, step: int = 16, pause_at: int = -1) -> None:
         super().__init__()
-        self.n_events, self.step = n_events, step
+        self.n_events, self.step, self.pause_at = n_events, step, pause_at
         self.given = 0
+        self.go = threading.Event()
 
     def read(self) -> Iterator[Columns]:
         while self.given < self.n_events:
+            if self.given == self.pause_at:
+                self.go.wait()
             n = min(self.step, self.n_events - self.given)
             self.given += n
             yield toy_columns(n, self.given - n)

@@ -12,7 +12,7 @@ MAX_BATCH, MAX_WAIT = 4, 10.0
 # a batch is "reason: parts". Two letters and a range are a part: a0-2 is items 0 and 1 of a.
 TABLE = [
     ("nothing waits", [(0, "ask", None), (99, "drain", None)]),
-    ("one item waits for its time", [(0, ("a", 1)), (0, "ask", 10.0), (9.9, "ask", 10.0), (10, "ask", "max_wait: a0-1")]),
+    ("one item waits for its time", [(0, ("a", 1)), (0, "ask", 10.0), (9, "ask", 10.0), (10, "ask", "max_wait: a0-1")]),
     ("a batch is full", [(0, ("a", 4)), (0, "ask", "full: a0-4"), (0, "ask", None)]),
     ("two keys fill a batch", [(0, ("a", 3)), (1, ("b", 1)), (1, "ask", "full: a0-3 b0-1")]),
     ("a key is split", [(0, ("a", 6)), (0, "ask", "full: a0-4"), (0, "ask", 10.0), (10, "ask", "max_wait: a4-6")]),
@@ -60,7 +60,9 @@ arrivals = st.lists(st.tuples(st.floats(0, 3), st.integers(1, 12)), max_size=30)
 
 
 @given(arrivals, st.integers(1, 9), st.floats(0, 5))
-def test_every_item_is_answered_once_and_in_order(gaps: list[tuple[float, int]], max_batch: int, max_wait: float) -> None:
+def test_every_item_is_answered_once_and_in_order(
+    gaps: list[tuple[float, int]], max_batch: int, max_wait: float
+) -> None:
     batcher: Batcher[int] = Batcher(max_batch, max_wait)
     since: dict[int, float] = {}
     done: list[tuple[int, int]] = []

@@ -325,6 +325,22 @@ async def test_uncredited_blocks_are_refused(run: Run) -> None:
         router.close(linger=0)
 
 
+@pytest.mark.parametrize("n_turns", range(6))
+async def test_a_send_that_is_cancelled_when_news_come_is_cancelled(n_turns: int, run: Run) -> None:
+    """Whatever the loop is at in between. A process that is told to fail would live on else."""
+    async with bench("ipc", run) as ends:
+        outlet = ends.outlet()
+        sending = asyncio.create_task(outlet.send(toy_block(1)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        outlet._changed.set()
+        for _ in range(n_turns):
+            await asyncio.sleep(0)
+        sending.cancel()
+        done, _ = await asyncio.wait([sending], timeout=5)
+        assert done
+
+
 # --- Connections and lives ---
 
 
@@ -725,7 +741,7 @@ async def test_port_in_use_is_told_with_a_hint(run: Run) -> None:
 async def test_folder_that_cannot_hold_a_socket_is_told_with_a_hint(run: Run) -> None:
     async with bench("ipc", run) as ends:
         ends.folder = f"{run.dir}/{'long' * 40}"
-        with pytest.raises(UsageError, match="cannot be bound .*too long.*the run's folder"):
+        with pytest.raises(UsageError, match=r"cannot be bound .*too long.*the run's folder"):
             ends.outlet()
 
 
