@@ -42,7 +42,7 @@ class Feed:
         available : int
             Events at hand, at least one; the block takes the first `result.size` of them.
         """
-        n = min(self._most, available)
+        n = min(max(self._most, self._overdue(now_ns)), available)
         if self.config.events:
             n = min(n, self.config.events - self.fed)
         if self.config.rate:
@@ -53,3 +53,10 @@ class Feed:
             due = np.full(n, now_ns, np.int64)
         self.fed += n
         return due
+
+    def _overdue(self, now_ns: int) -> int:
+        """Events that should have left by now, up to a full block: a feed that is late catches up in large blocks."""
+        if not self.config.rate:
+            return 0
+        due = min((now_ns - self.start_ns) * 1e-9, FAR_S) * self.config.rate
+        return min(self.config.block_events, int(due) - self.fed)

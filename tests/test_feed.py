@@ -75,3 +75,13 @@ def test_hopeless_rates_lie_in_the_far_future_and_not_in_the_past(rate: float) -
     assert hopeless.next(1, START).tolist() == [START]
     for _ in range(20):
         assert hopeless.next(1, START)[0] > START
+
+
+def test_a_late_feed_catches_up_in_full_blocks_and_keeps_its_schedule() -> None:
+    late = feed(rate=1000, block_events=200, block_wait="5 ms")
+    assert late.next(1000, START).size == 6
+    due = late.next(1000, START + 150_000_000)  # 150 events should have left, 6 have
+    assert due.size == 144
+    assert due[0] - START == 6_000_000
+    assert late.next(1000, START + 10**10).size == 200
+    assert late.next(1000, START).size == 6
