@@ -18,9 +18,9 @@ what does not carry it is refused and counted). Only BLOCK has more frames.
 kind       who to whom         meaning
 =========  ==================  ============================================================================
 credit     inlet to outlet     {life, of, name, received, spare}: "of the outlet life `of` I have received so many
-                               events in all, and I can take `spare` more". Absolute, so losing or repeating it
-                               does no harm; said when half of the inlet's room has come free, and every `heartbeat`,
-                               so it also says "I am alive".
+                               events in all (refused ones too), and I can take `spare` more". Absolute, so losing
+                               or repeating it does no harm; said when half of the inlet's room has come free, and
+                               every `heartbeat`, so it also says "I am alive".
 welcome    outlet to inlet     {life}: the answer to a credit whose `of` is not this outlet's life. The inlet
                                starts counting from zero and sends its credit again.
 block      outlet to inlet     the events (see `streamer.block`).

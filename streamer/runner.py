@@ -12,6 +12,7 @@ or failed from anywhere.
 import asyncio
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -63,7 +64,7 @@ class Run:
             The folder cannot be used.
         """
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(path)
             draft = path / f".token-{os.getpid()}"
             draft.touch(mode=0o600)
             draft.write_text(secrets.token_hex(16))
@@ -75,6 +76,13 @@ class Run:
             raise UsageError(
                 f"{path}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
             ) from None
+
+
+def make_private(path: Path) -> None:
+    """Make a folder that only we can enter; in /tmp somebody else may have been quicker to take its name."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to somebody else", str(path))
 
 
 def runtime_dir() -> Path:

@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamer.config import CoreConfig, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, UsageError
 from streamer.pipeline import Pipeline
-from streamer.runner import Run, runtime_dir
+from streamer.runner import Run, make_private, runtime_dir
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Supervisor:
     async def _run_dir(self) -> AsyncIterator[Path]:
         base = runtime_dir()
         try:
-            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(base)
             path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
         except OSError as error:
             raise UsageError(

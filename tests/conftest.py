@@ -46,7 +46,10 @@ def tiny_model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hits_file(tmp_path: Path) -> Path:
-    """A ROOT file of six events: ordinary ones, one without photons, one at the phi seam, one without anything."""
+    """A ROOT file of six events: ordinary ones, one without photons, one at each seam in phi, one without anything.
+
+    With `tiny_model` the scores are [34], [], [28], [], [16, -1] and [64, -1].
+    """
     from physics_helpers import event, write_hits
 
     from stages.detector.ecal import eb_detid
@@ -54,7 +57,7 @@ def hits_file(tmp_path: Path) -> Path:
     def hit(ieta: int, iphi: int, energy: float) -> tuple[int, float]:
         return int(eb_detid(ieta, iphi)), energy
 
-    # A photon at phi = 0 looks at iphi 11 (columns are iphi - 1, and the column of phi = 0 is 10).
+    # phi = 0 lies in iphi 11; the frame's seam is at -10 degrees, between iphi 360 and 1.
     events = [
         event(1, EBRecHit=[hit(20, 11, 30.0), hit(21, 11, 4.0)], Photon=[(34.0, 0.34, 0.005)]),
         event(2, EBRecHit=[hit(-40, 100, 2.5), hit(3, 3, 1.25)]),

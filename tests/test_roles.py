@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -35,6 +34,7 @@ from streamer.testing import (
 
 NAMES = ["reader", "framer", "tagger", "writer"]
 FRAMER_MARK = 2
+CREDITS = "streamer_credits_available", {"stage": "reader"}
 
 
 def config(*, redeliver_after: float = 1000.0, **feed: Any) -> CoreConfig:
@@ -74,15 +74,6 @@ def redelivered(process: Process) -> int:
     return int(process.metrics.redelivered._value.get())
 
 
-def states(text: str) -> dict[int, list[str]]:
-    """What each process told of its life; in these tests they share a process id."""
-    told: dict[int, list[str]] = {}
-    for line in text.splitlines():
-        news = json.loads(line)
-        told.setdefault(news["pid"], []).append(news["state"])
-    return told
-
-
 # --- A stream from its beginning to its end ---
 
 
@@ -96,6 +87,7 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
         assert sorted(sink.synced) == list(range(1, len(sink.blocks) + 1))
         for process in processes:
             assert (done_events(process), done_events(process, "error"), redelivered(process)) == (400, 0, 0)
+            assert process.context.closed
         for block in sink.blocks:
             TOY.check(block.columns, block.n_events)
             assert list(block.stamps) == ["reader", "framer", "tagger", "arrived"]
@@ -132,6 +124,21 @@ async def test_replicas_share_the_stream(run: Run) -> None:
         assert await made.codes() == [0] * 7
         assert sorted(sink.events) == list(range(300))
         assert sum(map(done_events, framers)) == sum(map(done_events, taggers)) == 300
+
+
+async def test_a_replica_that_comes_late_takes_its_share(run: Run) -> None:
+    settings = config().model_copy(update={"replicas": {"framer": 2}})
+    async with chain(run, settings) as made:
+        sink, source = ToySink(), ToySource(400, pause_at=80)
+        start(made, source, sink=sink)
+        await until(lambda: len(sink.events) == 80)
+        late = made.start("framer", ToyStage(), 1)
+        reader = made.processes[0]
+        await until(lambda: reader.metrics.registry.get_sample_value(*CREDITS) == 32)  # both can take blocks
+        source.go.set()
+        assert await made.codes() == [0] * 5
+        assert sorted(sink.events) == list(range(400))
+        assert done_events(late) > 0
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
@@ -483,28 +490,34 @@ async def test_a_sink_that_cannot_write_ends_its_process_with_a_line(
         made.start("reader", ToySource(10))
         writer = made.start("writer", Full())
         await until(lambda: writer.state == "failed")
+        assert writer.context.closed
     assert '"scores.journal: No space left on device"' in capsys.readouterr().out
 
 
 # --- Counts from other threads ---
 
 
-def test_counts_from_another_thread_are_not_lost() -> None:
-    stage, total = Counting(), Counter[tuple[str, str]]()
+class Meddler(str):
+    """A reason whose first look-up lets another thread take the tally."""
 
-    def count() -> None:
-        for _ in range(20_000):
-            stage.count("seen", "all", 1)
+    def __new__(cls, thread: threading.Thread) -> "Meddler":
+        made = super().__new__(cls, "all")
+        made.thread = thread
+        return made
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        thread = threading.Thread(target=count)
-        thread.start()
-        while thread.is_alive():
-            total.update(stage.take_tally())
-        thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    thread: threading.Thread
+
+    def __hash__(self) -> int:
+        if self.thread.ident is None:
+            self.thread.start()
+            self.thread.join(0.1)  # it must wait for us
+        return super().__hash__()
+
+
+def test_counts_are_not_lost_to_a_thread_that_takes_them() -> None:
+    stage, total = ToyStage(), Counter[tuple[str, str]]()
+    taker = threading.Thread(target=lambda: total.update(stage.take_tally()))
+    stage.count("seen", Meddler(taker), 3)
+    taker.join()
     total.update(stage.take_tally())
-    assert total == {("seen", "all"): 20_000}
+    assert total == {("seen", "all"): 3}
