@@ -217,10 +217,10 @@ class Outlet:
         It is also told to peers that come only now: else they would wait for ever.
         """
         self._final = final
-        for route in list(self.book.peers):
-            await self._end(route, final=final)
         deadline = time.monotonic() + self.config.peer_timeout
         while time.monotonic() < deadline:
+            for route in list(self.book.peers):  # repeated, because it takes a moment to see that a peer is gone
+                await self._end(route, final=final)
             if not self.book.peers and (not final or len(self._byes) >= self.n_peers):
                 return
             self._changed.clear()
