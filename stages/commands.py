@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from streamer.cli import ConfigOption, SetOption, overrides
-from streamer.errors import UsageError
+from streamer.errors import EXIT_OK, EXIT_USAGE, UsageError
 
 InputArgument = Annotated[
     list[str] | None,
@@ -107,9 +107,14 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
     if all(outcome.reports.values()):
         show(summarise(PIPELINE.names, outcome.reports), outcome)
-    if outcome.error:
-        for text in outcome.error.splitlines():
-            typer.echo(f"streamer: {text}", err=True)
+    error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
+    if outcome.exit_code not in (EXIT_OK, EXIT_USAGE) and "streamer finish" not in error:
+        from stages.writer import JOURNAL
+
+        if (folder / JOURNAL).exists():
+            error += f"; what was committed is safe, save it with: streamer finish {folder}"
+    for text in error.splitlines():
+        typer.echo(f"streamer: {text}", err=True)
     raise typer.Exit(outcome.exit_code)
 
 
