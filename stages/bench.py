@@ -166,6 +166,9 @@ def bench(config: Config, plan: Plan, output: Path) -> Result:
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
+    specs = list(config.taggers.values())
+    if len(specs) != 1 or specs[0].objects != "Photon" or specs[0].channels != ("ECAL",):
+        raise UsageError("streamer bench measures one tagger of photons in the ECAL, as eg; configure just that")
     prepare_folder(output)
     keep_freed_memory()  # as the pipeline's processes do
     if logging.getLogger().level > logging.DEBUG:

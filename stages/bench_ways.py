@@ -16,7 +16,7 @@ import uproot
 from stages import PIPELINE, records
 from stages.config import Config, TaggerSpec
 from stages.conversion import schema_of
-from stages.cropper import SEED_REACH, Cropper
+from stages.cropper import PHOTON_REACH, Cropper
 from stages.detector.ecal import eb_pixel, eb_pixels, ee_pixel_table, ee_pixels, load_ee_geometry
 from stages.detector.grid import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS, column_of_phi, row_of_eta
 from stages.formats import open_events
@@ -24,6 +24,7 @@ from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.inputs import expand
 from stages.reader import Reader
+from stages.sources import choose
 from stages.tagger import Model, Tagger
 from stages.writer import SCORES
 from streamer.batcher import Part
@@ -103,9 +104,8 @@ def copy_events(config: Config, path: Path) -> tuple[int, int]:
     """
     step_events = config.input.model_copy(update={"step_events": BASKET_EVENTS})
     files = [open_events(file, step_events) for file in expand(config.input.files)]
-    for file in files:
-        file.check(records.needed(config))
-    columns = [c for c in records.needed(config) if all(c.name in file.names for file in files)]
+    choices = [choose(file, config).columns for file in files]
+    columns = [column for column in choices[0] if all(column in others for others in choices)]
     schema = schema_of(columns)
     steps: list[Columns] = []
     n_input = 0
@@ -159,7 +159,8 @@ def seed_way(config: Config, n_events: int, n_scores: int) -> Stream:
     scores = []
     with uproot.open(config.input.files[0]) as file:
         tree = file[config.input.tree]
-        names = [column.name for column in records.needed(config) if column.name in tree]
+        own = ("EBRecHit_", "EERecHit_", "Photon_")
+        names = [column.name for column in records.needed(config) if column.name in tree and column.name.startswith(own)]
         watch = _Stopwatch()
         for event in _awkward_events(tree, names, config.input.step_events, watch):
             frame = _dense_frame(event, ee_table)
@@ -215,9 +216,9 @@ def _seed(frame: Float32s, event: dict[str, Array], photon: int, spec: TaggerSpe
     row, column = int(row_of_eta(eta)), int(column_of_phi(event["Photon_phi"][photon]))
     if row < 0 or column < 0:
         return None
-    top = max(row - SEED_REACH, EB_FIRST_ROW)
-    rows = frame[top : min(row + SEED_REACH, EB_LAST_ROW) + 1]
-    columns = np.arange(column - SEED_REACH, column + SEED_REACH + 1) % N_COLUMNS
+    top = max(row - PHOTON_REACH, EB_FIRST_ROW)
+    rows = frame[top : min(row + PHOTON_REACH, EB_LAST_ROW) + 1]
+    columns = np.arange(column - PHOTON_REACH, column + PHOTON_REACH + 1) % N_COLUMNS
     near = rows[:, columns]
     down, right = divmod(int(near.argmax()), columns.size)
     return (top + down, int(columns[right])) if near[down, right] > 0 else None
@@ -243,7 +244,8 @@ def limit(config: Config, threads: int, n_events: int, n_scores: int) -> Stream:
     reader, framer, cropper, tagger = Reader(config), Framer(config), Cropper(config), Tagger(config)
     for unit in (reader, framer, cropper, tagger):
         unit.setup()
-    score = f"{tagger.spec.objects}_{tagger.spec.score}"
+    ((name, spec),) = config.taggers.items()
+    score = records.score_column(name, spec).name
     scores = []
     watch = _Stopwatch()
     for columns in reader.read():
@@ -274,9 +276,12 @@ def _block(columns: Columns) -> Block:
 
 def _score(tagger: Tagger, block: Block) -> Block:
     """Batches over the whole block; only the last one is not full."""
-    n, most = tagger.items(block), tagger.max_batch
-    results = [tagger.infer([Part(block, first, min(first + most, n))]) for first in range(0, n, most)]
-    return tagger.finish(block, np.concatenate([tagger.failed(0), *results]))
+    results = {}
+    for queue, n in tagger.items(block).items():
+        most = tagger.queues[queue]
+        parts = [[Part(block, first, min(first + most, n))] for first in range(0, n, most)]
+        results[queue] = np.concatenate([tagger.failed(0), *(tagger.infer(queue, part) for part in parts)])
+    return tagger.finish(block, results)
 
 
 # ---- the pipeline

@@ -41,7 +41,9 @@ def run(
     rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
-    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
+    tagger: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Run this tagger; may be repeated.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
 ) -> None:
     """Stream events through the chain and write their scores.

@@ -1,18 +1,45 @@
 """Every setting of the chain. Kept apart from the stages, so that reading it imports no heavy library."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from streamer.config import CoreConfig, PositiveSeconds, Seconds, Section
 from streamer.errors import nearest
 
-CHANNELS = ("ECAL",)
-"""The detector channels that can be framed; their order here is their number on the way."""
+CHANNELS = (
+    *("TrackPt", "TrackD0", "TrackDz"),
+    *("BPIX1", "BPIX2", "BPIX3", "BPIX4"),
+    *("ECAL", "HCAL"),
+    *("TIB", "TOB", "TID", "TEC"),
+)
+"""The detector channels that can be framed; a frame holds those that are needed, in this order."""
 
-OBJECTS = ("Photon",)
+UNITS = dict.fromkeys(CHANNELS, "hits") | {
+    **{"TrackPt": "GeV", "TrackD0": "cm", "TrackDz": "cm"},
+    **{"ECAL": "GeV", "HCAL": "GeV"},
+}
+"""What a pixel of a channel holds the sum of."""
+
+OBJECTS = ("Photon", "Jet", "FatJet", "Event")
+"""What can be scored: members of a collection, or the event as a whole."""
+
+SEED_CHANNEL = {"Photon": "ECAL", "Jet": "HCAL", "FatJet": "HCAL"}
+"""The channel in which an object's seed is looked for."""
+
+_JET_CHANNELS = ("TrackPt", "TrackD0", "TrackDz", "ECAL", "HCAL")
+_FAT_JET_CHANNELS = ("TrackPt", "TrackD0", "TrackDz", "BPIX1", "BPIX2", "BPIX3", "ECAL", "HCAL")
+
+OBJECT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Photon": {"channels": ("ECAL",), "crop": 32, "pt_min": 10.0, "eta_max": 1.44},
+    "Jet": {"channels": _JET_CHANNELS, "crop": 128, "pt_min": 35.0, "eta_max": 2.4},
+    "FatJet": {"channels": _FAT_JET_CHANNELS, "crop": 128, "pt_min": 35.0, "eta_max": 2.4},
+    "Event": {"channels": ("TrackPt", "ECAL", "HCAL"), "crop": 0, "pt_min": 0.0, "eta_max": 10.0},
+}
+"""What a tagger of these objects is where nothing else is said."""
 
 
 def packaged(name: str) -> str:
@@ -31,10 +58,23 @@ class InputConfig(Section):
     """Our column names to the names in the files, such as `EBRecHit_energy = "ecalBarrel_E"`."""
     step_events: int = Field(1000, ge=1, le=1_000_000)
     """Events read from a file at a time."""
+    calorimeters: Literal["auto", "hits", "towers"] = "auto"
+    """What ECAL and HCAL are made from; `auto` takes the rechits where a file has them, else its towers."""
+    jets: Literal["auto", "cluster"] = "auto"
+    """`auto`: the file's `Jet`, and where it has none, anti-kT 0.4 jets of its particles or towers."""
+    fat_jets: Literal["auto", "cluster", "Jet"] = "auto"
+    """Likewise `FatJet` with 0.8; `Jet` lets the file's `Jet` stand in, whatever their radius."""
+    timeout: PositiveSeconds = 30.0
+    """How long a server of remote files may be silent."""
 
 
 class FramerConfig(Section):
     """From hits to the detector frame."""
+
+    tracks_at: Literal["direction", "ecal"] = "direction"
+    """A track's pixel is where it points to at its origin, or where its helix in 3.8 T meets the ECAL."""
+    hits_from: Literal["origin", "vertex"] = "origin"
+    """Pixel and strip hits are seen from the detector's centre or from the primary vertex."""
 
     ee_geometry: Path | None = None
     """A geometry file (`[detid, corners]`, .json.gz) that overrides the built-in endcap geometry."""
@@ -43,20 +83,29 @@ class FramerConfig(Section):
 class TaggerSpec(Section):
     """One tagger: which objects it looks at, what it sees of them, and its network."""
 
-    objects: Literal["Photon"] = "Photon"
-    """The collection whose members are cropped and scored."""
+    objects: Literal["Photon", "Jet", "FatJet", "Event"] = "Photon"
+    """The collection whose members are cropped and scored; `Event` scores the whole frame, without a crop."""
     model: Path = Path(packaged("models/eg.onnx"))
     """ONNX file; its input is (batch, channels, rows, columns) float32."""
     channels: tuple[str, ...] = ("ECAL",)
     """The channels in the order that the model wants."""
-    crop: int = Field(32, ge=2, le=256, multiple_of=2)
-    """Side of the square crop [pixels]; the seed is at index crop / 2 - 1."""
+    crop: int = Field(32, ge=0, le=280, multiple_of=2)
+    """Side of the square crop [pixels]; the seed is at index crop / 2 - 1. 0 for `Event`."""
     pt_min: float = Field(10.0, ge=0)
     """Objects with pt above this [GeV] are scored."""
-    eta_max: float = Field(1.44, gt=0, le=3.0)
+    eta_max: float = Field(1.44, gt=0, le=10.0)
     """Objects with |eta| below this are scored."""
     score: str = Field("egScore", pattern="^[A-Za-z][A-Za-z0-9]*$")
     """Name of the output column behind `<objects>_`."""
+    allow_empty: bool = False
+    """Go on with an empty channel where an input cannot give it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_objects_are(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**OBJECT_DEFAULTS.get(str(data.get("objects", "Photon")), {}), **data}
 
     @field_validator("channels")
     @classmethod
@@ -68,6 +117,36 @@ class TaggerSpec(Section):
                 raise ValueError(f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}")
         return channels
 
+    @model_validator(mode="after")
+    def _crops_fit(self) -> "TaggerSpec":
+        if self.objects == "Event":
+            own = OBJECT_DEFAULTS["Event"]
+            for key in ("crop", "pt_min", "eta_max"):
+                if getattr(self, key) != own[key]:
+                    raise ValueError(f"'{key}' has no meaning for objects = \"Event\", which see the whole frame")
+        elif not self.crop:
+            raise ValueError('\'crop\' must be at least 2; to see the whole frame, set objects = "Event"')
+        if self.score in TAKEN_SCORES:
+            raise ValueError(f"'score' cannot be '{self.score}', which is a column of {self.objects} already")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of what the network sees of an object."""
+        rows, columns = (280, 360) if self.objects == "Event" else (self.crop, self.crop)
+        return len(self.channels), rows, columns
+
+
+TAKEN_SCORES = ("pt", "eta", "phi", "seedRow", "seedCol", "seedDetId", "superClusterIdx", "genLabel")
+
+TAGGERS: dict[str, dict[str, Any]] = {
+    "eg": {"objects": "Photon", "model": packaged("models/eg.onnx")},
+    "qg": {"objects": "Jet"},
+    "top": {"objects": "FatJet"},
+    "tau": {"objects": "FatJet"},
+}
+"""The taggers of the paper's Table 1; what is configured under their name is laid over this."""
+
 
 class TaggerConfig(Section):
     """How networks are run."""
@@ -77,7 +156,9 @@ class TaggerConfig(Section):
     threads: int = Field(0, ge=0, le=256)
     """Threads of one inference on the CPU; 0 = one for each two cores, at least one."""
     max_batch: int = Field(64, ge=1, le=65536)
-    """Crops in a batch at most."""
+    """Crops in a batch at most, as far as they fit into `batch_mb`."""
+    batch_mb: int = Field(64, ge=1, le=65536)
+    """Memory that a tagger's dense batch may take [MB]; a single crop may take more."""
     max_wait: Seconds = 0.002
     """A batch is closed when its oldest crop has waited so long."""
 
@@ -106,14 +187,61 @@ class Config(CoreConfig):
     tagger: TaggerConfig = TaggerConfig()
     writer: WriterConfig = WriterConfig()
 
+    @field_validator("taggers", mode="before")
+    @classmethod
+    def _built_in(cls, taggers: Any) -> Any:
+        """What is known of a tagger by its name: the built-in ones, and what scores are called."""
+        if not isinstance(taggers, dict):
+            return taggers
+        if not taggers:
+            raise ValueError(f"configure at least one tagger; built in are {', '.join(TAGGERS)}")
+        out = {}
+        for name, given in taggers.items():
+            if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", str(name)):
+                raise ValueError(f"a tagger cannot be called '{name}'; letters and digits, please")
+            table = given
+            if isinstance(given, dict):
+                table = {"score": f"{name}Score", **TAGGERS.get(name, {}), **given}
+                if "model" not in table:
+                    raise ValueError(f'tagger \'{name}\' needs a network: set taggers.{name}.model = "FILE.onnx"')
+            out[name] = table
+        return out
+
     @model_validator(mode="after")
     def _taggers_fit(self) -> "Config":
-        if len(self.taggers) != 1:
-            raise ValueError(f"'taggers': exactly one tagger can be configured, here are {len(self.taggers)}")
+        collections: dict[str, str] = {}
+        scores: dict[tuple[str, str], str] = {}
+        for name, spec in self.taggers.items():
+            twin = collections.setdefault(name.lower(), name)
+            if twin != name:
+                raise ValueError(f"'taggers': '{twin}' and '{name}' differ only in capitals; rename one")
+            twin = scores.setdefault((spec.objects, spec.score), name)
+            if twin != name:
+                raise ValueError(
+                    f"'taggers': {twin} and {name} both write {spec.objects}_{spec.score}; "
+                    f"set another taggers.{name}.score"
+                )
         return self
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The channels that any tagger sees, in frame order."""
+        """The channels that any tagger sees or that seeds are looked for in, in frame order."""
         wanted = {channel for spec in self.taggers.values() for channel in spec.channels}
+        wanted |= {SEED_CHANNEL[spec.objects] for spec in self.taggers.values() if spec.objects in SEED_CHANNEL}
         return tuple(channel for channel in CHANNELS if channel in wanted)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The collections of objects that any tagger scores."""
+        wanted = {spec.objects for spec in self.taggers.values()}
+        return tuple(objects for objects in SEED_CHANNEL if objects in wanted)
+
+    @property
+    def crops(self) -> dict[str, str]:
+        """Each tagger that sees crops to the first one that sees the same; they share them on the way."""
+        first: dict[Any, str] = {}
+        return {
+            name: first.setdefault((spec.objects, spec.channels, spec.crop, spec.pt_min, spec.eta_max), name)
+            for name, spec in self.taggers.items()
+            if spec.crop
+        }

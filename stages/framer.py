@@ -1,5 +1,6 @@
-"""Framer: hits become the sparse detector frame, one entry a non-empty pixel of a channel."""
+"""Framer: hits become the sparse detector frame, one entry a non-empty pixel (HCAL: tower) of a channel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,31 +9,32 @@ import numpy.typing as npt
 from numba import njit
 
 from stages import records
+from stages.channels import DROPPED, INVALID, OUTSIDE, SKIPPED, Channels, Entries
 from stages.config import Config
-from stages.detector.ecal import eb_pixels, ee_pixel_table, ee_pixels, load_ee_geometry
-from stages.detector.grid import N_COLUMNS, N_ROWS
+from stages.detector.ecal import eb_pixel, ee_pixel_table, load_ee_geometry
+from stages.detector.grid import N_PIXELS
+from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWERS
 from streamer.block import Block, Columns, offsets, readonly
 from streamer.errors import UsageError
 from streamer.stage import Stage
 
-N_PIXELS = N_ROWS * N_COLUMNS
-
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 
-DROPPED = ("nan_energy", "bad_detid")
+ENERGIES = ("ECAL", "HCAL")
+"""Channels in which a hit with energy <= 0 is not part of the image."""
 
 
 @dataclass(frozen=True)
-class Sparse:
-    """One channel of some events.
+class Frame:
+    """The channels of some events.
 
     Attributes
     ----------
-    counts : int32, shape (n_events,)
-        Non-empty pixels of each event.
+    counts : int32, shape (n_events, n_channels)
+        Non-empty pixels of each event and channel.
     index : int32, shape (counts.sum(),)
-        `row * 360 + column`.
+        `row * 360 + column`; in HCAL `row * 72 + column` of a tower.
     value : float32, shape (counts.sum(),)
     dropped : dict of str to int
         Hits left out, by reason.
@@ -44,80 +46,146 @@ class Sparse:
     dropped: dict[str, int]
 
 
-def frame_ecal(columns: Columns, ee_table: Int32s) -> Sparse:
-    """The ECAL channel [GeV]: barrel crystals and projected endcap crystals; what shares a pixel adds.
+class Merger:
+    """Adds up what shares a pixel. Holds the scratch memory of the kernel: not for two threads at a time."""
 
-    Hits with energy <= 0 are not part of the image. A hit with a non-finite energy or an impossible detid is
-    dropped and counted.
-    """
-    eb, ee = readonly(columns["EBRecHit_detid"]), readonly(columns["EERecHit_detid"])
-    counts, dropped = np.empty(columns["nEBRecHit"].size, np.int32), np.zeros(len(DROPPED), np.int64)
-    index, value = np.empty(eb.size + ee.size, np.int32), np.empty(eb.size + ee.size, np.float32)
-    total = _merge(
-        offsets(columns["nEBRecHit"]),
-        eb_pixels(eb),
-        readonly(columns["EBRecHit_energy"]),
-        offsets(columns["nEERecHit"]),
-        ee_pixels(ee, readonly(ee_table)),
-        readonly(columns["EERecHit_energy"]),
-        counts,
-        index,
-        value,
-        dropped,
-    )
-    return Sparse(counts, index[:total], value[:total], dict(zip(DROPPED, dropped.tolist(), strict=True)))
+    def __init__(self) -> None:
+        self._slot = np.full(N_PIXELS, -1, np.int32)
+        self._sums = np.empty(N_PIXELS)
+
+    def merge(self, n_events: int, names: Sequence[str], channels: Sequence[Sequence[Entries]]) -> Frame:
+        """The frame of the channels `names` from their entries, in that order."""
+        every = [entries for channel in channels for entries in channel]
+        pixel, value = _joined([e.pixel for e in every], np.int32), _joined([e.value for e in every], np.float32)
+        spans = np.zeros((len(every), n_events + 1), np.int64)  # axes: source, event
+        begin = 0
+        for span, entries in zip(spans, every, strict=True):
+            np.add(entries.offsets, begin, out=span)
+            begin += entries.pixel.size
+        reasons = ["", *DROPPED]
+        codes = [[reasons.index(r) for r in (e.nan, e.outside, e.invalid)] for e in every]
+        n_out = sum(e.pixel.size * (2 if name == "HCAL" else 1)
+                    for name, channel in zip(names, channels, strict=True) for e in channel)  # fmt: skip
+        counts = np.empty((n_events, len(names)), np.int32)
+        index, out, dropped = np.empty(n_out, np.int32), np.empty(n_out, np.float32), np.zeros(len(reasons), np.int64)
+        total = _merge(
+            np.cumsum([0, *map(len, channels)]),
+            spans,
+            readonly(pixel),
+            readonly(value),
+            np.array(codes, np.int64).reshape(-1, 3),
+            np.array([name in ENERGIES for name in names]),
+            np.array([N_TOWERS if name == "HCAL" else N_PIXELS for name in names]),
+            self._slot,
+            self._sums,
+            counts,
+            index,
+            out,
+            dropped,
+        )
+        return Frame(counts, index[:total], out[:total], dict(zip(DROPPED, dropped[1:].tolist(), strict=True)))
+
+
+def _joined(arrays: list[Any], dtype: Any) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.zeros(0, dtype), *arrays])
 
 
 @njit(cache=True, nogil=True)
 def _merge(
-    eb_offsets: Any, eb_pixel: Any, eb_energy: Any,
-    ee_offsets: Any, ee_pixel: Any, ee_energy: Any,
-    counts: Any, index: Any, value: Any, dropped: Any,
+    sources: Any, spans: Any, pixels: Any, values: Any, codes: Any, positive: Any, n_cells: Any,
+    slot: Any, sums: Any, counts: Any, index: Any, out: Any, dropped: Any,
 ) -> int:  # fmt: skip
-    slot = np.full(N_PIXELS, -1, np.int32)  # where a pixel of this event stands in the output
+    # slot: where a pixel of this event and channel stands in the output, from the channel's first; -1 everywhere
+    # between calls. sums: what is added up there, in double precision, as 20,000 hits may share a pixel.
+    n_events, n_channels = counts.shape
     used = 0
-    for event in range(counts.size):
-        first = used
-        for part in range(2):
-            # A helper function for one hit would be shorter and ten times slower: Numba counts its references.
-            offsets, pixels, energies = eb_offsets, eb_pixel, eb_energy
-            if part == 1:
-                offsets, pixels, energies = ee_offsets, ee_pixel, ee_energy
-            for hit in range(offsets[event], offsets[event + 1]):
-                pixel, energy = pixels[hit], energies[hit]
-                if not np.isfinite(energy):
-                    dropped[0] += 1
-                elif pixel < 0:
-                    dropped[1] += 1
-                elif energy > 0:
-                    entry = slot[pixel]
-                    if entry >= 0:
-                        value[entry] += energy
-                    else:
-                        slot[pixel] = used
-                        index[used] = pixel
-                        value[used] = energy
-                        used += 1
-        counts[event] = used - first
-        for entry in range(first, used):
-            slot[index[entry]] = -1
+    for event in range(n_events):
+        for channel in range(n_channels):
+            n_here = 0
+            cells = n_cells[channel]
+            only_positive = positive[channel]
+            for source in range(sources[channel], sources[channel + 1]):
+                for hit in range(spans[source, event], spans[source, event + 1]):
+                    pixel = pixels[hit]
+                    if pixel == SKIPPED:
+                        continue
+                    value = np.float64(values[hit])
+                    if not np.isfinite(value):
+                        dropped[codes[source, 0]] += 1
+                    elif pixel == OUTSIDE:
+                        dropped[codes[source, 1]] += 1
+                    elif pixel == INVALID:
+                        dropped[codes[source, 2]] += 1
+                    elif value > 0 or not only_positive:
+                        halves = 1
+                        if pixel >= cells:
+                            halves = 2
+                            pixel -= cells
+                            value *= 0.5
+                        for half in range(halves):
+                            if half == 1:
+                                last = pixel % N_TOWER_COLUMNS == N_TOWER_COLUMNS - 1
+                                pixel += 1 - N_TOWER_COLUMNS if last else 1
+                            place = slot[pixel]
+                            if place < 0:
+                                slot[pixel] = n_here
+                                sums[n_here] = value
+                                index[used + n_here] = pixel
+                                n_here += 1
+                            else:
+                                sums[place] += value
+            for place in range(n_here):
+                out[used + place] = sums[place]
+                slot[index[used + place]] = -1
+            counts[event, channel] = n_here
+            used += n_here
     return used
 
 
-def interleave(channels: list[Sparse]) -> tuple[Int32s, Int32s, Float32s]:
-    """Counts (n_events, n_channels), index and value of several channels, ordered by event and channel."""
-    if len(channels) == 1:
-        only = channels[0]
-        return only.counts[:, np.newaxis], only.index, only.value
-    counts = np.stack([c.counts for c in channels], axis=1)  # axes: event, channel
-    # The channels stand behind one another; a stable sort by event keeps their order within each event.
-    events = np.concatenate([np.repeat(np.arange(c.counts.size), c.counts) for c in channels])
-    order = np.argsort(events, kind="stable")
-    return (
-        counts,
-        np.concatenate([c.index for c in channels])[order],
-        np.concatenate([c.value for c in channels])[order],
+def photon_seed_detids(columns: Columns) -> npt.NDArray[np.uint32]:
+    """The seed crystals of the photons: the input's, else the most energetic EB crystal of the supercluster.
+
+    Returns
+    -------
+    uint32, shape (n_photons,)
+        Raw detids; 0 where the input links no supercluster with barrel hits.
+    """
+    seeds, supercluster = columns["Photon_seedDetId"], columns["Photon_superClusterIdx"]
+    if not ((seeds == 0) & (supercluster >= 0)).any():
+        return seeds
+    seeds = seeds.copy()
+    _supercluster_seeds(
+        offsets(columns["nPhoton"]),
+        readonly(supercluster),
+        offsets(columns["nSuperClusterCrystal"]),
+        readonly(columns["SuperClusterCrystal_superClusterIdx"]),
+        readonly(columns["SuperClusterCrystal_detid"]),
+        offsets(columns["nEBRecHit"]),
+        readonly(columns["EBRecHit_detid"]),
+        readonly(columns["EBRecHit_energy"]),
+        seeds,
     )
+    return seeds
+
+
+@njit(cache=True, nogil=True)
+def _supercluster_seeds(
+    photon_offsets: Any, supercluster: Any, crystal_offsets: Any, crystal_of: Any, crystal_detid: Any,
+    hit_offsets: Any, hit_detid: Any, hit_energy: Any, seeds: Any,
+) -> None:  # fmt: skip
+    for event in range(photon_offsets.size - 1):
+        for photon in range(photon_offsets[event], photon_offsets[event + 1]):
+            if seeds[photon] != 0 or supercluster[photon] < 0:
+                continue
+            most = np.float32(0.0)
+            for crystal in range(crystal_offsets[event], crystal_offsets[event + 1]):
+                detid = crystal_detid[crystal]
+                if crystal_of[crystal] != supercluster[photon] or eb_pixel(detid) < 0:
+                    continue
+                for hit in range(hit_offsets[event], hit_offsets[event + 1]):
+                    if hit_detid[hit] == detid and hit_energy[hit] > most:
+                        most = hit_energy[hit]
+                        seeds[photon] = detid
 
 
 class Framer(Stage):
@@ -143,15 +211,22 @@ class Framer(Stage):
             self._ee_table = load_ee_geometry(path) if path else ee_pixel_table()
         except (OSError, ValueError) as error:
             raise UsageError(f"framer.ee_geometry: {error}") from None
-        self.process(Block(0, 1, self.inputs.empty(1)))
+        self._merger = Merger()
+        columns = self.inputs.empty(1)
+        if "Photon" in self.config.objects:  # with a photon, whose supercluster is looked for
+            photon = {c.name: np.zeros(1, c.wire_dtype) for c in self.inputs.columns if c.per == "Photon"}
+            columns |= {**photon, "nPhoton": np.ones(1, np.int32)}
+        self.process(Block(0, 1, columns))
 
     def process(self, block: Block) -> Block:
-        columns = block.columns
-        makers = {"ECAL": lambda: frame_ecal(columns, self._ee_table)}
-        channels = [makers[name]() for name in self.config.channels]
-        for channel in channels:
-            for reason, n in channel.dropped.items():
+        columns = dict(block.columns)
+        made = Channels(self.config, columns, self._ee_table)
+        names = self.config.channels
+        frame = self._merger.merge(block.n_events, names, [made.entries(name) for name in names])
+        for dropped in (made.dropped, frame.dropped):
+            for reason, n in dropped.items():
                 self.count("hits_dropped", reason, n)
-        counts, index, value = interleave(channels)
-        made = {"nPixel": counts, "Pixel_index": index, "Pixel_value": value}
-        return block.with_columns({name: made.get(name, columns.get(name)) for name in self.outputs.by_name})  # type: ignore[misc]
+        columns |= {"nPixel": frame.counts, "Pixel_index": frame.index, "Pixel_value": frame.value}
+        if "Photon" in self.config.objects:
+            columns["Photon_seedDetId"] = photon_seed_detids(columns)
+        return block.with_columns({name: columns[name] for name in self.outputs.by_name})

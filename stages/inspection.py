@@ -7,15 +7,17 @@ from rich.table import Table
 
 from stages.config import Config
 from stages.formats import open_events
-from stages.formats.root import RootFile
+from stages.formats.tree import TreeFile
 from stages.records import INPUT, needed
+from stages.sources import choose
+from streamer.errors import UsageError
 
 
 def show_file(path: Path, config: Config) -> None:
     """Print what the file holds and which taggers it can feed."""
     console = Console()
     file = open_events(path, config.input)
-    kind = f"ROOT {file.layout}" if isinstance(file, RootFile) else file.kind
+    kind = f"{file.kind} {file.layout}" if isinstance(file, TreeFile) else file.kind
     console.print(f"[bold]{path}[/]  {kind}, {file.n_events:,} events", soft_wrap=True)
     wanted = {column.name for column in needed(config)}
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -28,11 +30,10 @@ def show_file(path: Path, config: Config) -> None:
         table.add_row(column.name, there, need, column.unit, column.doc)
     console.print(table)
     for name, spec in config.taggers.items():
-        missing = [
-            column.name
-            for column in needed(config.model_copy(update={"taggers": {name: spec}}))
-            if not column.optional and column.name not in file.names
-        ]
-        verdict = f"[red]no[/]: lacks {', '.join(missing)}" if missing else "[green]can be fed[/]"
-        console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}")
+        try:
+            choice = choose(file, config.model_copy(update={"taggers": {name: spec}}))
+            verdict = "\n    ".join(["[green]can be fed[/]", *choice.notes])
+        except UsageError as error:
+            verdict = "\n    ".join(["[red]no[/]", *(line.removeprefix(f"{path}: ") for line in str(error).splitlines())])
+        console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}", soft_wrap=True)
     file.close()

@@ -10,14 +10,18 @@ import numpy as np
 from stages import records
 from stages.config import Config
 from stages.formats import open_events
-from stages.formats.base import EventFile
+from stages.formats.base import EventFile, Step
 from stages.inputs import expand
 from stages.records import INPUT_BY_NAME
-from streamer.block import Columns
+from stages.sources import RADII, Choice, choose
+from streamer.block import Array, Columns
 from streamer.errors import UsageError, nearest
 from streamer.stage import Source
 
 log = logging.getLogger(__name__)
+
+JET_PT_MIN = 10.0
+"""Softer jets are not clustered [GeV]."""
 
 
 class Reader(Source):
@@ -29,8 +33,7 @@ class Reader(Source):
         super().__init__()
         self.config = config
         self.outputs = records.hits(config)
-        self._wanted = records.needed(config)
-        self._files: list[EventFile] = []
+        self._files: list[tuple[EventFile, Choice]] = []
 
     def setup(self) -> None:
         """Open every file and check it; all problems are told at once.
@@ -48,30 +51,50 @@ class Reader(Source):
         for path in expand(self.config.input.files):
             try:
                 file = open_events(path, self.config.input)
-                self._files.append(file)
-                file.check(self._wanted)
+                choice = choose(file, self.config)
+                self._files.append((file, choice))
+                file.wanted_images = choice.images
+                file.check(choice.columns)
+            except UsageError as error:
+                problems.append(str(error))
+        if any(made_from != "Jet" for _, choice in self._files for made_from in choice.jets.values()):
+            try:
+                from stages import jets
+
+                jets.check()
             except UsageError as error:
                 problems.append(str(error))
         if problems:
             raise UsageError("\n".join(problems))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Name what is empty or stands in, once for all files alike."""
+        files: dict[str, list[EventFile]] = {}
+        for file, choice in self._files:
+            for note in choice.notes:
+                files.setdefault(note, []).append(file)
+        for note, those in files.items():
+            more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+            log.warning("%s%s: %s", those[0].path, more, note)
 
     def close(self) -> None:
-        for file in self._files:
+        for file, _ in self._files:
             file.close()
 
     def about(self) -> dict[str, Any]:
-        return {"files": len(self._files), "events_per_pass": sum(file.n_events for file in self._files)}
+        return {"files": len(self._files), "events_per_pass": sum(file.n_events for file, _ in self._files)}
 
     def read(self) -> Iterator[Columns]:
         passes = itertools.count() if self.config.feed.loop else range(1)
         for replay in passes:
             n_pass = 0
-            for number, file in enumerate(self._files):
-                for step in file.read(self._wanted, self._reporter(file)):
+            for number, (file, choice) in enumerate(self._files):
+                for step in file.read(choice.columns, self._reporter(file)):
                     n = len(step.entries)
                     if n:
                         n_pass += n
-                        yield self._complete(step.columns, number, step.entries, replay)
+                        yield self._complete(with_jets(step, choice), number, step.entries, replay)
             if not n_pass:
                 return
 
@@ -83,17 +106,35 @@ class Reader(Source):
 
         return report
 
-    def _complete(self, columns: Columns, number: int, entries: Any, replay: int) -> Columns:
-        """Add where the events came from, and what optional columns mean where there are none."""
+    def _complete(self, columns: Columns, number: int, entries: Array, replay: int) -> Columns:
+        """Add where the events came from, and what columns mean that are not there."""
         n = len(entries)
-        out = dict(columns)
-        out["sourceFile"] = np.full(n, number, np.int32)
-        out["sourceEntry"] = entries.astype(np.int64)
-        out["replay"] = np.full(n, replay, np.uint32)
-        for column in self._wanted:
-            if column.collection and f"n{column.collection}" not in out:
-                out[f"n{column.collection}"] = np.zeros(n, np.int32)
-            if column.name not in out:
-                members = out[f"n{column.collection}"].sum() if column.collection else n
-                out[column.name] = np.zeros(int(members), column.wire.wire_dtype)
-        return out
+        return records.complete(self.config, columns, n) | {
+            "sourceFile": np.full(n, number, np.int32),
+            "sourceEntry": entries.astype(np.int64),
+            "replay": np.full(n, replay, np.uint32),
+        }
+
+
+def with_jets(step: Step, choice: Choice) -> Columns:
+    """The columns of a step, with the jets that are clustered or stand in."""
+    columns = dict(step.columns)
+    for objects, made_from in choice.jets.items():
+        if made_from == "Jet":
+            made = {"n": columns["nJet"], **{name: columns[f"Jet_{name}"] for name in ("pt", "eta", "phi")}}
+        else:
+            made = _clustered(columns, made_from, RADII[objects])
+        columns |= {f"n{objects}": made["n"], **{f"{objects}_{name}": made[name] for name in ("pt", "eta", "phi")}}
+    return columns
+
+
+def _clustered(columns: Columns, made_from: str, radius: float) -> Columns:
+    from stages import jets
+
+    if made_from == "Tower":
+        pt, eta, phi = jets.particles_of_towers(
+            *(columns[f"Tower_{name}"] for name in ("eta", "phi", "emEnergy", "hadEnergy"))
+        )
+    else:
+        pt, eta, phi = (columns[f"PFCand_{name}"] for name in ("pt", "eta", "phi"))
+    return jets.cluster(columns[f"n{made_from}"], pt, eta, phi, radius=radius, pt_min=JET_PT_MIN)

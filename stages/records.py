@@ -6,8 +6,10 @@ Names, units and meanings follow CMS NanoAOD where it has them (GeV, cm, ns; phi
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stages.config import Config, TaggerSpec
-from streamer.block import CORE_COLUMNS, Column, Schema, count_column
+import numpy as np
+
+from stages.config import CHANNELS, Config, TaggerSpec
+from streamer.block import CORE_COLUMNS, Column, Columns, Schema, count_column
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class InputColumn:
     collection : str
         The collection it belongs to, or empty for one value an event.
     channels : tuple of str
-        The detector channels that are made from it.
+        The detector channels that need it, where they are made from its collection.
     objects : str
         The objects that need it.
     optional : bool
         Nothing is lost without it.
+    default : int
+        Its value where an input does not have it.
     """
 
     name: str
@@ -34,6 +38,7 @@ class InputColumn:
     channels: tuple[str, ...] = ()
     objects: str = ""
     optional: bool = False
+    default: int = 0
 
     @property
     def wire(self) -> Column:
@@ -41,10 +46,10 @@ class InputColumn:
         return Column(self.name, self.dtype, self.collection or "event", (), self.unit, self.doc)
 
 
-def _hits(collection: str, what: str, channels: tuple[str, ...]) -> list[InputColumn]:
+def _hits(collection: str, what: str, channel: str) -> list[InputColumn]:
     return [
-        InputColumn(f"{collection}_detid", "u4", "", f"raw detid of the {what}", collection, channels),
-        InputColumn(f"{collection}_energy", "f4", "GeV", f"energy of the {what}", collection, channels),
+        InputColumn(f"{collection}_detid", "u4", "", f"raw detid of the {what}", collection, (channel,)),
+        InputColumn(f"{collection}_energy", "f4", "GeV", f"energy of the {what}", collection, (channel,)),
         InputColumn(f"{collection}_time", "f4", "ns", f"time of the {what}", collection, optional=True),
     ]
 
@@ -57,33 +62,75 @@ def _directions(collection: str, what: str, objects: str = "") -> list[InputColu
     ]
 
 
+def _positions(collection: str, what: str, channels: tuple[str, ...]) -> list[InputColumn]:
+    return [InputColumn(f"{collection}_{axis}", "f4", "cm", f"{axis} of the {what}", collection, channels)
+            for axis in "xyz"]  # fmt: skip
+
+
+TRACKS = ("TrackPt", "TrackD0", "TrackDz")
+PIXELS = ("BPIX1", "BPIX2", "BPIX3", "BPIX4")
+STRIPS = ("TIB", "TOB", "TID", "TEC")
+
 INPUT = (
     InputColumn("run", "u4", "", "run number"),
     InputColumn("luminosityBlock", "u4", "", "lumisection number"),
     InputColumn("event", "u8", "", "event number"),
-    *_hits("EBRecHit", "ECAL barrel rechit", ("ECAL",)),
-    *_hits("EERecHit", "ECAL endcap rechit", ("ECAL",)),
-    *_hits("HBHERecHit", "HCAL barrel or endcap rechit", ("HCAL",)),
-    *_directions("Track", "track"),
+    *_hits("EBRecHit", "ECAL barrel rechit", "ECAL"),
+    *_hits("EERecHit", "ECAL endcap rechit", "ECAL"),
+    *_hits("HBHERecHit", "HCAL barrel or endcap rechit", "HCAL"),
+    InputColumn("Tower_eta", "f4", "", "pseudorapidity of the calorimeter tower", "Tower", ("ECAL", "HCAL")),
+    InputColumn("Tower_phi", "f4", "rad", "azimuth of the calorimeter tower", "Tower", ("ECAL", "HCAL")),
+    InputColumn("Tower_emEnergy", "f4", "GeV", "its energy in the ECAL", "Tower", ("ECAL",)),
+    InputColumn("Tower_hadEnergy", "f4", "GeV", "its energy in the HCAL", "Tower", ("HCAL",)),
+    InputColumn("Track_pt", "f4", "GeV", "transverse momentum of the track", "Track", ("TrackPt",)),
+    InputColumn("Track_eta", "f4", "", "pseudorapidity of the track", "Track", TRACKS),
+    InputColumn("Track_phi", "f4", "rad", "azimuth of the track", "Track", TRACKS),
     InputColumn("Track_charge", "i1", "e", "charge of the track", "Track"),
     InputColumn("Track_d0", "f4", "cm", "impact parameter in the transverse plane, x sin(phi) - y cos(phi) "
-                "of the point of closest approach relative to the primary vertex", "Track"),
-    InputColumn("Track_dz", "f4", "cm", "impact parameter along the beam, relative to the primary vertex", "Track"),
+                "of the point of closest approach relative to the primary vertex", "Track", ("TrackD0",)),
+    InputColumn("Track_dz", "f4", "cm", "impact parameter along the beam, relative to the primary vertex", "Track",
+                ("TrackD0", "TrackDz")),
     InputColumn("Track_highPurity", "u1", "", "1 for tracks of high purity (and where the input does not say)",
-                "Track", optional=True),
+                "Track", TRACKS, optional=True, default=1),
+    *_positions("PixelHit", "hit in the pixel barrel", PIXELS),
+    InputColumn("PixelHit_layer", "u1", "", "its layer, 1 to 4", "PixelHit", PIXELS),
+    *_positions("StripHit", "hit in the silicon strips", STRIPS),
+    InputColumn("StripHit_subdet", "u1", "", "its subdetector: 3 TIB, 4 TID, 5 TOB, 6 TEC", "StripHit", STRIPS),
+    InputColumn("StripHit_layer", "u1", "", "its layer, disk or wheel, from 1", "StripHit", STRIPS),
+    InputColumn("ImagePixel_channel", "u1", "", f"channel of a pixel of a ready-made image: {', '.join(CHANNELS)}, "
+                "from 0", "ImagePixel", CHANNELS),
+    InputColumn("ImagePixel_index", "i4", "", "its place: row * 360 + column, in HCAL the tower's row * 72 + column",
+                "ImagePixel", CHANNELS),
+    InputColumn("ImagePixel_value", "f4", "", "what it holds, in the channel's unit", "ImagePixel", CHANNELS),
     *_directions("Photon", "photon", "Photon"),
     InputColumn("Photon_seedDetId", "u4", "", "raw detid of the supercluster's most energetic crystal, 0 if unknown",
                 "Photon", (), "Photon", optional=True),
+    InputColumn("Photon_superClusterIdx", "i4", "", "the photon's supercluster, -1 if unknown", "Photon", (), "Photon",
+                optional=True, default=-1),
     InputColumn("Photon_genLabel", "i1", "", "truth: 1 electron, 0 photon", "Photon", optional=True),
-    *_directions("Jet", "jet"),
-    *_directions("FatJet", "large-radius jet"),
-    InputColumn("PV_x", "f4", "cm", "primary vertex", "PV"),
-    InputColumn("PV_y", "f4", "cm", "primary vertex", "PV"),
-    InputColumn("PV_z", "f4", "cm", "primary vertex", "PV"),
+    InputColumn("SuperClusterCrystal_superClusterIdx", "i4", "", "the supercluster that a crystal belongs to",
+                "SuperClusterCrystal", (), "Photon", optional=True, default=-1),
+    InputColumn("SuperClusterCrystal_detid", "u4", "", "raw detid of the crystal", "SuperClusterCrystal", (), "Photon",
+                optional=True),
+    *_directions("Jet", "anti-kT jet with R = 0.4", "Jet"),
+    *_directions("FatJet", "anti-kT jet with R = 0.8", "FatJet"),
+    *_directions("PFCand", "particle that jets can be made of"),
+    InputColumn("PV_x", "f4", "cm", "vertices, the first is the primary one", "PV"),
+    InputColumn("PV_y", "f4", "cm", "vertices, the first is the primary one", "PV"),
+    InputColumn("PV_z", "f4", "cm", "vertices, the first is the primary one", "PV"),
 )  # fmt: skip
 """The input schema, tree `Events`."""
 
 INPUT_BY_NAME = {column.name: column for column in INPUT}
+
+_RECHITS = {"ECAL": ("EBRecHit", "EERecHit"), "HCAL": ("HBHERecHit",)}
+SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
+    **{channel: (("ImagePixel",), ("Track",)) for channel in TRACKS},
+    **{channel: (("ImagePixel",), ("PixelHit",)) for channel in PIXELS},
+    **{channel: (("ImagePixel",), hits, ("Tower",)) for channel, hits in _RECHITS.items()},
+    **{channel: (("ImagePixel",), ("StripHit",)) for channel in STRIPS},
+}
+"""The collections that a channel can be made from; the first that a file has is taken."""
 
 IDENTITY = (
     Column("run", "u4", doc="run number"),
@@ -97,11 +144,36 @@ IDENTITY = (
 
 
 def needed(config: Config) -> list[InputColumn]:
-    """The input columns that the configured taggers need; optional ones are read where they are there."""
-    objects = {spec.objects for spec in config.taggers.values()}
-    channels = set(config.channels)
-    wanted = [c for c in INPUT if channels.intersection(c.channels) or c.objects in objects]
-    return [*INPUT[:3], *wanted]
+    """The input columns that the configured taggers can make use of, whatever kind of file they come from."""
+    wanted = {c.name for channel in config.channels for source in SOURCES[channel] for c in channel_columns(
+        config, channel, source)}  # fmt: skip
+    return [c for c in INPUT if not c.collection or c.name in wanted or c.objects in config.objects]
+
+
+def channel_columns(config: Config, channel: str, source: tuple[str, ...]) -> list[InputColumn]:
+    """The columns that a channel needs where it is made from these collections."""
+    also: tuple[str, ...] = ()
+    if source == ("Track",) and config.framer.tracks_at == "ecal":
+        also = ("Track_pt", "Track_charge", "Track_d0", "Track_dz", *VERTEX)
+    if source in (("PixelHit",), ("StripHit",)) and config.framer.hits_from == "vertex":
+        also = VERTEX
+    return [c for c in INPUT if (c.collection in source and channel in c.channels) or c.name in also]
+
+
+VERTEX = ("PV_x", "PV_y", "PV_z")
+
+
+def complete(config: Config, columns: Columns, n_events: int) -> Columns:
+    """What the taggers can make use of, with what columns mean that an input does not have."""
+    out: Columns = {}
+    for column in needed(config):
+        per, n = column.collection, n_events
+        if per:
+            counts = out.setdefault(f"n{per}", columns.get(f"n{per}", np.zeros(n_events, np.int32)))
+            n = int(counts.sum())
+        given = columns.get(column.name)
+        out[column.name] = np.full(n, column.default, column.wire.wire_dtype) if given is None else given
+    return out
 
 
 def _collections(columns: Iterable[Column]) -> list[Column]:
@@ -117,8 +189,7 @@ def _collections(columns: Iterable[Column]) -> list[Column]:
 
 
 def _objects(config: Config) -> list[Column]:
-    names = {spec.objects for spec in config.taggers.values()}
-    return [c.wire for c in INPUT if c.objects in names and not c.optional]
+    return [c.wire for c in INPUT if c.objects in config.objects and not c.optional]
 
 
 def hits(config: Config) -> Schema:
@@ -127,24 +198,25 @@ def hits(config: Config) -> Schema:
     return Schema([*CORE_COLUMNS, *IDENTITY, *_collections(columns)])
 
 
+def _frame(config: Config) -> list[Column]:
+    """The detector frame as its non-empty pixels, ordered by event and channel."""
+    doc = "row * 360 + column in the 280 x 360 frame; in HCAL row * 72 + column of a tower, which is 5 x 5 pixels"
+    return [
+        count_column("Pixel", shape=(len(config.channels),), doc="non-empty pixels (HCAL: towers) of each channel"),
+        Column("Pixel_index", "i4", "Pixel", doc=doc),
+        Column("Pixel_value", "f4", "Pixel", doc="what the channel holds there, in its unit"),
+    ]
+
+
 def frames(config: Config) -> Schema:
-    """Framer to cropper: the detector frame as its non-empty pixels, ordered by event and channel."""
-    seeds = [c.wire for c in needed(config) if c.optional]
-    return Schema(
-        [
-            *CORE_COLUMNS,
-            *IDENTITY,
-            *_collections([*_objects(config), *seeds]),
-            count_column("Pixel", shape=(len(config.channels),), doc="non-empty pixels of each channel"),
-            Column("Pixel_index", "i4", "Pixel", doc="row * 360 + column in the 280 x 360 frame"),
-            Column("Pixel_value", "f4", "Pixel", unit="GeV", doc="what the channel holds there"),
-        ]
-    )
+    """Framer to cropper."""
+    seed = [INPUT_BY_NAME["Photon_seedDetId"].wire] if "Photon" in config.objects else []
+    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *seed]), *_frame(config)])
 
 
 def _seeds(config: Config) -> list[Column]:
     out = []
-    for objects in sorted({spec.objects for spec in config.taggers.values()}):
+    for objects in config.objects:
         doc = "{} of the object's seed pixel in the frame, -1 without a seed"
         out.append(Column(f"{objects}_seedRow", "i2", objects, doc=doc.format("row")))
         out.append(Column(f"{objects}_seedCol", "i2", objects, doc=doc.format("column")))
@@ -152,38 +224,56 @@ def _seeds(config: Config) -> list[Column]:
 
 
 def crop_names(tagger: str) -> tuple[str, str]:
-    """The collections of a tagger's crops and of their pixels."""
+    """The collections of a tagger's crops and of their pixels; taggers that see the same share the first one's."""
     return f"{tagger.capitalize()}Crop", f"{tagger.capitalize()}Pixel"
+
+
+TOWER = 5
+"""An HCAL tower is so many pixels wide in both directions."""
+
+
+def crop_index_dtype(size: int) -> str:
+    """What holds the place of a pixel, or of a tower, in a crop of this side."""
+    return "u2" if (size + TOWER - 1) ** 2 <= 1 << 16 else "u4"
 
 
 def _crops(tagger: str, spec: TaggerSpec) -> list[Column]:
     crop, pixel = crop_names(tagger)
+    over, wide = TOWER - 1, spec.crop + TOWER - 1
+    doc = (
+        f"row * {spec.crop} + column in the crop; in HCAL (row + {over}) * {wide} + column + {over} of a tower's first "
+        f"pixel, which may be up to {over} rows and columns outside"
+    )
     return [
-        count_column(crop, doc=f"crops for the {tagger} tagger"),
+        count_column(crop, doc=f"crops for the {tagger} tagger, and for those that see the same"),
         Column(f"{crop}_object", "i4", crop, doc=f"place of the {spec.objects} in its event"),
-        count_column(pixel, crop, (len(spec.channels),), "non-empty pixels of each channel of the crop"),
-        Column(f"{pixel}_index", "u2", pixel, doc=f"row * {spec.crop} + column in the crop"),
-        Column(f"{pixel}_value", "f4", pixel, unit="GeV", doc="what the channel holds there"),
+        count_column(pixel, crop, (len(spec.channels),), "non-empty pixels (HCAL: towers) of each channel of the crop"),
+        Column(f"{pixel}_index", crop_index_dtype(spec.crop), pixel, doc=doc),
+        Column(f"{pixel}_value", "f4", pixel, doc="what the channel holds there, in its unit"),
     ]
 
 
 def crops(config: Config) -> Schema:
-    """Cropper to tagger: the crops as their non-empty pixels, ordered by event, object and channel."""
-    per_tagger = [c for name, spec in config.taggers.items() for c in _crops(name, spec)]
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config)]), *per_tagger])
+    """Cropper to tagger: the crops as their non-empty pixels, ordered by event, object and channel.
+
+    The frame goes along where a tagger sees it whole.
+    """
+    shared = dict.fromkeys(config.crops.values())
+    per_tagger = [column for name in shared for column in _crops(name, config.taggers[name])]
+    frame = _frame(config) if any(spec.objects == "Event" for spec in config.taggers.values()) else []
+    objects = _collections([*_objects(config), *_seeds(config)])
+    return Schema([*CORE_COLUMNS, *IDENTITY, *objects, *per_tagger, *frame])
+
+
+def score_column(name: str, spec: TaggerSpec) -> Column:
+    """Where a tagger's score stands."""
+    per = "event" if spec.objects == "Event" else spec.objects
+    return Column(f"{spec.objects}_{spec.score}", "f4", per, doc=f"score of the {name} tagger, -1 for none")
 
 
 def scores(config: Config) -> Schema:
     """Tagger to writer."""
-    scored = [
-        Column(
-            f"{spec.objects}_{spec.score}",
-            "f4",
-            spec.objects,
-            doc=f"score of the {name} tagger, -1 without a seed",
-        )
-        for name, spec in config.taggers.items()
-    ]
+    scored = [score_column(name, spec) for name, spec in config.taggers.items()]
     return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config), *scored])])
 
 

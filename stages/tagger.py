@@ -14,8 +14,11 @@ from numba import njit
 
 from stages import records
 from stages.config import Config, TaggerSpec
+from stages.detector.grid import N_COLUMNS, N_PIXELS
+from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWERS
+from stages.records import TOWER
 from streamer.batcher import Part
-from streamer.block import Array, Block, Columns, offsets, readonly
+from streamer.block import Array, Block, Columns, Schema, offsets, readonly
 from streamer.errors import UsageError
 from streamer.stage import BatchStage
 
@@ -92,13 +95,12 @@ class Model:
     def _check_input(self, name: str) -> int:
         """Returns the batch size that the model insists on, or 0."""
         inputs = self.session.get_inputs()
-        side, n_channels = self.spec.crop, len(self.spec.channels)
         if len(inputs) != 1:
             raise UsageError(f"{self.where}: has {len(inputs)} inputs; one is needed")
         given = inputs[0]
         if given.type != "tensor(float)":
             raise UsageError(f"{self.where}: input '{given.name}' is {given.type}; float32 is needed")
-        wanted = ("batch", n_channels, side, side)
+        wanted = ("batch", *self.spec.shape)
         shape = tuple(given.shape)
         fits = len(shape) == 4 and all(
             not isinstance(have, int) or have == want for have, want in zip(shape[1:], wanted[1:], strict=True)
@@ -106,7 +108,8 @@ class Model:
         if not fits:
             raise UsageError(
                 f"{self.where}: input '{given.name}' is {shape}, but channels {', '.join(self.spec.channels)} and "
-                f"crop {side} make {wanted}; change taggers.{name}.channels or .crop, or the model"
+                f"{f'crop {self.spec.crop}' if self.spec.crop else 'the whole frame'} make {wanted}; "
+                f"change taggers.{name}.channels{' or .crop' if self.spec.crop else ''}, or the model"
             )
         self.input_name = given.name
         return shape[0] if isinstance(shape[0], int) else 0
@@ -123,7 +126,7 @@ class Model:
 
         Parameters
         ----------
-        batch : float32, shape (n, n_channels, crop, crop)
+        batch : float32, shape (n, n_channels, rows, columns)
         """
         n = len(batch)
         if self.fixed_batch and n < self.fixed_batch:
@@ -150,106 +153,202 @@ def _line(error: Exception) -> str:
 
 
 @njit(cache=True, nogil=True)
-def fill(
-    crop_offsets: Any, index: Any, value: Any, first: int, last: int, n_channels: int, batch: Any, place: int
+def fill_crops(
+    pixel_offsets: Any, index: Any, value: Any, first: int, last: int, towers: Any, size: int, batch: Any, place: int
 ) -> None:
     """Write the crops `first` to `last` of a block into rows `place` and following of a dense batch.
 
     Parameters
     ----------
-    crop_offsets : int64, shape (n_crops * n_channels + 1,)
-    batch : float32, shape (n, n_channels, area)
+    pixel_offsets : int64, shape (n_crops * n_channels + 1,)
+    towers : bool, shape (n_channels,)
+        The channels whose entries are towers: 5 x 5 pixels with 1/25 of the value each.
+    batch : float32, shape (n, n_channels, size * size)
         Overwritten, zeros included.
     """
-    area = batch.shape[2]
+    n_channels, area = batch.shape[1], size * size
+    over = TOWER - 1
     for crop in range(first, last):
         for channel in range(n_channels):
             image = batch[place + crop - first, channel]
             image[:] = 0
             entry = crop * n_channels + channel
-            for pixel in range(crop_offsets[entry], crop_offsets[entry + 1]):
-                if index[pixel] < area:
-                    image[index[pixel]] += value[pixel]
+            for pixel in range(pixel_offsets[entry], pixel_offsets[entry + 1]):
+                if not towers[channel]:
+                    if index[pixel] < area:
+                        image[index[pixel]] += value[pixel]
+                    continue
+                row, column = index[pixel] // (size + over) - over, index[pixel] % (size + over) - over
+                share = value[pixel] / np.float32(TOWER * TOWER)
+                for i in range(max(row, 0), min(row + TOWER, size)):
+                    for j in range(max(column, 0), min(column + TOWER, size)):
+                        image[i * size + j] += share
 
 
-class Tagger(BatchStage):
-    """Runs the configured tagger's network over batches of crops."""
+@njit(cache=True, nogil=True)
+def fill_frames(
+    pixel_offsets: Any, index: Any, value: Any, first: int, last: int, n_channels: int, picked: Any, towers: Any,
+    batch: Any, place: int,
+) -> None:  # fmt: skip
+    """Write the frames of the events `first` to `last` of a block into rows `place` and following of a dense batch.
 
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.inputs, self.outputs = records.crops(config), records.scores(config)
-        ((self.name, self.spec),) = config.taggers.items()
-        self.crop, self.pixel = records.crop_names(self.name)
-        self.max_batch, self.max_wait = config.tagger.max_batch, config.tagger.max_wait
+    Parameters
+    ----------
+    pixel_offsets : int64, shape (n_events * n_channels + 1,)
+    picked : int64, shape (n_picked,)
+        The frame's channels that the network sees, in its order.
+    towers : bool, shape (n_picked,)
+        Those that hold towers.
+    batch : float32, shape (n, n_picked, 280 * 360)
+        Overwritten, zeros included.
+    """
+    for event in range(first, last):
+        for k in range(picked.size):
+            image = batch[place + event - first, k]
+            image[:] = 0
+            entry = event * n_channels + picked[k]
+            for pixel in range(pixel_offsets[entry], pixel_offsets[entry + 1]):
+                if not towers[k]:
+                    if 0 <= index[pixel] < N_PIXELS:
+                        image[index[pixel]] += value[pixel]
+                elif 0 <= index[pixel] < N_TOWERS:
+                    corner = index[pixel] // N_TOWER_COLUMNS * TOWER * N_COLUMNS
+                    corner += index[pixel] % N_TOWER_COLUMNS * TOWER
+                    share = value[pixel] / np.float32(TOWER * TOWER)
+                    for i in range(TOWER):
+                        for j in range(TOWER):
+                            image[corner + i * N_COLUMNS + j] += share
 
-    def setup(self) -> None:
-        """Load the model, check it, run it once at every end of its range."""
-        threads = self.config.tagger.threads or default_threads()
-        self.model = Model(self.name, self.spec.model, self.spec, self.config.tagger.provider, threads)
-        if self.model.fixed_batch:
-            self.max_batch = self.model.fixed_batch
-        self._batch = np.zeros((self.max_batch, len(self.spec.channels), self.spec.crop**2), np.float32)
+
+class Network:
+    """One tagger at work: its model, and the dense batch that its crops or frames are written into.
+
+    Raises
+    ------
+    UsageError
+        Whatever is wrong with the model.
+    """
+
+    def __init__(self, name: str, config: Config) -> None:
+        self.name, self.spec = name, config.taggers[name]
+        self.model = Model(name, self.spec.model, self.spec, config.tagger.provider, threads_of(config))
+        n_channels, rows, columns = self.spec.shape
+        fitting = (config.tagger.batch_mb << 20) // (4 * n_channels * rows * columns)
+        self.max_batch = self.model.fixed_batch or max(1, min(config.tagger.max_batch, fitting))
+        self._batch = np.zeros((self.max_batch, n_channels, rows * columns), np.float32)
+        self._towers = np.array([channel == "HCAL" for channel in self.spec.channels])
+        self._picked = np.array([config.channels.index(channel) for channel in self.spec.channels])
+        if self.spec.crop:
+            self.crop, self.pixel = records.crop_names(config.crops[name])
+        self.score = records.score_column(name, self.spec).name
+
+    def warm_up(self, inputs: Schema) -> None:
+        """Compile, and run the network once at both ends of its range."""
         try:
             for n in {1, self.max_batch}:
                 self._run(n)
         except Exception as error:
             raise UsageError(f"{self.model.where}: fails on empty crops ({_line(error)})") from None
-        no_pixels = readonly(np.zeros(0, np.uint16)), readonly(np.zeros(0, np.float32))
-        fill(np.zeros(1, np.int64), *no_pixels, 0, 0, len(self.spec.channels), self._batch, 0)
-        log.info("%s on %s, %d threads", self.model.where, self.model.provider, threads)
-
-    def about(self) -> dict[str, Any]:
-        return {
-            "provider": self.model.provider,
-            "model": str(self.spec.model),
-            "model_sha256": self.model.sha256,
-        }
-
-    def _run(self, n: int) -> Array:
-        side = self.spec.crop
-        return self.model.scores(self._batch[:n].reshape(n, -1, side, side))
+        self._fill(inputs.empty(), 0, 0, 0)
 
     def items(self, block: Block) -> int:
-        return int(block.columns[f"n{self.crop}"].sum())
+        return int(block.columns[f"n{self.crop}"].sum()) if self.spec.crop else block.n_events
 
     def infer(self, parts: list[Part[Block]]) -> Array:
         n = 0
         for part in parts:
-            columns = part.key.columns
-            fill(
-                offsets(columns[f"n{self.pixel}"]),
-                readonly(columns[f"{self.pixel}_index"]),
-                readonly(columns[f"{self.pixel}_value"]),
-                part.start,
-                part.stop,
-                len(self.spec.channels),
-                self._batch,
-                n,
-            )
+            self._fill(part.key.columns, part.start, part.stop, n)
             n += part.size
         return self._run(n)
+
+    def _run(self, n: int) -> Array:
+        return self.model.scores(self._batch[:n].reshape(n, *self.spec.shape))
+
+    def _fill(self, columns: Columns, first: int, last: int, place: int) -> None:
+        pixel = self.pixel if self.spec.crop else "Pixel"
+        counts = columns[f"n{pixel}"]
+        sparse = offsets(counts), readonly(columns[f"{pixel}_index"]), readonly(columns[f"{pixel}_value"])
+        if self.spec.crop:
+            fill_crops(*sparse, first, last, self._towers, self.spec.crop, self._batch, place)
+        else:
+            fill_frames(*sparse, first, last, counts.shape[1], self._picked, self._towers, self._batch, place)
+
+    def place(self, columns: Columns, results: Array) -> Array:
+        """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number."""
+        good = np.isfinite(results)
+        found = np.where(good, results, np.float32(-1))
+        if not self.spec.crop:
+            columns[self.score] = np.where(columns["error"] == 0, found, np.float32(-1))
+            return np.flatnonzero(~good)
+        n_objects = columns[f"n{self.spec.objects}"]
+        events = np.repeat(np.arange(n_objects.size), columns[f"n{self.crop}"])
+        scores = np.full(int(n_objects.sum()), -1, np.float32)
+        scores[offsets(n_objects)[events] + columns[f"{self.crop}_object"]] = found
+        columns[self.score] = scores
+        return events[~good]
+
+
+class Tagger(BatchStage):
+    """Runs the configured taggers' networks, each over batches of its own."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs, self.outputs = records.crops(config), records.scores(config)
+        self.max_wait = config.tagger.max_wait
+
+    def setup(self) -> None:
+        """Load the models, check them, and run each once at both ends of its range.
+
+        Raises
+        ------
+        UsageError
+            With one line for each model that cannot be used.
+        """
+        self.networks: dict[str, Network] = {}
+        problems = []
+        for name in self.config.taggers:
+            try:
+                self.networks[name] = Network(name, self.config)
+                self.networks[name].warm_up(self.inputs)
+            except UsageError as error:
+                problems += [line for line in str(error).splitlines() if line not in problems]
+        if problems:
+            raise UsageError("\n".join(problems))
+        self.queues = {name: network.max_batch for name, network in self.networks.items()}
+        for network in self.networks.values():
+            log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(self.config))
+
+    def about(self) -> dict[str, Any]:
+        models = {name: network.model for name, network in self.networks.items()}
+        return {
+            "provider": next(iter(models.values())).provider,
+            "models": {name: {"path": str(model.spec.model), "sha256": model.sha256} for name, model in models.items()},
+        }
+
+    def items(self, block: Block) -> dict[str, int]:
+        return {name: network.items(block) for name, network in self.networks.items()}
+
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+        return self.networks[queue].infer(parts)
 
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)
 
-    def finish(self, block: Block, results: Array) -> Block:
+    def finish(self, block: Block, results: dict[str, Array]) -> Block:
         """Scores in the order of the objects; an event with a score that is no number is marked."""
         columns: Columns = dict(block.columns)
-        n_objects = columns[f"n{self.spec.objects}"]
-        scores = np.full(int(n_objects.sum()), -1, np.float32)
-        events = np.repeat(np.arange(block.n_events), columns[f"n{self.crop}"])
-        good = np.isfinite(results)
-        scores[offsets(n_objects)[events] + columns[f"{self.crop}_object"]] = np.where(good, results, -1)
-        columns[f"{self.spec.objects}_{self.spec.score}"] = scores
-        if not good.all():
-            error = columns["error"].copy()
-            error[events[~good]] = self.mark
-            columns["error"] = error
-            log.error("block %d: %d crops without a finite score", block.id, int((~good).sum()))
+        error = columns["error"]
+        for name, network in self.networks.items():
+            bad = network.place(columns, results[name])
+            if bad.size:
+                error = error.copy()
+                error[bad] = self.mark
+                log.error("%s: %d scores of block %d are not finite", name, bad.size, block.id)
+        columns["error"] = error
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})
 
 
-def default_threads() -> int:
-    """One thread for each two cores: the other stages need the rest."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+def threads_of(config: Config) -> int:
+    """Threads of one inference; by default one for each two cores: the other stages need the rest."""
+    return config.tagger.threads or max(1, len(os.sched_getaffinity(0)) // 2)

@@ -1,5 +1,6 @@
 """When to close a batch. Pure: no clock, no thread, no model; time is injected."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -62,6 +63,11 @@ class Batcher(Generic[K]):
         """Queue `n_items` (at least one) under `key`."""
         self._queue.append(_Waiting(key, 0, n_items, now))
         self.waiting += n_items
+
+    @property
+    def oldest(self) -> float:
+        """Since when the item waits that has waited the longest; never, if none does."""
+        return self._queue[0].since if self._queue else math.inf
 
     def next(self, now: float, *, draining: bool = False) -> Batch[K] | float | None:
         """The batch to work on now; or when to ask again; or None: ask when something was added."""

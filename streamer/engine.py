@@ -1,10 +1,11 @@
 """The thread in which a batching stage works: blocks go in, batches span them, finished blocks come out."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ class _Job(Generic[L]):
     block: Block
     link: L
     n_items: int
-    results: list[Array] = field(default_factory=list)
+    results: dict[str, list[Array]]
     n_done: int = 0
 
 
@@ -45,13 +46,15 @@ class Engine(Generic[L]):
         self,
         stage: BatchStage,
         metrics: StageMetrics,
-        batches: BatchMetrics,
+        batches: dict[str, BatchMetrics],
         on_done: Callable[[Block, L], None],
         on_crash: Callable[[BaseException], None],
     ) -> None:
         self._stage, self._metrics, self._batches = stage, metrics, batches
         self._on_done, self._on_crash = on_done, on_crash
-        self._batcher: Batcher[_Job[L]] = Batcher(stage.max_batch, stage.max_wait)
+        self._batchers: dict[str, Batcher[_Job[L]]] = {
+            queue: Batcher(max_batch, stage.max_wait) for queue, max_batch in stage.queues.items()
+        }
         self._ready = threading.Condition()
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -59,13 +62,17 @@ class Engine(Generic[L]):
 
     def submit(self, block: Block, link: L) -> None:
         """Queue a block's items."""
-        job = _Job(block, link, self._stage.items(block))
+        items = self._stage.items(block)
+        job = _Job(block, link, sum(items.values()), {queue: [] for queue in items})
         if not job.n_items:
             self._finish(job)
             return
+        now = time.monotonic()
         with self._ready:
-            self._batcher.add(job, job.n_items, time.monotonic())
-            self._batches.waiting.set(self._batcher.waiting)
+            for queue, n in items.items():
+                if n:
+                    self._batchers[queue].add(job, n, now)
+                    self._batches[queue].waiting.set(self._batchers[queue].waiting)
             self._ready.notify()
 
     def drain(self) -> None:
@@ -82,54 +89,58 @@ class Engine(Generic[L]):
 
     def _run(self) -> None:
         try:
-            while (batch := self._next()) is not None:
-                self._work(batch)
+            while (closed := self._next()) is not None:
+                self._work(*closed)
         except BaseException as error:
             self._on_crash(error)
 
-    def _next(self) -> Batch[_Job[L]] | None:
+    def _next(self) -> tuple[str, Batch[_Job[L]]] | None:
         with self._ready:
             while not self._closing:
                 now = time.monotonic()
-                decision = self._batcher.next(now, draining=self._draining)
-                if isinstance(decision, Batch):
-                    self._batches.waiting.set(self._batcher.waiting)
-                    return decision
-                self._ready.wait(None if decision is None else decision - now)
+                wake = math.inf
+                # The queue whose first item has waited the longest has its turn first.
+                for queue, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].oldest):
+                    decision = batcher.next(now, draining=self._draining)
+                    if isinstance(decision, Batch):
+                        self._batches[queue].waiting.set(batcher.waiting)
+                        return queue, decision
+                    wake = min(wake, math.inf if decision is None else decision)
+                self._ready.wait(None if wake == math.inf else wake - now)
             return None
 
-    def _work(self, batch: Batch[_Job[L]]) -> None:
+    def _work(self, queue: str, batch: Batch[_Job[L]]) -> None:
         parts = [Part(part.key.block, part.start, part.stop) for part in batch.parts]
         begin = time.perf_counter()
         try:
-            results = self._stage.infer(parts)
+            results = self._stage.infer(queue, parts)
         except Exception as error:
-            log.warning("a batch of %d failed (%s); trying its items one by one", batch.size, _line(error))
-            results = np.concatenate([self._infer_one(part, i) for part in parts for i in range(part.size)])
+            log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, _line(error))
+            results = np.concatenate([self._infer_one(queue, part, i) for part in parts for i in range(part.size)])
         self._metrics.busy.inc(time.perf_counter() - begin)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
-        self._batches.size.observe(batch.size)
-        self._batches.closed[batch.reason].inc()
+        self._batches[queue].size.observe(batch.size)
+        self._batches[queue].closed[batch.reason].inc()
         place = 0
         for part in batch.parts:
             job = part.key
-            job.results.append(results[place : place + part.size])
+            job.results[queue].append(results[place : place + part.size])
             job.n_done += part.size
             place += part.size
             if job.n_done == job.n_items:
                 self._finish(job)
 
-    def _infer_one(self, part: Part[Block], i: int) -> Array:
+    def _infer_one(self, queue: str, part: Part[Block], i: int) -> Array:
         one = Part(part.key, part.start + i, part.start + i + 1)
         try:
-            return self._stage.infer([one])
+            return self._stage.infer(queue, [one])
         except Exception as error:
-            log.error("item %d of block %d: %s", one.start, part.key.id, _line(error))
+            log.error("%s: item %d of block %d: %s", queue, one.start, part.key.id, _line(error))
             return self._stage.failed(1)
 
     def _finish(self, job: _Job[L]) -> None:
-        results = np.concatenate(job.results) if job.results else self._stage.failed(0)
+        results = {queue: np.concatenate([self._stage.failed(0), *parts]) for queue, parts in job.results.items()}
         self._on_done(self._stage.finish(job.block, results), job.link)
 
 

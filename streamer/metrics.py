@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -170,14 +171,27 @@ class SinkMetrics:
         )
 
 
+@dataclass(frozen=True)
 class BatchMetrics:
-    """What only a batching stage knows: sizes, and why batches were closed."""
+    """What only a batching stage knows of one of its queues: sizes, why batches were closed, and what waits."""
 
-    def __init__(self, registry: CollectorRegistry, reasons: Iterable[str]) -> None:
-        self.size = Histogram("streamer_batch_size", "items in a batch", buckets=SIZE_BUCKETS, registry=registry)
-        closed = Counter("streamer_batch_closed", "batches closed, and why", ["reason"], registry=registry)
-        self.closed = {reason: closed.labels(reason) for reason in reasons}
-        self.waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", registry=registry)
+    size: Histogram
+    closed: dict[str, Counter]
+    waiting: Gauge
+
+    @staticmethod
+    def of(registry: CollectorRegistry, queues: Iterable[str], reasons: Iterable[str]) -> "dict[str, BatchMetrics]":
+        """The metrics of every queue."""
+        size = Histogram("streamer_batch_size", "items in a batch", ["queue"], buckets=SIZE_BUCKETS, registry=registry)
+        closed = Counter("streamer_batch_closed", "batches closed, and why", ["queue", "reason"], registry=registry)
+        waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", ["queue"], registry=registry)
+        reasons = tuple(reasons)
+        return {
+            queue: BatchMetrics(
+                size.labels(queue), {reason: closed.labels(queue, reason) for reason in reasons}, waiting.labels(queue)
+            )
+            for queue in queues
+        }
 
 
 _POLL_S = 0.1  # how long the end of a process may wait for its server

@@ -41,6 +41,14 @@ class StageSummary:
 
 
 @dataclass(frozen=True)
+class QueueSummary:
+    """One queue of the batching stage: items in a batch on average, and batches by why they were closed."""
+
+    mean: float
+    closed: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Summary:
     """A finished run in numbers; latencies in seconds."""
 
@@ -49,8 +57,7 @@ class Summary:
     throughput: float
     latency_s: Mapping[str, float]
     commit_latency_s: Mapping[str, float]
-    batch_mean: float
-    closed: Mapping[str, int]
+    batches: Mapping[str, QueueSummary]
     dropped: Mapping[str, int]
     stages: tuple[StageSummary, ...]
     output: str
@@ -101,8 +108,6 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
         )
     everything = [report for group in per_stage.values() for report in group]
     metrics = [(key, value) for report in everything for key, value in report["metrics"].items()]
-    n_batches = sum(v for k, v in metrics if k == "streamer_batch_size_count")
-    batched = sum(v for k, v in metrics if k == "streamer_batch_size_sum")
     nan = dict.fromkeys(("0.5", "0.95", "0.99"), math.nan)
     return Summary(
         ledger=Ledger(
@@ -114,8 +119,7 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
         throughput=events(names[-1]) / wall if wall > 0 else math.nan,
         latency_s=last.get("latency_s", nan),
         commit_latency_s=last.get("commit_latency_s", nan),
-        batch_mean=batched / n_batches if n_batches else math.nan,
-        closed=_by_label(metrics, "streamer_batch_closed_total"),
+        batches=_batches(metrics),
         dropped=_by_label(metrics, "streamer_hits_dropped_total")
         | {f"unreadable {k}": n for k, n in _by_label(metrics, "streamer_unreadable_events_total").items()},
         stages=tuple(stages),
@@ -131,6 +135,19 @@ def _by_label(metrics: list[tuple[str, float]], name: str) -> dict[str, int]:
         if head == name and slash:
             out[label] = out.get(label, 0) + int(value)
     return out
+
+
+def _batches(metrics: list[tuple[str, float]]) -> dict[str, QueueSummary]:
+    n_batches = _by_label(metrics, "streamer_batch_size_count")
+    items = _by_label(metrics, "streamer_batch_size_sum")
+    closed = _by_label(metrics, "streamer_batch_closed_total")
+    return {
+        queue: QueueSummary(
+            items[queue] / n if n else math.nan,
+            {key.partition(",")[2]: count for key, count in closed.items() if key.startswith(f"{queue},")},
+        )
+        for queue, n in n_batches.items()
+    }
 
 
 class LiveLine:
@@ -205,9 +222,10 @@ def show(summary: Summary, outcome: Outcome) -> None:
     head.add_row("throughput", f"{summary.throughput:,.0f} events/s over {duration(summary.wall_s)}")
     latency = [duration(summary.latency_s[q]) for q in ("0.5", "0.95", "0.99")]
     head.add_row("latency", "p50 {}   p95 {}   p99 {}".format(*latency))
-    closed = ", ".join(f"{n:,} {reason}" for reason, n in summary.closed.items() if n)
-    batch = "-" if math.isnan(summary.batch_mean) else f"{summary.batch_mean:.1f} crops on average ({closed})"
-    head.add_row("batches", f"{batch}   provider {summary.provider}")
+    for queue, batch in summary.batches.items():
+        closed = ", ".join(f"{n:,} {reason}" for reason, n in batch.closed.items() if n)
+        told = "none" if math.isnan(batch.mean) else f"{batch.mean:.1f} on average ({closed})"
+        head.add_row(f"batches {queue}", f"{told}   provider {summary.provider}")
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in summary.dropped.items() if n)
     if left_out:
         head.add_row("left out", left_out)

@@ -263,8 +263,8 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
             holding -= 1
             left.set()
 
-    batches = BatchMetrics(process.metrics.registry, REASONS)
-    process.metrics.limits(max_batch=unit.max_batch)
+    batches = BatchMetrics.of(process.metrics.registry, unit.queues, REASONS)
+    process.metrics.limits(**{f"max_batch_{queue}": most for queue, most in unit.queues.items()})
     process.metrics.in_flight.set_function(lambda: holding)
     engine = Engine(unit, process.metrics, batches, hand_back, process.crash)
     try:

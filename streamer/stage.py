@@ -96,28 +96,37 @@ class Stage(Unit, ABC):
 
 
 class BatchStage(Unit, ABC):
-    """A stage whose work is done in batches of items that span blocks."""
+    """A stage whose work is done in batches of items that span blocks.
 
-    max_batch: int
+    Attributes
+    ----------
+    queues : dict of str to int
+        What is batched apart (one network's items each), and the most items in a batch; known after `setup`.
+    max_wait : float
+        A batch is closed when its oldest item has waited so long [s].
+    """
+
+    queues: dict[str, int]
     max_wait: float
 
     @abstractmethod
-    def items(self, block: Block) -> int:
-        """How many items the block brings."""
+    def items(self, block: Block) -> dict[str, int]:
+        """How many items the block brings to each queue."""
 
     @abstractmethod
-    def infer(self, parts: list[Part[Block]]) -> Array:
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         """One result per item: same length, same order. Runs in the engine's thread.
 
         Parameters
         ----------
+        queue : str
         parts : list of Part
-            Ranges of items, each of one block; at most `max_batch` items together.
+            Ranges of items, each of one block; at most as many as a batch of the queue takes.
         """
 
     @abstractmethod
-    def finish(self, block: Block, results: Array) -> Block:
-        """The block with its results, one per item."""
+    def finish(self, block: Block, results: dict[str, Array]) -> Block:
+        """The block with its results, one per item of each queue."""
 
     @abstractmethod
     def failed(self, n_items: int) -> Array:

@@ -228,8 +228,9 @@ class Supervisor:
         rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
         self._last = (now, done)
         n_latency = total(last, "streamer_event_latency_seconds_count")
-        n_batches = sum(child.values.get("streamer_batch_size_count", 0.0) for child in self.children)
-        batched = sum(child.values.get("streamer_batch_size_sum", 0.0) for child in self.children)
+        values = [pair for child in self.children for pair in child.values.items()]
+        n_batches = sum(value for key, value in values if key.startswith("streamer_batch_size_count/"))
+        batched = sum(value for key, value in values if key.startswith("streamer_batch_size_sum/"))
         return Progress(
             state=self.children[0].state if self.children else "starting",
             fed=int(total(first, "streamer_events_total/ok")),

@@ -115,21 +115,21 @@ class ToyBatchStage(BatchStage):
 
     def __init__(self, max_batch: int = 8, max_wait: float = 0.001, bad: tuple[float, ...] = ()) -> None:
         super().__init__()
-        self.max_batch, self.max_wait, self.bad = max_batch, max_wait, bad
+        self.queues, self.max_wait, self.bad = {"hits": max_batch}, max_wait, bad
         self.batches: list[list[float]] = []
 
-    def items(self, block: Block) -> int:
-        return int(block.columns["nHit"].sum())
+    def items(self, block: Block) -> dict[str, int]:
+        return {"hits": int(block.columns["nHit"].sum())}
 
-    def infer(self, parts: list[Part[Block]]) -> Array:
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         energies = np.concatenate([part.key.columns["Hit_energy"][part.start : part.stop] for part in parts])
         self.batches.append(energies.tolist())
         if np.isin(energies, self.bad).any():
             raise ValueError("a bad hit")
         return energies * 10
 
-    def finish(self, block: Block, results: Array) -> Block:
-        return block.with_columns({**block.columns, "Hit_energy": results.astype(np.float32)})
+    def finish(self, block: Block, results: dict[str, Array]) -> Block:
+        return block.with_columns({**block.columns, "Hit_energy": results["hits"].astype(np.float32)})
 
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)

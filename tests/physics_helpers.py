@@ -48,7 +48,7 @@ _MEMBERS = {
     "EERecHit": ("detid", "energy", "time"),
     "Photon": ("pt", "eta", "phi", "seedDetId", "genLabel"),
 }
-_COLUMNS = [c for c in INPUT if c.collection in _MEMBERS or not c.collection]
+_COLUMNS = [c for c in INPUT if not c.collection or c.name.partition("_")[2] in _MEMBERS.get(c.collection, ())]
 
 
 # ---- real events
@@ -211,14 +211,13 @@ def model_for_scores(folder: Path) -> Path:
 
 
 def hits_block(config: Config, columns: Columns, n_events: int, block_id: int = 1) -> Block:
-    """Input columns as the reader sends them; what is missing is zero."""
+    """Input columns as the reader sends them; what is missing is zero, or what it means that it is missing."""
     schema = records.hits(config)
-    out = dict(columns)
+    out = columns | records.complete(config, columns, n_events)
     out["sourceEntry"] = np.arange(n_events, dtype=np.int64)
     for column in schema.columns:
         if column.name not in out:
-            n = n_events if column.per == "event" else int(out[f"n{column.per}"].sum())
-            out[column.name] = np.zeros((n, *column.shape), column.wire_dtype)
+            out[column.name] = np.zeros(n_events, column.wire_dtype)
     block = Block(block_id, n_events, {name: out[name] for name in schema.by_name})
     schema.check(block.columns, n_events)
     return block
@@ -247,10 +246,12 @@ class Chain:
 
 def infer_all(tagger: Tagger, block: Block) -> Block:
     """A block through the tagger in batches of at most `max_batch`."""
-    n, size = tagger.items(block), tagger.max_batch
-    parts = [[Part(block, first, min(first + size, n))] for first in range(0, n, size)]
-    results = [tagger.infer(part).copy() for part in parts]
-    done = tagger.finish(block, np.concatenate(results) if results else tagger.failed(0))
+    results = {}
+    for queue, n in tagger.items(block).items():
+        size = tagger.queues[queue]
+        parts = [[Part(block, first, min(first + size, n))] for first in range(0, n, size)]
+        results[queue] = np.concatenate([tagger.failed(0), *(tagger.infer(queue, part).copy() for part in parts)])
+    done = tagger.finish(block, results)
     tagger.outputs.check(done.columns, block.n_events)
     return done
 

@@ -306,7 +306,7 @@ def test_printed_values_read_back(tmp_path: Path) -> None:
 
 
 def test_printed_stages_read_back(tmp_path: Path) -> None:
-    config = load(Config, None, {"taggers": {"top quark": {"crop": 16}}, "input.columns": {"Photon_pt": "pho.pt"}})
+    config = load(Config, None, {"taggers": {"mine": {"model": "m.onnx", "crop": 16}}, "input.columns": {"Photon_pt": "pho.pt"}})
     assert round_trip(config, tmp_path) == config
 
 

@@ -46,8 +46,8 @@ def test_middle_of_each_row_and_column_is_in_it() -> None:
 
 @pytest.mark.parametrize(
     ("eta", "row"),
-    [(0.0, 140), (-0.001, 139), (1.478, 224), (1.4791, 225), (2.9999, 279), (-3.0, 0)]
-    + [(eta, -1) for eta in (3.0, -3.001, np.nan, np.inf, -np.inf)],
+    [(0.0, 140), (-0.001, 139), (1.478, 224), (1.4791, 225), (2.9999, 279), (3.0, 279), (-3.0, 0)]
+    + [(eta, -1) for eta in (np.nextafter(3.0, 4.0), np.nextafter(-3.0, -4.0), np.nan, np.inf, -np.inf)],
 )
 def test_row_of_eta(eta: float, row: int) -> None:
     assert grid.row_of_eta(eta) == row

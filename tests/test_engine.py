@@ -25,11 +25,12 @@ class Bench:
     def __init__(self, stage: ToyBatchStage) -> None:
         self.stage = stage
         self.metrics = StageMetrics("tagger", 0, {})
-        self.batches = BatchMetrics(CollectorRegistry(), REASONS)
+        batches = BatchMetrics.of(CollectorRegistry(), stage.queues, REASONS)
+        self.batches = next(iter(batches.values()))
         self.done: queue.Queue[tuple[Block, str]] = queue.Queue()
         self.crashes: queue.Queue[BaseException] = queue.Queue()
         self.engine: Engine[str] = Engine(
-            stage, self.metrics, self.batches, lambda *item: self.done.put(item), self.crashes.put
+            stage, self.metrics, batches, lambda *item: self.done.put(item), self.crashes.put
         )
 
     def submit(self, *blocks: Block) -> None:
@@ -169,17 +170,70 @@ def test_close_ends_the_thread_whatever_waits(bench: Make) -> None:
     assert at_work.done.empty()
 
 
+class TwoQueues(ToyBatchStage):
+    """Its hits are worked on twice, in batches of 4 and of 2; the results add up."""
+
+    def __init__(self) -> None:
+        super().__init__(max_wait=NEVER_S)
+        self.queues = {"wide": 4, "narrow": 2}
+        self.order: list[tuple[str, list[float]]] = []
+
+    def items(self, block: Block) -> dict[str, int]:
+        return dict.fromkeys(self.queues, int(block.columns["nHit"].sum()))
+
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+        results = super().infer(queue, parts)
+        self.order.append((queue, self.batches[-1]))
+        return results if queue == "wide" else results * 100
+
+    def finish(self, block: Block, results: dict[str, Array]) -> Block:
+        return super().finish(block, {"hits": results["wide"] + results["narrow"]})
+
+
+def test_every_queue_has_batches_of_its_own_and_a_block_waits_for_all(bench: Make) -> None:
+    stage = TwoQueues()
+    at_work = bench(stage)
+    at_work.submit(hits(3, 1, 1.0), hits(2, 2, 4.0))
+    at_work.engine.drain()
+    assert energies(at_work.take()) == [1010, 2020, 3030]
+    assert energies(at_work.take()) == [4040, 5050]
+    for queue, most in stage.queues.items():
+        batches = [batch for name, batch in stage.order if name == queue]
+        assert sum(batches, []) == [1, 2, 3, 4, 5]
+        assert {len(batch) for batch in batches[:-1]} == {most}
+
+
+def test_the_queue_that_has_waited_longest_has_its_turn_first(bench: Make) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Held(TwoQueues):
+        def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+            begun.set()
+            assert go_on.wait(WAIT_S)
+            return super().infer(queue, parts)
+
+    stage = Held()
+    at_work = bench(stage)
+    at_work.submit(hits(2, 1, 1.0))  # closes a narrow batch; the wide queue has waited since then
+    assert begun.wait(WAIT_S)
+    at_work.submit(hits(2, 2, 3.0))  # now both can be closed, and the wide one holds the older item
+    go_on.set()
+    assert energies(at_work.take()) == [1010, 2020]
+    at_work.take()
+    assert [queue for queue, _ in stage.order] == ["narrow", "wide", "narrow"]
+
+
 class Short(ToyBatchStage):
     """Forgets a result."""
 
-    def infer(self, parts: list[Part[Block]]) -> Array:
-        return super().infer(parts)[1:]
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+        return super().infer(queue, parts)[1:]
 
 
 class Clumsy(ToyBatchStage):
     """Cannot put results into a block."""
 
-    def finish(self, block: Block, results: Array) -> Block:
+    def finish(self, block: Block, results: dict[str, Array]) -> Block:
         raise KeyError("score")
 
 

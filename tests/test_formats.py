@@ -19,9 +19,11 @@ from stages.formats.root import write_events
 from stages.inputs import expand
 from stages.reader import Reader
 from stages.records import INPUT, INPUT_BY_NAME, needed
+from stages.sources import choose
 from streamer.errors import UsageError
 
-NEEDED = needed(Config())
+HAD = ("", "EBRecHit", "EERecHit", "Photon")
+NEEDED = [c for c in needed(Config()) if c.collection in HAD and c.name != "Photon_superClusterIdx"]
 NAMES = [column.name for column in NEEDED]
 
 
@@ -46,9 +48,10 @@ EVENTS = some_events()
 class Read:
     """Everything that a file gives."""
 
-    def __init__(self, path: Path, wanted: Any = NEEDED, **config: Any) -> None:
+    def __init__(self, path: Path, wanted: Any = None, **config: Any) -> None:
         self.reports: list[tuple[int, int, str]] = []
         file = open_events(path, InputConfig.model_validate(config))
+        wanted = wanted or choose(file, Config.model_validate({"input": config})).columns
         file.check(wanted)
         steps = list(file.read(wanted, lambda *report: self.reports.append(report)))
         file.close()
@@ -174,8 +177,9 @@ def test_a_missing_column_is_told_with_the_nearest_and_the_mapping(tmp_path: Pat
     lines = refusal(path).splitlines()
     assert lines == [
         f"{path}: no column 'run' (run number); map it with [input.columns] run = \"...\"",
-        f"{path}: no column 'EBRecHit_energy' (energy of the ECAL barrel rechit); if 'ebrechit_energies' is it, "
-        'set [input.columns] EBRecHit_energy = "ebrechit_energies"',
+        f"{path}: no column 'EBRecHit_energy' (energy of the ECAL barrel rechit) for ECAL of tagger eg; "
+        'if \'ebrechit_energies\' is it, set [input.columns] EBRecHit_energy = "ebrechit_energies", '
+        "or set taggers.eg.allow_empty = true",
     ]
     lines = refusal(path, columns={"EBRecHit_energy": "ebrechit_energy", "run": "xyz"}).splitlines()
     assert len(lines) == 1

@@ -10,7 +10,8 @@ from physics_helpers import Event, columns_of, event, hits_block
 
 from stages.config import Config
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid, ee_index, ee_pixel_table
-from stages.framer import Framer, Sparse, interleave
+from stages.channels import Entries
+from stages.framer import Framer, Merger
 from streamer.errors import UsageError
 
 
@@ -114,13 +115,14 @@ def test_identity_and_photons_travel_on(framer: Framer) -> None:
 
 
 def test_channels_are_ordered_by_event_and_channel() -> None:
-    def sparse(counts: list[int], index: list[int]) -> Sparse:
-        return Sparse(np.array(counts, np.int32), np.array(index, np.int32), np.array(index, np.float32) / 10, {})
+    def entries(counts: list[int], index: list[int]) -> list[Entries]:
+        return [Entries(np.cumsum([0, *counts]), np.array(index, np.int32), np.array(index, np.float32) / 10)]
 
-    counts, index, value = interleave([sparse([1, 0, 2], [10, 30, 31]), sparse([2, 1, 0], [11, 12, 20])])
-    assert counts.tolist() == [[1, 2], [0, 1], [2, 0]]
-    assert index.tolist() == [10, 11, 12, 20, 30, 31]
-    np.testing.assert_allclose(value, index / 10, rtol=1e-6)
+    channels = [entries([1, 0, 2], [10, 30, 31]), entries([2, 1, 0], [11, 12, 20]), []]
+    frame = Merger().merge(3, ("TrackPt", "TrackD0", "BPIX1"), channels)
+    assert frame.counts.tolist() == [[1, 2, 0], [0, 1, 0], [2, 0, 0]]
+    assert frame.index.tolist() == [10, 11, 12, 20, 30, 31]
+    np.testing.assert_allclose(frame.value, frame.index / 10, rtol=1e-6)
 
 
 def garbage(path: Path) -> None:

@@ -131,7 +131,7 @@ def everything() -> StageMetrics:
     """All metrics that any process has."""
     metrics = StageMetrics("writer", 2, TALLIES)
     SinkMetrics(metrics.registry)
-    BatchMetrics(metrics.registry, REASONS)
+    BatchMetrics.of(metrics.registry, ["eg"], REASONS)
     metrics.limits(max_batch=64, commit_events=2048)
     return metrics
 
@@ -196,7 +196,7 @@ def test_every_label_set_is_there_from_the_start() -> None:
     for reason in TALLIES["hits_dropped"]:
         assert value(page, "streamer_hits_dropped_total", stage="writer", reason=reason) == 0
     for reason in REASONS:
-        assert value(page, "streamer_batch_closed_total", reason=reason) == 0
+        assert value(page, "streamer_batch_closed_total", queue="eg", reason=reason) == 0
     for direction in ("in", "out"):
         assert value(page, "streamer_bytes_total", stage="writer", direction=direction) == 0
     for name in ("blocks_total", "busy_seconds_total", "blocks_redelivered_total", "blocks_in_flight",

@@ -13,7 +13,7 @@ from physics_helpers import Chain, columns_of, conv_model, event, per_event, sav
 from stages import tagger as tagger_module
 from stages.config import Config
 from stages.detector.ecal import eb_detid
-from stages.tagger import Tagger, fill
+from stages.tagger import Tagger, fill_crops
 from streamer.batcher import Part
 from streamer.errors import UsageError
 
@@ -174,18 +174,19 @@ def test_fill_writes_dense_crops_over_what_was_there() -> None:
     offsets = np.concatenate([[0], np.cumsum(counts.reshape(-1))]).astype(np.int64)
     index, value = np.array([3, 0, 15, 7, 1], np.uint16), np.array([1, 2, 3, 4, 5], np.float32)
     batch = np.full((4, 2, 16), 9, np.float32)
-    fill(offsets, index, value, 0, 2, 2, batch, 1)
+    fill_crops(offsets, index, value, 0, 2, np.zeros(2, np.bool_), 4, batch, 1)
     wanted = np.zeros((2, 2, 16), np.float32)
     wanted[0, 0, 3], wanted[0, 1, 0], wanted[0, 1, 15], wanted[1, 1, 7] = 1, 2, 3, 4
     np.testing.assert_array_equal(batch[1:3], wanted)
     assert (batch[[0, 3]] == 9).all(), "the rows around stay"
-    fill(offsets, index, value, 2, 3, 2, batch, 0)
+    fill_crops(offsets, index, value, 2, 3, np.zeros(2, np.bool_), 4, batch, 0)
     assert batch[0].sum() == batch[0, 0, 1] == 5
 
 
 def test_fill_ignores_what_lies_outside_the_crop() -> None:
     offsets, batch = np.array([0, 4], np.int64), np.zeros((2, 1, 16), np.float32)
-    fill(offsets, np.array([16, 65535, 15, 17], np.uint16), np.ones(4, np.float32), 0, 1, 1, batch, 0)
+    index, pixels = np.array([16, 65535, 15, 17], np.uint16), np.zeros(1, np.bool_)
+    fill_crops(offsets, index, np.ones(4, np.float32), 0, 1, pixels, 4, batch, 0)
     assert batch[0].sum() == batch[0, 0, 15] == 1
     assert batch[1].sum() == 0
 
@@ -215,14 +216,14 @@ def test_batches_span_blocks(tmp_path: Path) -> None:
     chain = Chain(config(sum_model(tmp_path / "sum.onnx"), max_batch=8))
     blocks = [chain.crops(columns_of(events_with([row])), 1) for row in ([1.0, 2.0, 3.0], [4.0], [5.0, 6.0])]
     parts = [Part(blocks[0], 1, 3), Part(blocks[1], 0, 1), Part(blocks[2], 0, 1)]
-    assert chain.tagger.infer(parts).tolist() == [2, 3, 4, 5]
-    assert chain.tagger.infer([Part(blocks[2], 1, 2)]).tolist() == [6]
+    assert chain.tagger.infer("eg", parts).tolist() == [2, 3, 4, 5]
+    assert chain.tagger.infer("eg", [Part(blocks[2], 1, 2)]).tolist() == [6]
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_model_of_a_fixed_batch_size_is_fed_in_that_size(tmp_path: Path, batch: int) -> None:
     chain = Chain(config(sum_model(tmp_path / "fixed.onnx", (batch, 1, 32, 32)), max_batch=64))
-    assert chain.tagger.max_batch == batch
+    assert chain.tagger.queues == {"eg": batch}
     columns = chain.scores(columns_of(events_with(ENERGIES)), len(ENERGIES)).columns
     assert per_event(columns, "Photon_egScore") == [[e or -1.0 for e in row] for row in ENERGIES]
 
@@ -233,13 +234,14 @@ def test_a_score_that_is_no_number_marks_its_event_alone(tmp_path: Path, caplog:
     assert columns["error"].tolist() == [0, 4, 0, 0, 4]
     found = per_event(columns, "Photon_egScore")
     np.testing.assert_allclose(np.concatenate(found), [1, 2, -1, 3, -1], rtol=1e-5)
-    assert "2 crops without a finite score" in caplog.text
+    assert "2 scores of block 1 are not finite" in caplog.text
 
 
 def test_items_that_failed_are_marked_like_that_too(tmp_path: Path) -> None:
     chain = Chain(config(sum_model(tmp_path / "sum.onnx")))
     block = chain.crops(columns_of(events_with([[1.0], [2.0, 3.0]])), 2)
-    done = chain.tagger.finish(block, np.concatenate([np.array([1.0], np.float32), chain.tagger.failed(2)]))
+    results = np.concatenate([np.array([1.0], np.float32), chain.tagger.failed(2)])
+    done = chain.tagger.finish(block, {"eg": results})
     assert done.columns["error"].tolist() == [0, 4]
     assert done.columns["Photon_egScore"].tolist() == [1, -1, -1]
 
@@ -251,6 +253,5 @@ def test_what_it_tells_of_itself(tmp_path: Path) -> None:
     about = make(path, provider="cpu").about()
     assert about == {
         "provider": "CPU",
-        "model": str(path),
-        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "models": {"eg": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}},
     }

@@ -16,6 +16,7 @@ from numba import vectorize
 
 N_ROWS = 280
 N_COLUMNS = 360
+N_PIXELS = N_ROWS * N_COLUMNS
 EB_FIRST_ROW = 55
 EB_LAST_ROW = 224
 EB_CELL_ETA = 0.01745
@@ -34,15 +35,15 @@ def _eta_edges() -> npt.NDArray[np.float64]:
 
 
 ETA_EDGES = _eta_edges()
-"""float64[281]: row r covers ETA_EDGES[r] <= eta < ETA_EDGES[r + 1]."""
+"""float64[281]: row r covers ETA_EDGES[r] <= eta < ETA_EDGES[r + 1], the last row its upper edge as well."""
 
 
 @vectorize("int32(float64)", cache=True)
 def row_of_eta(eta: Any) -> Any:
-    """Row that a direction falls in, or -1 outside |eta| < 3 (and for nan)."""
-    if not ETA_EDGES[0] <= eta < ETA_EDGES[-1]:
+    """Row that a direction falls in, or -1 outside |eta| <= 3 (and for nan)."""
+    if not ETA_EDGES[0] <= eta <= ETA_EDGES[-1]:
         return -1
-    return np.searchsorted(ETA_EDGES, eta, side="right") - 1
+    return min(np.searchsorted(ETA_EDGES, eta, side="right") - 1, N_ROWS - 1)
 
 
 @vectorize("int32(float64)", cache=True)

@@ -1,17 +1,29 @@
-"""Kinds of event files. One file a kind, one class each; `FORMATS` is the list that is tried."""
+"""Kinds of event files. One file a kind, one class each; `kinds` is the list that is tried.
 
+Another package adds a kind of its own with an entry point in the group `streamer.formats`.
+"""
+
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from stages.config import InputConfig
-from stages.formats.base import EventFile
+from stages.formats.base import EventFile, Found
 from stages.formats.ig import IgFile
 from stages.formats.root import RootFile
 from streamer.errors import UsageError
 
-FORMATS: tuple[type[EventFile], ...] = (RootFile, IgFile)
+GROUP = "streamer.formats"
 
 
-def open_events(path: Path, config: InputConfig) -> EventFile:
+@cache
+def kinds() -> tuple[type[EventFile], ...]:
+    """The kinds in the order in which they are tried; those of other packages first."""
+    others = tuple(point.load() for point in entry_points(group=GROUP))
+    return (*others, RootFile, IgFile)
+
+
+def open_events(path: Path | str, config: InputConfig) -> EventFile:
     """Open an event file of any kind.
 
     Raises
@@ -19,15 +31,9 @@ def open_events(path: Path, config: InputConfig) -> EventFile:
     UsageError
         With what is wrong with it.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
-    if not head:
-        raise UsageError(f"{path}: the file is empty (0 bytes); copy it again")
-    for kind in FORMATS:
-        if kind.matches(head):
-            return kind(path, config)
-    known = ", ".join(kind.kind for kind in FORMATS)
-    raise UsageError(f"{path}: not an event file (it begins with {head[:4]!r}); known kinds are {known}")
+    found = Found(path, config)
+    for kind in kinds():
+        if kind.matches(found):
+            return kind(found)
+    known = ", ".join(kind.kind for kind in kinds())
+    raise UsageError(f"{path}: not an event file (it begins with {found.head[:4]!r}); known kinds are {known}")

@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import uproot
 
-from stages.config import InputConfig
+from stages.config import CHANNELS, InputConfig
 from stages.records import InputColumn
 from streamer.block import Columns
-from streamer.errors import UsageError, nearest
+from streamer.errors import UsageError
 
 Report = Callable[[int, int, str], None]
 """Told (first entry, number of entries, why) for events that cannot be read."""
@@ -34,6 +36,44 @@ class Step:
     columns: Columns
 
 
+class Found:
+    """A file of a kind that is not known yet: its beginning, and what a ROOT file holds."""
+
+    def __init__(self, path: Path | str, config: InputConfig) -> None:
+        self.path, self.config = path, config
+        self.head = b"root" if "://" in str(path) else _head(Path(path))
+
+    @cached_property
+    def root(self) -> Any:
+        """The open ROOT file, or None where it is another kind.
+
+        Raises
+        ------
+        UsageError
+            It begins as one and cannot be read.
+        """
+        if self.head[:4] != b"root":
+            return None
+        try:
+            file = uproot.open(self.path)
+            file.keys(recursive=False)
+        except Exception as error:  # uproot raises whatever the broken bytes lead to
+            what = "not a readable ROOT file"
+            raise UsageError(f"{self.path}: {what} ({one_line(error)}); it may be truncated") from None
+        return file
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
+    if not head:
+        raise UsageError(f"{path}: the file is empty (0 bytes); copy it again")
+    return head
+
+
 class EventFile(ABC):
     """An open event file.
 
@@ -41,47 +81,48 @@ class EventFile(ABC):
     ----------
     kind : str
         For people.
+    mappable : bool
+        Whether `input.columns` can say what its columns are called.
     names : dict of str to str
         Our names of the columns it can give to its own names of them.
+    images : tuple of str
+        The channels of which it has ready-made images, as `ImagePixel`.
+    wanted_images : tuple of str
+        Those of them that are asked for.
     """
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    mappable: ClassVar[bool] = False
 
-    def __init__(self, path: Path, config: InputConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(self, found: Found) -> None:
+        self.path, self.config = found.path, found.config
         self.names: dict[str, str] = {}
+        self.images: tuple[str, ...] = ()
+        self.wanted_images: tuple[str, ...] = CHANNELS
         self.n_events = 0
 
     @classmethod
     @abstractmethod
-    def matches(cls, head: bytes) -> bool:
-        """Whether a file that begins so is of this kind."""
+    def matches(cls, found: Found) -> bool:
+        """Whether this is a file of this kind."""
 
-    @abstractmethod
     def own_names(self) -> list[str]:
         """All columns in the file, under the file's own names."""
+        return list(self.names.values())
 
     @abstractmethod
     def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
         """The events in steps of at most `input.step_events`; what cannot be read is reported and left out."""
 
+    def check(self, columns: Sequence[InputColumn]) -> None:  # noqa: B027 - not every kind can tell
+        """Raise `UsageError`, one line a column, for columns that are there and cannot be read."""
+
     def close(self) -> None:  # noqa: B027 - not every kind holds something open
         """Let go of the file."""
 
-    def check(self, columns: Sequence[InputColumn]) -> None:
-        """Raise `UsageError`, one line a column, unless the file has all that are not optional."""
-        lines = []
-        own = set(self.own_names())
-        own -= {f"n{name}" for name in own} | set(self.names.values())  # a counter or what is taken is no suggestion
-        for column in columns:
-            if column.name in self.names or column.optional:
-                continue
-            wanted = self.config.columns.get(column.name, column.name)
-            near = nearest(wanted, sorted(own))
-            mapped = near.removeprefix("; did you mean '").removesuffix("'?")
-            fix = f'; if \'{mapped}\' is it, set [input.columns] {column.name} = "{mapped}"' if near else (
-                f"; map it with [input.columns] {column.name} = \"...\"")  # fmt: skip
-            lines.append(f"{self.path}: no column '{wanted}' ({column.doc}){fix}")
-        if lines:
-            raise UsageError("\n".join(lines))
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

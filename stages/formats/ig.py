@@ -9,14 +9,12 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.config import InputConfig
-from stages.formats.base import EventFile, Report, Step
-from stages.records import INPUT_BY_NAME, InputColumn
+from stages.formats.base import EventFile, Found, Report, Step
+from stages.records import INPUT, InputColumn
 from streamer.block import Columns
 from streamer.errors import UsageError
 
@@ -29,6 +27,8 @@ _COLLECTIONS = {
     "EERecHit": ("EERecHits_V2",),
     "HBHERecHit": ("HBRecHits_V2", "HERecHits_V2"),
 }
+_GIVEN = (*_COLLECTIONS, "Track", "Photon", "Jet", "PV")
+_UNLINKED = ("Photon_seedDetId", "Photon_superClusterIdx", "Photon_genLabel")
 _CM = 100.0
 
 
@@ -38,8 +38,9 @@ class IgFile(EventFile):
     kind = "CMS event display (.ig)"
     suffixes: ClassVar[tuple[str, ...]] = (".ig",)
 
-    def __init__(self, path: Path, config: InputConfig) -> None:
-        super().__init__(path, config)
+    def __init__(self, found: Found) -> None:
+        super().__init__(found)
+        path = self.path
         try:
             self._zip = zipfile.ZipFile(path)
             self._entries = [info for info in self._zip.infolist() if _ENTRY.fullmatch(info.filename)]
@@ -48,15 +49,12 @@ class IgFile(EventFile):
         if not self._entries:
             raise UsageError(f"{path}: a zip archive without Events/Run_*/Event_* files; not an .ig file")
         self.n_events = len(self._entries)
-        without = ("Photon_seedDetId", "Photon_genLabel", "FatJet_pt", "FatJet_eta", "FatJet_phi")
-        self.names = {name: name for name in INPUT_BY_NAME if name not in without}
+        self.names = {c.name: c.name for c in INPUT if (c.collection in _GIVEN and c.name not in _UNLINKED)
+                      or not c.collection}  # fmt: skip
 
     @classmethod
-    def matches(cls, head: bytes) -> bool:
-        return head[:2] == b"PK"
-
-    def own_names(self) -> list[str]:
-        return list(self.names)
+    def matches(cls, found: Found) -> bool:
+        return found.head[:2] == b"PK"
 
     def close(self) -> None:
         self._zip.close()

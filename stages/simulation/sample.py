@@ -18,8 +18,9 @@ from streamer.errors import UsageError
 
 STEP_EVENTS = 2000
 
-_COLLECTIONS = ("EBRecHit", "EERecHit", "Photon")
-_COLUMNS = [c for c in INPUT if (c.collection in _COLLECTIONS or not c.collection) and c.name != "Photon_seedDetId"]
+_COLLECTIONS = ("EBRecHit", "EERecHit", "Photon", "")
+_UNKNOWN = ("Photon_seedDetId", "Photon_superClusterIdx")
+_COLUMNS = [c for c in INPUT if c.collection in _COLLECTIONS and c.name not in _UNKNOWN]
 
 
 def settings_of(path: Path) -> dict[str, Any]:

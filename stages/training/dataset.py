@@ -12,7 +12,8 @@ from stages.cropper import Cropper
 from stages.formats import open_events
 from stages.framer import Framer
 from stages.records import INPUT_BY_NAME
-from stages.tagger import fill
+from stages.sources import choose
+from stages.tagger import fill_crops
 from streamer.block import Block, Columns, offsets, readonly
 from streamer.errors import UsageError
 
@@ -43,23 +44,21 @@ def load_crops(
     """
     framer, cropper = Framer(config), Cropper(config)
     framer.setup()
-    wanted = [*records.needed(config), INPUT_BY_NAME[LABEL]]
     crops, labels = [], []
     for path in files:
         file = open_events(path, config.input)
-        file.check(wanted)
         if LABEL not in file.names:
             raise UsageError(f"{path}: no column {LABEL}; a sample for training needs the truth")
+        wanted = [*choose(file, config).columns, INPUT_BY_NAME[LABEL]]
+        file.check(wanted)
 
         def refuse(first: int, n: int, why: str, path: Path = path) -> None:
             raise UsageError(f"{path}: {n} events from entry {first} on cannot be read: {why}")
 
         for step in file.read(wanted, refuse):
             n = len(step.entries)
-            columns = {**framer.inputs.empty(n), **step.columns}
-            if not len(columns["Photon_seedDetId"]):
-                columns["Photon_seedDetId"] = np.zeros(columns["Photon_pt"].size, np.uint32)
-            truth = columns.pop(LABEL)
+            columns = {**framer.inputs.empty(n), **records.complete(config, step.columns, n)}
+            truth = step.columns[LABEL]
             block = cropper.process(framer.process(Block(0, n, columns)))
             made, objects = _dense(block.columns, config)
             crops.append(made)
@@ -77,7 +76,8 @@ def _dense(columns: Columns, config: Config) -> tuple[npt.NDArray[np.float32], n
     n, n_channels, area = columns[f"{crop}_object"].size, len(spec.channels), spec.crop**2
     dense = np.empty((n, n_channels, area), np.float32)
     index, value = readonly(columns[f"{pixel}_index"]), readonly(columns[f"{pixel}_value"])
-    fill(offsets(columns[f"n{pixel}"]), index, value, 0, n, n_channels, dense, 0)
+    towers = np.array([channel == "HCAL" for channel in spec.channels])
+    fill_crops(offsets(columns[f"n{pixel}"]), index, value, 0, n, towers, spec.crop, dense, 0)
     events = np.repeat(np.arange(len(columns["event"])), columns[f"n{crop}"])
     objects = offsets(columns[f"n{spec.objects}"])[events] + columns[f"{crop}_object"]
     return dense.reshape(n, n_channels, spec.crop, spec.crop), objects

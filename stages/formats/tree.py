@@ -1,0 +1,249 @@
+"""Events in a TTree or an RNTuple, whatever its columns are called: what the kinds of ROOT files share.
+
+A kind says which tree it looks for and, for each of our columns, what it is made of (`Recipe`). Damage costs only the
+baskets or clusters that it is in.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import awkward as ak
+import numpy as np
+
+from stages.config import InputConfig
+from stages.formats.base import EventFile, Found, Report, Step, one_line
+from stages.records import InputColumn
+from streamer.block import Columns
+from streamer.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of our columns is made of those of a file.
+
+    Parameters
+    ----------
+    own : tuple of str
+        The columns that are read.
+    make : callable
+        Takes their awkward arrays in that order, and gives ours.
+    """
+
+    own: tuple[str, ...]
+    make: Callable[..., Any] = lambda array: array
+
+
+def same(own: str, times: float = 1.0) -> Recipe:
+    """A column of the file as it is, or in another unit."""
+    return Recipe((own,), (lambda array: array * times) if times != 1.0 else lambda array: array)
+
+
+class TreeFile(EventFile):
+    """A file with one tree of events."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".root",)
+    recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {}
+    """Our columns to the ways to make them; the first is taken whose columns the file has."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__(found)
+        self._file = found.root
+        self._tree = self._open(self.tree_name(found.config))
+        try:
+            self.n_events = int(self._tree.num_entries)
+            # RNTuple lists sub-fields with dots where a TTree has underscores.
+            self._own = list(dict.fromkeys(str(name) for name in self._tree.keys()))  # noqa: SIM118 - not a mapping
+        except Exception as error:
+            raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({one_line(error)})") from None
+        own = set(self._own)
+        self.made: dict[str, Recipe] = {}
+        for name, recipes in self.ways(found.config).items():
+            recipe = next((recipe for recipe in recipes if own.issuperset(recipe.own)), None)
+            if recipe is not None:
+                self.made[name] = recipe
+                self.names[name] = ", ".join(recipe.own)
+
+    @classmethod
+    def tree_name(cls, config: InputConfig) -> str:
+        """Where the events are in the file."""
+        return config.tree
+
+    def ways(self, config: InputConfig) -> dict[str, tuple[Recipe, ...]]:
+        """The recipes, where the configuration has a say in them."""
+        return self.recipes
+
+    @classmethod
+    def matches(cls, found: Found) -> bool:
+        if found.root is None:
+            return False
+        *folder, name = cls.tree_name(found.config).split("/")
+        place = found.root
+        for part in folder:
+            if part not in place.keys(recursive=False, cycle=False):
+                return False
+            place = place[part]
+        return name in place.keys(recursive=False, cycle=False)
+
+    def _open(self, name: str) -> Any:
+        names = self._file.keys(recursive=False, cycle=False)
+        if name.partition("/")[0] not in names:
+            trees = ", ".join(names) or "nothing"
+            raise UsageError(
+                f"{self.path}: no tree '{name}' in the file (it has {trees}){nearest(name, names)}; set input.tree"
+            )
+        try:
+            tree = self._file[name]
+            tree.num_entries  # noqa: B018 - raises where it is no tree
+        except Exception as error:
+            raise UsageError(f"{self.path}: '{name}' cannot be read ({one_line(error)})") from None
+        return tree
+
+    @property
+    def layout(self) -> str:
+        """`TTree` or `RNTuple`."""
+        return "RNTuple" if "RNTuple" in type(self._tree).__name__ else "TTree"
+
+    def own_names(self) -> list[str]:
+        return list(self._own)
+
+    def own_of(self, columns: Sequence[InputColumn]) -> list[str]:
+        """The file's columns that ours are made of."""
+        return list(dict.fromkeys(own for column in columns for own in self.made[column.name].own))
+
+    def make(self, columns: Sequence[InputColumn], arrays: dict[str, Any]) -> dict[str, Any]:
+        """Our columns as awkward arrays, of the file's."""
+        recipes = {column.name: self.made[column.name] for column in columns}
+        return {name: recipe.make(*(arrays[own] for own in recipe.own)) for name, recipe in recipes.items()}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def check(self, columns: Sequence[InputColumn]) -> None:
+        lines, unreadable = [], []
+        for column in columns:
+            if column.name in self.names and self.n_events:
+                own = self.names[column.name]
+                try:
+                    array = self._sample(column)
+                except Exception as error:
+                    unreadable.append((own, one_line(error)))
+                    continue
+                try:
+                    self._convert(column, array)
+                except Exception as error:
+                    lines.append(f"{self.path}: column '{own}' is not {_wanted(column)} ({one_line(error)})")
+        if unreadable:
+            names = ", ".join(name for name, _ in unreadable)
+            why = unreadable[0][1]
+            lines.append(f"{self.path}: cannot be read: {names} ({why}); the file may be truncated or damaged")
+        if lines:
+            raise UsageError("\n".join(lines))
+
+    def _sample(self, column: InputColumn) -> Any:
+        """One entry of a column: the first, or another where that one is damaged."""
+        for entry in (0, self.n_events // 2):
+            with contextlib.suppress(Exception):
+                return self._arrays([column], entry, entry + 1)[column.name]
+        return self._arrays([column], self.n_events - 1, self.n_events)[column.name]
+
+    def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
+        present = [column for column in columns if column.name in self.names]
+        start, size = 0, self.config.step_events
+        while start < self.n_events:
+            n = min(size, self.n_events - start)
+            try:
+                for arrays in self._steps(present, start, size):
+                    n = min(size, self.n_events - start)
+                    yield self._step(present, arrays, start, n, report)
+                    start += n
+            except Exception:  # uproot raises whatever the broken bytes lead to
+                n = min(size, self.n_events - start)
+                yield from self._pieces(present, start, n, report)
+                start += n
+
+    def _pieces(self, columns: Sequence[InputColumn], start: int, n: int, report: Report) -> Iterator[Step]:
+        """What can be read of a step that is damaged; a bad basket or cluster costs its own entries."""
+        limits = {start, start + n, *(limit for limit in self._limits(columns) if start < limit < start + n)}
+        for first, last in itertools.pairwise(sorted(limits)):
+            try:
+                step = self._step(columns, self._arrays(columns, first, last), first, last - first, report)
+            except Exception as error:
+                report(first, last - first, one_line(error))
+            else:
+                yield step
+
+    def _limits(self, columns: Sequence[InputColumn]) -> set[int]:
+        """Entries with which a basket (TTree) or a cluster (RNTuple) begins."""
+        if self.layout == "RNTuple":
+            return {cluster.num_first_entry for cluster in self._tree.cluster_summaries}
+        return {int(limit) for own in self.own_of(columns) for limit in self._tree[own].entry_offsets}
+
+    def _steps(self, columns: Sequence[InputColumn], start: int, size: int) -> Iterator[dict[str, Any]]:
+        for arrays in self._tree.iterate(self.own_of(columns), step_size=size, entry_start=start, how=dict):
+            yield self.make(columns, arrays)
+
+    def _arrays(self, columns: Sequence[InputColumn], start: int, stop: int) -> dict[str, Any]:
+        own = self.own_of(columns)
+        return self.make(columns, self._tree.arrays(own, entry_start=start, entry_stop=stop, how=dict))
+
+    def _step(self, columns: Sequence[InputColumn], arrays: dict[str, Any], start: int, n: int, report: Report) -> Step:
+        out: Columns = {}
+        for column in columns:
+            counts, values = self._convert(column, arrays[column.name])
+            if len(values if counts is None else counts) != n:
+                raise ValueError(f"{column.name} has not {n} entries")
+            if counts is not None:
+                known = out.setdefault(f"n{column.collection}", counts)
+                if not np.array_equal(known, counts):
+                    return self._consistent(columns, arrays, start, n, report)
+            out[column.name] = values
+        return Step(np.arange(start, start + n), out)
+
+    def _consistent(
+        self, columns: Sequence[InputColumn], arrays: dict[str, Any], start: int, n: int, report: Report
+    ) -> Step:
+        """The events whose collections have columns of one length."""
+        good = np.ones(n, bool)
+        first: dict[str, Any] = {}
+        for column in columns:
+            if column.collection:
+                counts = np.asarray(ak.num(arrays[column.name]))
+                good &= counts == first.setdefault(column.collection, counts)
+        left = self._step(columns, {k: a[good] for k, a in arrays.items()}, 0, int(good.sum()), report)
+        for entry in np.flatnonzero(~good):
+            report(start + int(entry), 1, "columns of one collection differ in length")
+        return Step(start + np.flatnonzero(good), left.columns)
+
+    def _convert(self, column: InputColumn, array: Any) -> tuple[Any, Any]:
+        """Counts (or None) and flat values of an awkward array, in our dtype."""
+        if array.ndim != (2 if column.collection else 1):
+            raise TypeError(f"it has {array.ndim - 1} axes in an event")
+        if not column.collection:
+            return None, _values(column, ak.to_numpy(array))
+        counts = ak.to_numpy(ak.num(array)).astype(np.int32)
+        if not counts.any() and "unknown" in str(array.type):
+            return counts, np.zeros(0, column.wire.wire_dtype)
+        return counts, _values(column, ak.to_numpy(ak.flatten(array)))
+
+
+def _values(column: InputColumn, content: Any) -> Any:
+    """Values in the dtype of our column; TypeError where they are of another kind."""
+    if content.dtype.kind == "i" and column.dtype[0] == "u":
+        content = content.view(content.dtype.str.replace("i", "u"))  # detids in signed files
+    if content.dtype.kind == "b":
+        content = content.view(np.uint8)
+    return content.astype(column.wire.wire_dtype, casting=_casting(column, content), copy=False)
+
+
+def _casting(column: InputColumn, content: Any) -> Any:
+    """Integers of any width fit where they are small; floats must not become integers."""
+    both_integers = column.dtype[0] in "iu" and content.dtype.kind in "iu"
+    return "unsafe" if both_integers else "same_kind"
+
+
+def _wanted(column: InputColumn) -> str:
+    kind = {"f": "floating point", "i": "integer", "u": "unsigned integer"}[column.dtype[0]]
+    return f"a list of {kind} values an event" if column.collection else f"one {kind} value an event"

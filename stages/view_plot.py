@@ -1,0 +1,406 @@
+"""The picture of one event: the detector frame channel by channel, its photons and jets, their crops and scores.
+
+A panel is the frame as it is streamed: 280 rows of equal height and 360 columns, so that pixels and crops are square.
+It begins at phi = -pi. Eta is marked where it lies on the rows, which are wider in the endcaps than in the barrel.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.style
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, LogNorm, SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from stages.detector.grid import EB_FIRST_ROW, EB_LAST_ROW, ETA_EDGES, N_COLUMNS, N_ROWS
+from streamer.block import Array
+from streamer.errors import UsageError
+
+SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 200
+PAGE = (13.333, 7.5)
+"""Width and height of the picture [inches], those of a slide."""
+LABEL_PT = 30.0
+"""Objects above this pt [GeV] are named and listed, as are all that have a score."""
+MAX_LISTED = 8
+"""At most so many objects of a kind are named and listed, those with scores first, then by pt."""
+DECADES = 3
+"""A logarithmic colour scale spans at most so many decades below the largest value."""
+
+_MARGIN, _HEAD = 0.35, 0.75  # inches
+_TEXT_SIZES = (11.0, 10.0, 9.0, 8.0, 7.0, 6.5)  # points
+_INK, _GREY, _PALE = "#1f2933", "#66717d", "#c9d0d8"
+_HALO = [withStroke(linewidth=2.2, foreground="white")]
+_AMOUNT = LinearSegmentedColormap.from_list("amount", ["#8fd0b4", "#41a5b5", "#2a6fae", "#2b3a8c", "#1a1147"])
+_SIGNED = LinearSegmentedColormap.from_list("signed", ["#08306b", "#2f7fc1", "#b9b9b9", "#e08214", "#7f3b08"])
+
+
+@dataclass(frozen=True)
+class SeenObject:
+    """A photon, jet or fat jet of the event.
+
+    Attributes
+    ----------
+    kind : str
+        "Photon", "Jet" or "FatJet".
+    pt, eta, phi : float
+        pt in GeV, phi in rad.
+    seed : (int, int) or None
+        Row and column in the frame.
+    scores : dict of str to float
+        Empty when it was not scored.
+    crops : tuple of int
+        Sides of its crops [pixels].
+    """
+
+    kind: str
+    pt: float
+    eta: float
+    phi: float
+    seed: tuple[int, int] | None
+    scores: dict[str, float]
+    crops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SeenEvent:
+    """What is drawn.
+
+    Attributes
+    ----------
+    title : str
+        File, run, lumisection, event.
+    images : dict of str to numpy.ndarray of float32, shape (280, 360)
+        The channels, in the order of the panels.
+    units : dict of str to str
+        "GeV", "cm" or "hits" of each channel.
+    objects : tuple of SeenObject
+    event_scores : dict of str to float
+        Scores of the whole event.
+    """
+
+    title: str
+    images: dict[str, Array]
+    units: dict[str, str]
+    objects: tuple[SeenObject, ...]
+    event_scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    title: str
+    letter: str
+    colour: str
+    marker: str
+
+
+_KINDS = {
+    "Photon": _Kind("Photons", "γ", "#c8430a", "o"),
+    "Jet": _Kind("Jets", "j", "#1b1b1b", "D"),
+    "FatJet": _Kind("Fat jets", "J", "#a3248f", "s"),
+}
+
+
+def draw(event: SeenEvent, path: Path) -> None:
+    """Draw an event into a PNG, PDF or SVG file, by the suffix.
+
+    Raises
+    ------
+    UsageError
+        The suffix is another one, or the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{path}: a picture ends in {', '.join(SUFFIXES)}, not in '{path.suffix}'")
+    with mpl.style.context("default"):
+        figure = compose(event)
+        try:
+            figure.savefig(path, format=suffix[1:], dpi=DPI)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror}); check the folder") from None
+
+
+def compose(event: SeenEvent) -> Figure:
+    """The figure of an event: an axes for each channel, labelled with its name, on one for the page."""
+    figure = Figure(figsize=PAGE)
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, PAGE[0]), ylim=(0, PAGE[1]), zorder=-1, label="page")
+    page.axis("off")  # its unit is the inch
+    names = _names(event.objects)
+    blocks = _blocks(event.objects, names)
+    plan = _plan(len(event.images), blocks, PAGE[1] - _HEAD - 0.25 * bool(event.event_scores))
+    _head(page, event)
+    labels = _label_places(event.objects, names, plan)
+    first = None
+    for place, (channel, image) in enumerate(event.images.items()):
+        axes = _panel(figure, page, plan, place, channel, first)
+        _pixels(axes, page, plan, np.asarray(image, np.float64), event.units.get(channel, ""))
+        _objects(axes, event.objects, names, labels, plan)
+        first = first or axes
+    _table(page, blocks, plan)
+    return figure
+
+
+# --- Names and tables ---
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A small table. Sizes are in units of the text size, but in inches for a text of one point."""
+
+    kind: str
+    head: list[str]
+    rows: list[list[str]]
+    fractions: list[list[float]]  # how far a cell's bar reaches, nan for none
+    note: str
+
+    @property
+    def widths(self) -> list[float]:
+        columns = zip(self.head, *self.rows, strict=True)
+        return [(0.62 * max(map(len, column)) + 1.0) / 72 for column in columns]
+
+    @property
+    def width(self) -> float:
+        return sum(self.widths)
+
+    @property
+    def height(self) -> float:
+        return _ROW * (1 + len(self.rows) + bool(self.note))
+
+
+_ROW = 1.62 / 72
+
+
+def _names(objects: Sequence[SeenObject]) -> dict[int, str]:
+    """Names such as j1, by place in `objects`."""
+    out: dict[int, str] = {}
+    for kind in _KINDS:
+        listed = _worth_listing(objects, kind)[:MAX_LISTED]
+        out |= {i: f"{_KINDS[kind].letter}{rank}" for rank, i in enumerate(listed, 1)}
+    return out
+
+
+def _worth_listing(objects: Sequence[SeenObject], kind: str) -> list[int]:
+    mine = [i for i, seen in enumerate(objects) if seen.kind == kind and (seen.scores or seen.pt > LABEL_PT)]
+    return sorted(mine, key=lambda i: (not objects[i].scores, -objects[i].pt))
+
+
+def _blocks(objects: Sequence[SeenObject], names: dict[int, str]) -> list[_Block]:
+    out = []
+    for kind, about in _KINDS.items():
+        listed = [i for i in names if objects[i].kind == kind]
+        if not listed:
+            continue
+        scores = list(dict.fromkeys(score for i in listed for score in objects[i].scores))
+        rows, fractions = [], []
+        for i in listed:
+            seen = objects[i]
+            cells = [names[i], f"{seen.pt:.1f}", _number(seen.eta, 2), _number(seen.phi, 2)]
+            values = [seen.scores.get(score) for score in scores]
+            rows.append([*cells, *(_score(value, seen.seed) for value in values)])
+            bars = [value if value is not None and 0 <= value <= 1 else math.nan for value in values]
+            fractions.append([math.nan] * len(cells) + bars)
+        more = len(_worth_listing(objects, kind)) - len(listed)
+        note = f"and {more} more" if more else ""
+        out.append(_Block(kind, [about.title, "pT [GeV]", "η", "φ", *scores], rows, fractions, note))
+    if objects:
+        sides = sorted({side for seen in objects for side in seen.crops})
+        crop = "crop" + (f", {sides[0]} × {sides[0]} pixels" if len(sides) == 1 else "")
+        texts = ["direction", "seed pixel", crop, f"below {LABEL_PT:g} GeV"]
+        out.append(_Block("", ["Key", ""], [["", text] for text in texts], [[math.nan] * 2] * 4, ""))
+    return out
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _score(value: float | None, seed: tuple[int, int] | None) -> str:
+    if value is None:
+        return ""
+    return "no seed" if seed is None and value == -1 else _number(value, 3)
+
+
+# --- Where everything goes ---
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes in inches, `text` in points."""
+
+    n: int
+    n_columns: int
+    text: float
+    panel: float
+    table: tuple[float, float]  # upper left corner
+    stacked: bool
+    top: float
+
+    @property
+    def height(self) -> float:
+        return self.panel * N_ROWS / N_COLUMNS
+
+    @property
+    def n_rows(self) -> int:
+        return -(-self.n // self.n_columns)
+
+    @property
+    def point(self) -> float:
+        """Points in a column of the frame."""
+        return self.panel * 72 / N_COLUMNS
+
+    def corner(self, place: int) -> tuple[float, float]:
+        """Lower left corner of a panel."""
+        row, column = divmod(place, self.n_columns)
+        left, _, bar, title = _rims(self.text)
+        return _MARGIN + left + column * (self.panel + bar), self.top - (row + 1) * (title + self.height)
+
+
+def _rims(text: float) -> tuple[float, float, float, float]:
+    """Room left of the panels, below them, right of each (for its colour bar) and above each (for its title)."""
+    return 0.056 * text, 0.046 * text, 0.072 * text, 0.031 * text
+
+
+def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
+    """The best arrangement: large panels and a large text, the table right of them, below, or in a free place."""
+    best, most = None, 0.0
+    for text in _TEXT_SIZES:
+        left, bottom, bar, title = _rims(text)
+        gap = 2.0 * text / 72
+        widths, heights = [b.width * text for b in blocks], [b.height * text for b in blocks]
+        across = (sum(widths) + gap * len(blocks), max(heights, default=0.0))
+        down = (max(widths, default=0.0), sum(heights) + gap * len(blocks))
+        for n_columns in range(1, n + 1):
+            n_rows = -(-n // n_columns)
+            for where in ("right", "below", "free"):
+                stacked = where == "right"
+                width = PAGE[0] - 2 * _MARGIN - left - (down[0] + gap) * (where == "right")
+                height = top - _MARGIN - bottom - (across[1] + gap) * (where == "below")
+                panel = min(width / n_columns - bar, (height / n_rows - title) * N_COLUMNS / N_ROWS)
+                plan = _Plan(n, n_columns, text, panel, (0, 0), stacked, top)
+                end = _MARGIN + left + n_columns * (panel + bar)
+                floor = plan.corner(n - 1)[1] - bottom
+                if where == "right":
+                    corner = (end + gap, top - title)
+                    room = (math.inf, top - title - _MARGIN)
+                elif where == "below":
+                    corner = (_MARGIN, floor - gap)
+                    room = (PAGE[0] - 2 * _MARGIN, math.inf)
+                else:
+                    corner = plan.corner(n)
+                    corner = (corner[0], corner[1] + plan.height - (bottom - title if n_rows > 1 else 0))
+                    room = (end - corner[0], corner[1] - floor if n % n_columns else 0.0)
+                    stacked = down[0] <= room[0] and down[1] <= room[1]
+                wanted = down if stacked else across
+                fits = panel > 0 and wanted[0] <= room[0] and wanted[1] <= room[1]
+                value = panel * text**0.7 if fits else 0.0
+                if best is None or value > most:
+                    best, most = _Plan(n, n_columns, text, panel, corner, stacked, top), value
+    assert best
+    return best
+
+
+# --- Drawing ---
+
+
+def _text(axes: Any, x: float, y: float, text: str, size: float, **how: Any) -> Any:
+    """Text as it is: a dollar in a file's name begins no formula."""
+    return axes.text(x, y, text, fontsize=size, parse_math=False, **{"color": _INK, **how})
+
+
+def _fit(text: str, size: float, width: float) -> tuple[str, float]:
+    """A line's text and size [points] such that it fits into a width [inches], down to 9 points, then shortened."""
+    size = max(min(size, width * 72 / (0.6 * len(text) + 1)), 9.0)
+    n_most = int(width * 72 / (0.6 * size))
+    if len(text) > n_most:
+        text = f"{text[:n_most // 2]} … {text[3 - n_most // 2:]}"
+    return text, size
+
+
+def _head(page: Any, event: SeenEvent) -> None:
+    width = PAGE[0] - 2 * _MARGIN
+    text, size = _fit(event.title, 16, width)
+    _text(page, _MARGIN, PAGE[1] - 0.48, text, size, weight="bold", gid="title")
+    if event.event_scores:
+        scores = "     ".join(f"{name}  {_score(value, None)}" for name, value in event.event_scores.items())
+        text, size = _fit(f"Event scores     {scores}", 12, width)
+        _text(page, _MARGIN, PAGE[1] - 0.76, text, size, color=_GREY, gid="event scores")
+
+
+def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, first: Any) -> Any:
+    x, y = plan.corner(place)
+    axes = figure.add_axes(
+        (x / PAGE[0], y / PAGE[1], plan.panel / PAGE[0], plan.height / PAGE[1]),
+        sharex=first, sharey=first, label=channel, xlim=(-math.pi, math.pi), ylim=(0, N_ROWS),
+    )  # fmt: skip
+    _text(page, x, y + plan.height + 0.5 * plan.text / 72, channel, 1.25 * plan.text, weight="bold")
+    if first is None:
+        etas = np.arange(-3, 4) if plan.panel < 3 else np.arange(-3, 3.1, 0.5)
+        axes.set_xticks(range(-3, 4), [str(x).replace("-", "−") for x in range(-3, 4)])
+        axes.set_yticks(_row(etas), [f"{eta:g}".replace("-", "−") for eta in etas])
+    axes.tick_params(
+        labelsize=plan.text, length=3, color=_PALE, labelcolor=_GREY,
+        labelleft=place % plan.n_columns == 0, labelbottom=place + plan.n_columns >= plan.n,
+    )  # fmt: skip
+    for spine in axes.spines.values():
+        spine.set(color=_PALE, linewidth=0.8)
+    if place % plan.n_columns == 0:
+        axes.set_ylabel("η", fontsize=1.1 * plan.text, color=_GREY, rotation=0, labelpad=0.5 * plan.text)
+    if place + plan.n_columns >= plan.n:
+        axes.set_xlabel("φ [rad]", fontsize=1.1 * plan.text, color=_GREY, labelpad=1)
+    for row in (EB_FIRST_ROW, EB_LAST_ROW + 1):
+        axes.axhline(row, color=_PALE, linewidth=0.8, zorder=0.5, gid="endcap")
+    for low, high, part in ((0, 55, "EE−"), (55, 225, "EB"), (225, 280, "EE+")):
+        _text(axes, math.pi, (low + high) / 2, part, plan.text, color=_PALE, ha="right", va="center", zorder=0.5)
+    return axes
+
+
+def _row(eta: Any) -> Any:
+    """Place of an eta on the rows, a row being 1 high; nan outside the frame."""
+    return np.interp(eta, ETA_EDGES, np.arange(N_ROWS + 1), left=np.nan, right=np.nan)
+
+
+def _x(column: Any) -> Any:
+    """Azimuth in [-pi, pi) at the left edge of a column [rad]."""
+    return ((column + 170) % N_COLUMNS - 180) * (2 * math.pi / N_COLUMNS)
+
+
+def _scale(values: Array, unit: str) -> tuple[Any, Any, list[float], str]:
+    """Norm, colour map, ticks and the ends that reach further, for the non-empty pixels of a channel."""
+    most = float(np.abs(values).max())
+    if values.min() < 0 or unit == "cm":
+        linear = most / 10**DECADES * 10
+        norm = SymLogNorm(linear, vmin=-most, vmax=most)
+        powers = [tick for tick in _ticks(linear, most)]
+        return norm, _SIGNED, [*(-p for p in reversed(powers)), 0.0, *powers], "neither"
+    if unit == "hits" and most <= 8:
+        edges = np.arange(0.5, most + 1)
+        return BoundaryNorm(edges, _AMOUNT.N), _AMOUNT, list(range(1, int(most) + 1)), "neither"
+    least = float(values.min())
+    low = max(least, most / 10**DECADES)
+    if low == most:
+        low = most / 2
+    return LogNorm(low, most), _AMOUNT, _ticks(low, most), "min" if least < low else "neither"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in a range, or 1, 2, 5 times these where there would be few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        out = [float(f"{step}e{power}") for power in powers for step in steps]
+        out = [tick for tick in out if low <= tick <= high]
+        if len(out) > 1:
+            break
+    return out or [high]
+
+
+def _pixels(axes: Any, page: Any, plan: _Plan, image: Array, unit: str) -> None:
+    rows, columns = np.nonzero(np.isfinite(image) & (image != 0))
+    x, y = plan.corner(list(axes.figure.axes).index(axes) - 1) if False else (0, 0)
+    raise NotImplementedError
