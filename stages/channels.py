@@ -140,34 +140,39 @@ class Channels:
         pixels = self._once("Track", self._track_pixels)
         value = self._column({"TrackPt": "Track_pt", "TrackD0": "Track_d0", "TrackDz": "Track_dz"}[channel])
         if channel != "TrackPt":
-            dz = self._columns["Track_dz"]
-            pixels = np.where(np.isnan(dz) & (pixels != SKIPPED), np.int32(INVALID), pixels)
-            pixels = np.where(np.abs(dz) >= np.float32(MAX_DZ_CM), np.int32(SKIPPED), pixels)
+            near = np.abs(self._columns["Track_dz"]) < np.float32(MAX_DZ_CM)
+            pixels = np.where(near | (pixels < 0), pixels, np.int32(OUTSIDE))
         return Entries(self._offsets("Track"), pixels, value, nan="nan_track", invalid="nan_track")
 
     def _track_pixels(self) -> Int32s:
         eta, phi = self._column("Track_eta"), self._column("Track_phi")
         pixels = direction_pixels(eta, phi)
         if self._config.framer.tracks_at == "ecal":
-            more = [self._column(f"Track_{name}") for name in ("d0", "dz")]
-            pt, charge = self._column("Track_pt"), self._column("Track_charge")
-            at = propagate(pt, eta, phi, charge, *more, self._offsets("Track"), self._vertices())
-            finite = np.isfinite(pt) & np.isfinite(more[0]) & np.isfinite(more[1])
-            there = np.where(finite, np.maximum(direction_pixels(*at), OUTSIDE), np.int32(INVALID))
-            pixels = np.where(pixels >= 0, there, pixels)
+            pt, charge, d0, dz = (self._column(f"Track_{name}") for name in ("pt", "charge", "d0", "dz"))
+            vertices = self._vertices()
+            at = propagate(pt, eta, phi, charge, d0, dz, self._offsets("Track"), vertices)
+            finite = np.isfinite(pt) & np.isfinite(d0) & np.isfinite(dz)
+            finite &= np.repeat(np.isfinite(vertices).all(axis=1), self._columns["nTrack"])
+            there = np.maximum(direction_pixels(*at), np.int32(OUTSIDE))  # curls up, or meets it beyond the frame
+            pixels = np.where(finite, np.where(pixels >= 0, there, pixels), np.int32(INVALID))
         return np.where(self._columns["Track_highPurity"] != 0, pixels, np.int32(SKIPPED))
 
     def _layer(self, collection: str, layers: Any, layer: int) -> Entries:
         """The hits of one layer, or one subdetector."""
-        pixels = self._once(collection, lambda: self._positions(collection))
+        pixels = self._positions(collection)
         pixels = np.where(layers == layer, pixels, np.int32(SKIPPED))
         one = self._once(f"one {collection}", lambda: np.ones(pixels.size, np.float32))
-        return Entries(self._offsets(collection), pixels, one, invalid="nan_position")
+        return Entries(self._offsets(collection), pixels, one)
 
     def _positions(self, collection: str) -> Int32s:
-        xyz = [self._column(f"{collection}_{axis}") for axis in "xyz"]
-        pixels: Int32s = position_pixels(*xyz, self._offsets(collection), self._seen_from())
-        return pixels
+        def place() -> Int32s:
+            xyz = [self._column(f"{collection}_{axis}") for axis in "xyz"]
+            pixels: Int32s = position_pixels(*xyz, self._offsets(collection), self._seen_from())
+            self._drop("nan_position", pixels == INVALID)
+            return pixels
+
+        made: Int32s = self._once(collection, place)
+        return made
 
     def _seen_from(self) -> npt.NDArray[np.float64]:
         if self._config.framer.hits_from == "vertex":
@@ -179,19 +184,28 @@ class Channels:
         return made
 
     def _bpix_layers(self) -> Any:
-        layers = self._columns["PixelHit_layer"]
-        return self._once("layers", lambda: self._known(layers, (layers >= 1) & (layers <= N_BPIX_LAYERS)))
+        def known() -> Any:
+            layers = self._columns["PixelHit_layer"]
+            return self._known("PixelHit", layers, (layers >= 1) & (layers <= N_BPIX_LAYERS))
+
+        return self._once("layers", known)
 
     def _strip_subdets(self) -> Any:
-        subdets, layers = self._columns["StripHit_subdet"], self._columns["StripHit_layer"]
-        most = np.zeros(256, np.uint8)
-        most[list(N_STRIP_LAYERS)] = list(N_STRIP_LAYERS.values())
-        return self._once("subdets", lambda: self._known(subdets, (layers >= 1) & (layers <= most[subdets])))
+        def known() -> Any:
+            subdets, layers = self._columns["StripHit_subdet"], self._columns["StripHit_layer"]
+            most = np.zeros(256, np.uint8)
+            most[list(N_STRIP_LAYERS)] = list(N_STRIP_LAYERS.values())
+            return self._known("StripHit", subdets, (layers >= 1) & (layers <= most[subdets]))
 
-    def _known(self, layers: Any, exist: Any) -> Any:
+        return self._once("subdets", known)
+
+    def _known(self, collection: str, layers: Any, exist: Any) -> Any:
         """The layers, 0 where there is no such layer."""
-        self.dropped["bad_layer"] = self.dropped.get("bad_layer", 0) + int(np.count_nonzero(~exist))
+        self._drop("bad_layer", ~exist & (self._positions(collection) != INVALID))
         return np.where(exist, layers, np.uint8(0))
+
+    def _drop(self, reason: str, which: Any) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + int(np.count_nonzero(which))
 
 
 def primary_vertices(columns: Columns) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Stream")(finish)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
+    app.command(rich_help_panel="Event files")(view)
     app.command(rich_help_panel="Networks")(generate)
     app.command(rich_help_panel="Networks")(train)
     app.command(rich_help_panel="Measure")(bench)
@@ -176,6 +177,41 @@ def convert(
         raise UsageError("name at least one input and then the file to make: streamer convert INPUT... OUT.root")
     n = convert_files(inputs, Path(out), rntuple=rntuple, overwrite=overwrite)
     print(f"{n:,} events in {out}")
+
+
+def view(
+    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)],
+    event: Annotated[int, typer.Option("--event", "-e", min=0, metavar="N", help="Entry in the file, from 0.")] = 0,
+    channels: Annotated[
+        str | None, typer.Option(help="Such as ECAL,HCAL.", show_default="all that the file gives")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")] = Path(
+        "event.png"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Score with this tagger; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw an event: the detector frame channel by channel, photons and jets with their crops and scores.
+
+    [bold]Examples[/bold]
+
+      streamer view data.ig --event 3
+      streamer view events.root -e 12 --channels ECAL,HCAL --tagger qg=my.onnx -o event.pdf
+    """
+    from stages import PIPELINE
+    from stages.view import see
+    from stages.view_plot import draw
+
+    wanted = overrides(set_) | _pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    names = tuple(name.strip() for name in channels.split(",")) if channels else ()
+    seen, notes = see(file, event, PIPELINE.load_config(config, wanted), names)  # type: ignore[arg-type]
+    draw(seen, output)
+    for note in notes:
+        typer.echo(f"streamer: {note}", err=True)
+    print(output)
 
 
 class Process(StrEnum):

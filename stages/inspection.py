@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stages.config import Config
@@ -34,6 +35,7 @@ def show_file(path: Path, config: Config) -> None:
             choice = choose(file, config.model_copy(update={"taggers": {name: spec}}))
             verdict = "\n    ".join(["[green]can be fed[/]", *choice.notes])
         except UsageError as error:
-            verdict = "\n    ".join(["[red]no[/]", *(line.removeprefix(f"{path}: ") for line in str(error).splitlines())])
+            lines = (escape(line.removeprefix(f"{path}: ")) for line in str(error).splitlines())
+            verdict = "\n    ".join(["[red]no[/]", *lines])
         console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}", soft_wrap=True)
     file.close()

@@ -48,6 +48,7 @@ class Reader(Source):
             for name in self.config.input.columns
             if name not in INPUT_BY_NAME
         ]
+        told: dict[str, list[str]] = {}
         for path in expand(self.config.input.files):
             try:
                 file = open_events(path, self.config.input)
@@ -56,7 +57,9 @@ class Reader(Source):
                 file.wanted_images = choice.images
                 file.check(choice.columns)
             except UsageError as error:
-                problems.append(str(error))
+                for line in str(error).splitlines():
+                    told.setdefault(line.removeprefix(f"{path}: "), []).append(str(path))
+        problems += [f"{_first(paths)}: {line}" for line, paths in told.items()]
         if any(made_from != "Jet" for _, choice in self._files for made_from in choice.jets.values()):
             try:
                 from stages import jets
@@ -70,13 +73,12 @@ class Reader(Source):
 
     def _tell(self) -> None:
         """Name what is empty or stands in, once for all files alike."""
-        files: dict[str, list[EventFile]] = {}
+        told: dict[str, list[str]] = {}
         for file, choice in self._files:
             for note in choice.notes:
-                files.setdefault(note, []).append(file)
-        for note, those in files.items():
-            more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-            log.warning("%s%s: %s", those[0].path, more, note)
+                told.setdefault(note, []).append(str(file.path))
+        for note, paths in told.items():
+            log.warning("%s: %s", _first(paths), note)
 
     def close(self) -> None:
         for file, _ in self._files:
@@ -114,6 +116,11 @@ class Reader(Source):
             "sourceEntry": entries.astype(np.int64),
             "replay": np.full(n, replay, np.uint32),
         }
+
+
+def _first(paths: list[str]) -> str:
+    """Files of which the same is to be said."""
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def with_jets(step: Step, choice: Choice) -> Columns:

@@ -1,6 +1,6 @@
 """What the channels and objects are made of, file by file: what it offers against what the taggers need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from stages.config import SEED_CHANNEL, Config
@@ -53,6 +53,7 @@ def choose(file: EventFile, config: Config) -> Choice:
     notes: list[str] = []
     lines: list[str] = []
 
+    empty: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # what the file lacks, and who would see it, to channels
     for channel in config.channels:
         sources = list(_sources(config, channel))
         source = next((source for source in sources if not _missing(file, config, channel, source)), None)
@@ -64,15 +65,19 @@ def choose(file: EventFile, config: Config) -> Choice:
                  if channel in spec.channels or SEED_CHANNEL.get(spec.objects) == channel]  # fmt: skip
         strict = [name for name in users if not config.taggers[name].allow_empty]
         usual = sources[1]  # the first are ready-made images
-        why = f"{file.kind} files give no {channel}, as they have no {' and '.join(usual)}"
-        if not strict:
-            notes.append(f"{why}: it stays empty for {_taggers(users)}")
-        elif file.mappable:
+        if strict and file.mappable:
             for name in _missing(file, config, channel, usual):
                 lacks.setdefault(name, []).append(f"{channel} of {_taggers(strict)}")
         else:
-            lines.append(f"{file.path}: {why}; {_taggers(strict)} would see an empty channel: {_allow(strict)}, "
-                         "or take another kind of file")  # fmt: skip
+            empty.setdefault((" and ".join(usual), tuple(users)), []).append(channel)
+    for (source_names, those), channels in empty.items():
+        why = f"{file.kind} files give no {', '.join(channels)}, as they have no {source_names}"
+        strict = [name for name in those if not config.taggers[name].allow_empty]
+        if strict:
+            lines.append(f"{file.path}: {why}; {_taggers(strict)} would see nothing there: {_allow(strict)} to go on "
+                         "so, or take another kind of file")  # fmt: skip
+        else:
+            notes.append(f"{why}; empty for {_taggers(those)}")
 
     for objects in config.objects:
         own = [column for column in INPUT if column.objects == objects]
@@ -129,11 +134,11 @@ def _made_from(file: EventFile, config: Config, objects: str, has_own: bool) -> 
     return next((name for name, columns in CONSTITUENTS.items() if file.names.keys() >= set(columns)), "")
 
 
-def _taggers(names: list[str]) -> str:
+def _taggers(names: Sequence[str]) -> str:
     return f"tagger {names[0]}" if len(names) == 1 else f"taggers {', '.join(names)}"
 
 
-def _allow(taggers: list[str]) -> str:
+def _allow(taggers: Sequence[str]) -> str:
     return "set " + " and ".join(f"taggers.{name}.allow_empty = true" for name in taggers)
 
 
@@ -141,7 +146,7 @@ def _lack(file: EventFile, name: str, users: list[str], config: Config) -> str:
     """One line for a missing column: what it is, who needs it, and what to do."""
     column = INPUT_BY_NAME[name]
     own = set(file.own_names())
-    own -= {f"n{taken}" for taken in own} | set(file.names.values())  # a counter or what is taken is no suggestion
+    own -= {f"n{name}" for name in (*own, column.collection)} | set(file.names.values())  # counters, and what is taken
     mapped = config.input.columns.get(name, name)
     near = nearest(mapped, sorted(own)).removeprefix("; did you mean '").removesuffix("'?")
     line = f"{file.path}: no column '{mapped}' ({column.doc})"

@@ -34,8 +34,8 @@ MAX_LISTED = 8
 DECADES = 3
 """A logarithmic colour scale spans at most so many decades below the largest value."""
 
-_MARGIN, _HEAD = 0.35, 0.75  # inches
-_TEXT_SIZES = (11.0, 10.0, 9.0, 8.0, 7.0, 6.5)  # points
+_MARGIN, _HEAD, _FOOT = 0.35, 0.75, 0.5  # inches
+_TEXT_SIZES = (13.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0)  # points
 _INK, _GREY, _PALE = "#1f2933", "#66717d", "#c9d0d8"
 _HALO = [withStroke(linewidth=2.2, foreground="white")]
 _AMOUNT = LinearSegmentedColormap.from_list("amount", ["#8fd0b4", "#41a5b5", "#2a6fae", "#2b3a8c", "#1a1147"])
@@ -103,8 +103,8 @@ class _Kind:
 
 _KINDS = {
     "Photon": _Kind("Photons", "γ", "#c8430a", "o"),
-    "Jet": _Kind("Jets", "j", "#1b1b1b", "D"),
-    "FatJet": _Kind("Fat jets", "J", "#a3248f", "s"),
+    "Jet": _Kind("Jets", "j", "#a3248f", "D"),
+    "FatJet": _Kind("Fat jets", "J", "#1b1b1b", "h"),
 }
 
 
@@ -140,10 +140,11 @@ def compose(event: SeenEvent) -> Figure:
     first = None
     for place, (channel, image) in enumerate(event.images.items()):
         axes = _panel(figure, page, plan, place, channel, first)
-        _pixels(axes, page, plan, np.asarray(image, np.float64), event.units.get(channel, ""))
+        _pixels(axes, page, plan, place, np.asarray(image, np.float64), event.units.get(channel, ""))
         _objects(axes, event.objects, names, labels, plan)
         first = first or axes
     _table(page, blocks, plan)
+    _key(page, plan, event.objects)
     return figure
 
 
@@ -181,7 +182,7 @@ def _names(objects: Sequence[SeenObject]) -> dict[int, str]:
     """Names such as j1, by place in `objects`."""
     out: dict[int, str] = {}
     for kind in _KINDS:
-        listed = _worth_listing(objects, kind)[:MAX_LISTED]
+        listed = sorted(_worth_listing(objects, kind)[:MAX_LISTED], key=lambda i: -objects[i].pt)
         out |= {i: f"{_KINDS[kind].letter}{rank}" for rank, i in enumerate(listed, 1)}
     return out
 
@@ -209,16 +210,11 @@ def _blocks(objects: Sequence[SeenObject], names: dict[int, str]) -> list[_Block
         more = len(_worth_listing(objects, kind)) - len(listed)
         note = f"and {more} more" if more else ""
         out.append(_Block(kind, [about.title, "pT [GeV]", "η", "φ", *scores], rows, fractions, note))
-    if objects:
-        sides = sorted({side for seen in objects for side in seen.crops})
-        crop = "crop" + (f", {sides[0]} × {sides[0]} pixels" if len(sides) == 1 else "")
-        texts = ["direction", "seed pixel", crop, f"below {LABEL_PT:g} GeV"]
-        out.append(_Block("", ["Key", ""], [["", text] for text in texts], [[math.nan] * 2] * 4, ""))
     return out
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def _score(value: float | None, seed: tuple[int, int] | None) -> str:
@@ -252,8 +248,13 @@ class _Plan:
 
     @property
     def point(self) -> float:
-        """Points in a column of the frame."""
+        """Side of a pixel [points]."""
         return self.panel * 72 / N_COLUMNS
+
+    @property
+    def mark(self) -> float:
+        """Size of an object's mark [points]."""
+        return 3.0 + 1.1 * self.panel
 
     def corner(self, place: int) -> tuple[float, float]:
         """Lower left corner of a panel."""
@@ -281,14 +282,14 @@ def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
             for where in ("right", "below", "free"):
                 stacked = where == "right"
                 width = PAGE[0] - 2 * _MARGIN - left - (down[0] + gap) * (where == "right")
-                height = top - _MARGIN - bottom - (across[1] + gap) * (where == "below")
+                height = top - _FOOT - bottom - (across[1] + gap) * (where == "below")
                 panel = min(width / n_columns - bar, (height / n_rows - title) * N_COLUMNS / N_ROWS)
                 plan = _Plan(n, n_columns, text, panel, (0, 0), stacked, top)
                 end = _MARGIN + left + n_columns * (panel + bar)
                 floor = plan.corner(n - 1)[1] - bottom
                 if where == "right":
                     corner = (end + gap, top - title)
-                    room = (math.inf, top - title - _MARGIN)
+                    room = (math.inf, top - title - _FOOT)
                 elif where == "below":
                     corner = (_MARGIN, floor - gap)
                     room = (PAGE[0] - 2 * _MARGIN, math.inf)
@@ -299,7 +300,7 @@ def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
                     stacked = down[0] <= room[0] and down[1] <= room[1]
                 wanted = down if stacked else across
                 fits = panel > 0 and wanted[0] <= room[0] and wanted[1] <= room[1]
-                value = panel * text**0.7 if fits else 0.0
+                value = panel * text**0.3 if fits else 0.0
                 if best is None or value > most:
                     best, most = _Plan(n, n_columns, text, panel, corner, stacked, top), value
     assert best
@@ -341,7 +342,8 @@ def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, fir
     )  # fmt: skip
     _text(page, x, y + plan.height + 0.5 * plan.text / 72, channel, 1.25 * plan.text, weight="bold")
     if first is None:
-        etas = np.arange(-3, 4) if plan.panel < 3 else np.arange(-3, 3.1, 0.5)
+        steps = [0, 1, 2, 3] if plan.panel < 3 else [0, 0.5, 1, 1.5, 2, 2.5, 3] if plan.panel > 6 else [0, 0.5, 1, 1.5, 2, 3]
+        etas = np.array([*(-step for step in steps[:0:-1]), *steps])
         axes.set_xticks(range(-3, 4), [str(x).replace("-", "−") for x in range(-3, 4)])
         axes.set_yticks(_row(etas), [f"{eta:g}".replace("-", "−") for eta in etas])
     axes.tick_params(
@@ -356,8 +358,9 @@ def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, fir
         axes.set_xlabel("φ [rad]", fontsize=1.1 * plan.text, color=_GREY, labelpad=1)
     for row in (EB_FIRST_ROW, EB_LAST_ROW + 1):
         axes.axhline(row, color=_PALE, linewidth=0.8, zorder=0.5, gid="endcap")
-    for low, high, part in ((0, 55, "EE−"), (55, 225, "EB"), (225, 280, "EE+")):
-        _text(axes, math.pi, (low + high) / 2, part, plan.text, color=_PALE, ha="right", va="center", zorder=0.5)
+    if plan.panel > 5:
+        for row, part in ((27, "EE−"), (140, "EB"), (252, "EE+")):
+            _text(axes, 3.08, row, part, plan.text, color=_PALE, ha="right", va="center", zorder=0.5)
     return axes
 
 
@@ -375,9 +378,9 @@ def _scale(values: Array, unit: str) -> tuple[Any, Any, list[float], str]:
     """Norm, colour map, ticks and the ends that reach further, for the non-empty pixels of a channel."""
     most = float(np.abs(values).max())
     if values.min() < 0 or unit == "cm":
-        linear = most / 10**DECADES * 10
+        linear = most / 10**DECADES
         norm = SymLogNorm(linear, vmin=-most, vmax=most)
-        powers = [tick for tick in _ticks(linear, most)]
+        powers = _ticks(linear, most)
         return norm, _SIGNED, [*(-p for p in reversed(powers)), 0.0, *powers], "neither"
     if unit == "hits" and most <= 8:
         edges = np.arange(0.5, most + 1)
@@ -400,7 +403,178 @@ def _ticks(low: float, high: float) -> list[float]:
     return out or [high]
 
 
-def _pixels(axes: Any, page: Any, plan: _Plan, image: Array, unit: str) -> None:
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Plain numbers, but powers of ten where plain numbers would be long."""
+    if all(tick == 0 or 0.01 <= abs(tick) < 1000 for tick in ticks):
+        return [f"{tick:g}".replace("-", "−") for tick in ticks]
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    labels = []
+    for tick in ticks:
+        step, power = f"{abs(tick):.0e}".split("e")
+        sign, factor = "−" * (tick < 0), "" if step == "1" else f"{step}×"
+        labels.append(f"{sign}{factor}10{str(int(power)).translate(raised)}" if tick else "0")
+    return labels
+
+
+def _pixels(axes: Any, page: Any, plan: _Plan, place: int, image: Array, unit: str) -> None:
+    """The non-empty pixels as squares that one can see, the largest values on top, and their colour scale."""
     rows, columns = np.nonzero(np.isfinite(image) & (image != 0))
-    x, y = plan.corner(list(axes.figure.axes).index(axes) - 1) if False else (0, 0)
-    raise NotImplementedError
+    values = image[rows, columns]
+    left, bottom = plan.corner(place)
+    right, top = left + plan.panel, bottom + plan.height
+    n = f"{values.size:,} pixel{'' if values.size == 1 else 's'}"
+    _text(page, right, top + 0.5 * plan.text / 72, n, 0.9 * plan.text, color=_GREY, ha="right")
+    if not values.size:
+        _text(axes, 0, N_ROWS / 2, "empty", 1.25 * plan.text, color=_GREY, ha="center", va="center")
+        return
+    norm, colours, ticks, extend = _scale(values, unit)
+    order = np.argsort(np.abs(values), kind="stable")
+    # A pixel is smaller than what one sees on a slide; where there are many, they must not cover the panel.
+    seen = min(0.26 * plan.text, math.sqrt(0.3 * N_ROWS * N_COLUMNS / values.size) * plan.point)
+    axes.scatter(
+        _x(columns[order]) + math.pi / N_COLUMNS, rows[order] + 0.5, max(plan.point, seen) ** 2, values[order],
+        marker="s", linewidths=0, norm=norm, cmap=colours, zorder=1, gid="pixels", rasterized=values.size > 5000,
+    )  # fmt: skip
+    box = ((right + 0.08) / PAGE[0], bottom / PAGE[1], 0.012 * plan.text / PAGE[0], plan.height / PAGE[1])
+    scale = axes.figure.add_axes(box, label=f"{axes.get_label()} scale")
+    bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=scale, extend=extend, extendfrac=0.03)
+    bar.set_ticks(ticks, labels=_tick_labels(ticks))
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+    scale.tick_params(labelsize=0.9 * plan.text, length=2, pad=2, color=_PALE, labelcolor=_GREY)
+    _text(page, right + 0.08, top + 0.5 * plan.text / 72, unit, 0.9 * plan.text, color=_GREY)
+
+
+def _label_places(objects: Sequence[SeenObject], names: dict[int, str], plan: _Plan) -> dict[int, tuple[float, float]]:
+    """Where each name stands, relative to its object [points]: the first place around it that is the freest."""
+    width, height = plan.panel * 72, plan.height * 72
+    at = {i: _direction(objects[i]) for i in names}
+    at = {i: ((x / math.tau + 0.5) * width, y / N_ROWS * height) for i, (x, y) in at.items() if not math.isnan(y)}
+    reach = 0.6 * plan.mark
+    taken = [(x - reach, x + reach, y - reach, y + reach) for x, y in at.values()]
+    out = {}
+    for i, (x, y) in at.items():
+        wide, high = 0.35 * plan.text * len(names[i]), 0.55 * plan.text
+        best, least = (0.0, 0.0), math.inf
+        for far in (1.0, 1.8):
+            for turn in (1, 3, 7, 5, 0, 4, 2, 6):
+                dx = round(math.cos(turn * math.pi / 4)) * far * (reach + wide)
+                dy = round(math.sin(turn * math.pi / 4)) * far * (reach + high) * 0.8
+                box = (x + dx - wide, x + dx + wide, y + dy - high, y + dy + high)
+                inside = (min(box[1], width) - max(box[0], 0)) * (min(box[3], height) - max(box[2], 0))
+                cost = 4 * wide * high - inside + sum(_overlap(box, other) for other in taken) + (far - 1) * wide * high
+                if cost < least - 1e-6:
+                    best, least = (dx, dy), cost
+        out[i] = best
+        taken.append((x + best[0] - wide, x + best[0] + wide, y + best[1] - high, y + best[1] + high))
+    return out
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    wide = min(one[1], other[1]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[2], other[2])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+def _direction(seen: SeenObject) -> tuple[float, float]:
+    """Azimuth in [-pi, pi) and place on the rows."""
+    return (seen.phi + math.pi) % math.tau - math.pi, float(_row(seen.eta))
+
+
+def _objects(axes: Any, objects: Sequence[SeenObject], names: dict[int, str], labels: Any, plan: _Plan) -> None:
+    size = plan.mark
+    for i, seen in enumerate(objects):
+        kind = _KINDS[seen.kind]
+        x, y = _direction(seen)
+        if i not in names:
+            _mark(axes, x, y, kind, 0.45 * size, alpha=0.3, gid="unnamed")
+            continue
+        for side in seen.crops if seen.seed else ():
+            _crop(axes, seen.seed, side, kind.colour)
+        if seen.seed:
+            _seed(axes, _x(seen.seed[1]) + math.pi / N_COLUMNS, seen.seed[0] + 0.5, kind.colour, plan)
+        if i in labels:
+            _mark(axes, x, y, kind, size, clip_on=False, gid=names[i])
+            axes.annotate(
+                names[i], (x, y), labels[i], textcoords="offset points", fontsize=plan.text, weight="bold",
+                color=kind.colour, ha="center", va="center", path_effects=_HALO, zorder=5,
+            )  # fmt: skip
+
+
+def _mark(axes: Any, x: float, y: float, kind: _Kind, size: float, **how: Any) -> None:
+    axes.plot([x], [y], kind.marker, ms=size, mfc="none", mec=kind.colour, mew=0.12 * size, zorder=4, **how)
+
+
+def _seed(axes: Any, x: float, y: float, colour: str, plan: _Plan) -> None:
+    """A frame around the seed pixel."""
+    size = max(plan.point, 0.26 * plan.text) + 0.25 * plan.mark
+    axes.plot([x], [y], "s", ms=size, mfc="none", mec=colour, mew=0.12 * plan.mark, zorder=4, gid="seed")
+
+
+def _crop(axes: Any, seed: tuple[int, int], side: int, colour: str) -> None:
+    """A crop's border; what leaves the panel at phi = pi comes in at the other side, beyond the frame in eta is no border."""
+    before = side // 2 - 1
+    column = math.tau / N_COLUMNS
+    left = _x(seed[1]) - before * column
+    for shift in (-math.tau, 0.0, math.tau):
+        if left + shift < math.pi - 1e-9 and left + shift + side * column > -math.pi + 1e-9:
+            axes.add_patch(
+                Rectangle((left + shift, seed[0] - before), side * column, side, fill=False, edgecolor=colour,
+                          linewidth=0.9, alpha=0.7, zorder=3, gid="crop")  # fmt: skip
+            )
+
+
+def _table(page: Any, blocks: Sequence[_Block], plan: _Plan) -> None:
+    x, y = plan.table
+    gap = 2.0 * plan.text / 72
+    for block in blocks:
+        _block(page, block, x, y, plan)
+        if plan.stacked:
+            y -= block.height * plan.text + gap
+        else:
+            x += block.width * plan.text + gap
+
+
+def _block(page: Any, block: _Block, x: float, y: float, plan: _Plan) -> None:
+    """A small table with its upper left corner at (x, y) [inches]."""
+    text, row = plan.text, _ROW * plan.text
+    kind = _KINDS.get(block.kind)
+    colour = kind.colour if kind else _INK
+    edges = x + np.cumsum([0.0, *block.widths]) * text
+    pad = 0.3 * text / 72
+    for place, cells in enumerate([block.head, *block.rows]):
+        middle = y - (place + 0.5) * row
+        for k, cell in enumerate(cells):
+            how: dict[str, Any] = {"va": "center", "color": _INK if place else _GREY}
+            if k == 0:
+                how |= {"ha": "left", "color": colour, "weight": "bold"}
+            elif kind:
+                how["ha"] = "right"
+            if place and not math.isnan(part := block.fractions[place - 1][k]):
+                corner, wide = (edges[k] + pad, middle - 0.38 * row), edges[k + 1] - edges[k] - 2 * pad
+                page.add_patch(Rectangle(corner, wide, 0.76 * row, color=colour, alpha=0.06, linewidth=0))
+                page.add_patch(Rectangle(corner, wide * part, 0.76 * row, color=colour, alpha=0.2, linewidth=0))
+            _text(page, edges[k] if how.get("ha", "left") == "left" else edges[k + 1] - 2 * pad, middle, cell, text, **how)
+    if block.note:
+        _text(page, x, y - (len(block.rows) + 1.5) * row, block.note, 0.9 * text, color=_GREY, va="center")
+    page.plot([x, edges[-1]], [y - row] * 2, color=_PALE, linewidth=0.8)
+
+
+def _key(page: Any, plan: _Plan, objects: Sequence[SeenObject]) -> None:
+    """What the symbols mean, in a line at the bottom."""
+    if not objects:
+        return
+    sides = sorted({side for seen in objects for side in seen.crops})
+    crop = "crop" + (f" of {sides[0]} × {sides[0]} pixels" if len(sides) == 1 else "")
+    other, x, y = _Kind("", "", _GREY, "o"), _MARGIN + 0.1, 0.27
+    for place, text in enumerate(("direction", "seed pixel", crop, f"pt up to {LABEL_PT:g} GeV, not scored")):
+        if place == 0:
+            _mark(page, x, y, other, 7)
+        elif place == 1:
+            page.plot([x], [y], "s", ms=4, mfc="none", mec=_GREY, mew=1)
+        elif place == 2:
+            page.add_patch(Rectangle((x - 0.08, y - 0.08), 0.16, 0.16, fill=False, ec=_GREY))
+        else:
+            _mark(page, x, y, other, 4, alpha=0.5)
+        _text(page, x + 0.15, y, text, 9, color=_GREY, va="center_baseline")
+        x += 0.6 + 0.078 * len(text)

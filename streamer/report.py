@@ -225,7 +225,8 @@ def show(summary: Summary, outcome: Outcome) -> None:
     for queue, batch in summary.batches.items():
         closed = ", ".join(f"{n:,} {reason}" for reason, n in batch.closed.items() if n)
         told = "none" if math.isnan(batch.mean) else f"{batch.mean:.1f} on average ({closed})"
-        head.add_row(f"batches {queue}", f"{told}   provider {summary.provider}")
+        head.add_row(f"batches {queue}", told)
+    head.add_row("inference", f"provider {summary.provider}")
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in summary.dropped.items() if n)
     if left_out:
         head.add_row("left out", left_out)

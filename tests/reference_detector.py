@@ -240,7 +240,7 @@ def ecal_position(
     if pt <= 0 or outside(0.0):
         return None
     turn = 2 * pi * radius if charge else float("inf")
-    step = min(STEP_M, turn / 720)
+    step = min(STEP_M, turn / 360)
     path = 0.0
     while path < turn and not outside(path):
         path += step
@@ -366,7 +366,7 @@ ETA_EDGES = sorted(
 )
 BAD_NUMBERS = (float("nan"), float("inf"), float("-inf"))
 BAD_EB = (0, 0xFFFFFFFF, 0x32000000, 0x32000000 | 86 << 9 | 1, 0x32000000 | 1 << 9 | 361, 0x34000000 | 20 << 7 | 50)
-BAD_LAYERS = {
+BAD_LAYERS: dict[str, list[tuple[int, ...]]] = {
     "PixelHit": [(0,), (5,), (100,)],
     "StripHit": [(3, 5), (4, 4), (5, 7), (6, 10), (3, 0), (2, 1), (7, 1)],
 }
@@ -429,7 +429,7 @@ class _RandomEvent:
         self.ties = number % 3 == 0
         self.ieta = self._one_of(85, -85, 1, -1, int(rng.integers(1, 86)), -int(rng.integers(1, 86)))
         self.iphi = self._one_of(1, 360, 10, 190, 191, *rng.integers(1, 361, 3).tolist())
-        self.hcal_ieta = self._one_of(1, -1, 14, -15, 16, -16, 17, -18, 20, 21, -24, 28, -29)
+        self.hcal_ieta = self._one_of(1, -1, 6, -9, 14, -15, 16, -16, 17, -18, 20, 21, -24, 28, -29)
         self.hcal_iphi = self._one_of(71, 72, 1, 2, 36, 37, *rng.integers(1, 73, 4).tolist())
         self.eta = float(np.sign(self.ieta)) * (abs(self.ieta) - 0.5) * 0.01745
         self.phi = radians((self.iphi - 10.5 + 180) % 360 - 180)
@@ -613,10 +613,10 @@ class _RandomEvent:
                     values = [1.0, 2.0, 3.0]
                     values[place] = self._one_of(*BAD_NUMBERS)
                     self._add(collection, *values, *one)
-                for start in ((0.0, 0.0, 0.0), self.vertex):  # straight along the beam, and no way at all
-                    for hit in ((*start[:2], start[2] + along) for along in (50.0, -50.0, 0.0)):
-                        if self._seen_clearly(*hit):
-                            self._add(collection, *hit, *one)
+                for x, y, z in ((0.0, 0.0, 0.0), self.vertex):
+                    for along in (z + 50, z - 50, z):  # the beam, and no way at all
+                        if self._seen_clearly(x, y, along):
+                            self._add(collection, x, y, along, *one)
                 for layer in BAD_LAYERS[collection]:
                     self._add(collection, 20.0, 20.0, 20.0, *layer)
                 self._add(collection, 20.0, BAD_NUMBERS[0], 20.0, *[99] * len(one))

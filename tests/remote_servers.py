@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -235,20 +234,19 @@ def xrootd_server(folder: Path, *, port: int = 0) -> Iterator[XrootdServer]:
         admin = home / "admin"
         admin.mkdir()
         (home / "xrootd.cfg").write_text(CONFIG.format(files=files, admin=admin))
-        user: dict[str, Any] = {}
+        as_user = []
         if os.getuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-            os.chown(admin, nobody.pw_uid, nobody.pw_gid)
+            as_user = ["-R", "nobody"]  # not Popen's own way, which forks: that hangs where an XRootD client is loaded
+            shutil.chown(admin, "nobody")
             for path in [home, files, *files.rglob("*")]:
                 path.chmod(0o755)
         port = listener.getsockname()[1]
         # sd_listen_fds(3): the socket is descriptor 3, and LISTEN_PID names who it is for.
         script = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&0 </dev/null'
-        command = ["sh", "-c", script, "sh", "xrootd", "-c", str(home / "xrootd.cfg"), "-n", "test", "-p", str(port)]
+        command = ["sh", "-c", script, "sh", "xrootd", "-c", str(home / "xrootd.cfg"), "-p", str(port), *as_user]
         log = home / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdin=listener, stdout=out, stderr=out, cwd=admin, **user)
+            process = subprocess.Popen(command, stdin=listener, stdout=out, stderr=out, cwd=admin)
         listener.close()  # from here on the server alone holds it: when it ends, connections to it do
         try:
             if not _answers(port):

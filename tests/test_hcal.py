@@ -136,15 +136,26 @@ def test_builder_refuses_even_iphi_of_wide_cells() -> None:
 # --- Directions ---
 
 
-def test_tower_of_direction_holds_the_pixel_of_the_direction() -> None:
+def test_tower_of_direction_is_that_of_its_edges() -> None:
     rng = np.random.default_rng(5)
-    eta = np.concatenate([rng.uniform(-3.1, 3.1, 20_000), grid.ETA_EDGES, np.nextafter(grid.ETA_EDGES, -9)])
+    edges = np.concatenate([-hcal.TOWER_EDGES[::-1], hcal.TOWER_EDGES[1:]])
+    assert edges.size == hcal.N_TOWER_ROWS + 1
+    eta = np.concatenate([rng.uniform(-3.1, 3.1, 20_000), (edges[1:] + edges[:-1]) / 2])
     phi = rng.uniform(-7, 7, eta.size)
-    row, column = grid.row_of_eta(eta), grid.column_of_phi(phi)
+    row = np.where(abs(eta) > 3, -1, np.searchsorted(edges, eta, side="right") - 1)
     towers = hcal.tower_of_direction(eta, phi)
     assert towers.dtype == np.int32
     assert 0 < np.count_nonzero(row < 0) < 2000
-    np.testing.assert_array_equal(towers, np.where(row < 0, -1, row // 5 * 72 + column // 5))
+    np.testing.assert_array_equal(towers, np.where(row < 0, -1, row * 72 + grid.column_of_phi(phi) // 5))
+    pixels = np.where(row < 0, -1, grid.row_of_eta(eta) // 5)
+    assert 0.98 < np.mean(pixels == row) < 1, "in the barrel a tower is a little narrower than five crystals"
+
+
+def test_an_edge_belongs_to_the_tower_further_out() -> None:
+    for ring, edge in enumerate(hcal.TOWER_EDGES[:-1]):
+        assert hcal.tower_of_direction(edge, 0.0) // 72 == 28 + ring
+        if ring:
+            assert hcal.tower_of_direction(-edge, 0.0) // 72 == 27 - ring
 
 
 def test_directions_at_the_border_and_beyond() -> None:

@@ -682,7 +682,7 @@ def test_inspect_tells_what_is_in_a_file(hits: Path, tmp_path: Path, monkeypatch
     code, out, _ = call("inspect", part)
     assert code == 0
     assert "ROOT RNTuple, 3 events" in out
-    assert "no: lacks EBRecHit_energy" in out
+    assert "no column 'EBRecHit_energy' (energy of the ECAL barrel rechit) for ECAL of tagger eg" in out
 
 
 def test_convert_makes_one_file_and_replaces_none(hits: Path, tmp_path: Path) -> None:

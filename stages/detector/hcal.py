@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, vectorize
 
-from stages.detector.grid import column_of_phi, row_of_eta
+from stages.detector.grid import HE_TOWER_EDGES, column_of_phi
 
 Uint32s = npt.NDArray[np.uint32]
 
@@ -24,6 +24,9 @@ N_TOWER_ROWS = 56
 N_TOWER_COLUMNS = 72
 N_TOWERS = N_TOWER_ROWS * N_TOWER_COLUMNS
 """A tower number is `row * N_TOWER_COLUMNS + column`; tower row r covers rows 5 r .. 5 r + 4 of the frame."""
+
+TOWER_EDGES = np.array([*(0.087 * k for k in range(17)), *HE_TOWER_EDGES])
+"""|eta| at the edges of the towers |ieta| 1 to 28."""
 
 _HCAL = 0x40000000
 _NEW_LAYOUT = 0x01000000
@@ -85,8 +88,14 @@ def hcal_detid(ieta: npt.ArrayLike, iphi: npt.ArrayLike, depth: npt.ArrayLike, *
 
 @vectorize("int32(float64, float64)", cache=True)
 def tower_of_direction(eta: Any, phi: Any) -> Any:
-    """Tower that a direction falls in (phi in radians), or -1 outside the frame. A ufunc, as those of `grid`."""
-    row, column = row_of_eta(eta), column_of_phi(phi)
-    if row < 0 or column < 0:
+    """Tower that a direction falls in (phi in radians), or -1 outside |eta| <= 3. A ufunc, as those of `grid`.
+
+    By the towers' own edges, which in the barrel are up to 0.004 in eta away from those of five crystals.
+    """
+    column = column_of_phi(phi)
+    if not abs(eta) <= TOWER_EDGES[-1] or column < 0:
         return -1
-    return row // 5 * N_TOWER_COLUMNS + column // 5
+    ring = min(np.searchsorted(TOWER_EDGES, abs(eta), side="right"), TOWER_EDGES.size - 1) - 1
+    half = N_TOWER_ROWS // 2
+    row = half + ring if eta >= 0 else half - 1 - ring
+    return row * N_TOWER_COLUMNS + column // 5

@@ -112,8 +112,11 @@ class EventFile(ABC):
         return list(self.names.values())
 
     @abstractmethod
-    def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
-        """The events in steps of at most `input.step_events`; what cannot be read is reported and left out."""
+    def read(self, columns: Sequence[InputColumn], report: Report, first: int = 0) -> Iterator[Step]:
+        """The events from entry `first` on, in steps of at most `input.step_events`.
+
+        What cannot be read is reported and left out. Columns that the file cannot give are no part of the steps.
+        """
 
     def check(self, columns: Sequence[InputColumn]) -> None:  # noqa: B027 - not every kind can tell
         """Raise `UsageError`, one line a column, for columns that are there and cannot be read."""

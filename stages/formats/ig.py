@@ -59,9 +59,9 @@ class IgFile(EventFile):
     def close(self) -> None:
         self._zip.close()
 
-    def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
+    def read(self, columns: Sequence[InputColumn], report: Report, first: int = 0) -> Iterator[Step]:
         wanted = [column for column in columns if column.name in self.names]
-        for start in range(0, self.n_events, self.config.step_events):
+        for start in range(first, self.n_events, self.config.step_events):
             entries, events = [], []
             for entry in range(start, min(start + self.config.step_events, self.n_events)):
                 try:

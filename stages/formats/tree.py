@@ -149,9 +149,9 @@ class TreeFile(EventFile):
                 return self._arrays([column], entry, entry + 1)[column.name]
         return self._arrays([column], self.n_events - 1, self.n_events)[column.name]
 
-    def read(self, columns: Sequence[InputColumn], report: Report) -> Iterator[Step]:
+    def read(self, columns: Sequence[InputColumn], report: Report, first: int = 0) -> Iterator[Step]:
         present = [column for column in columns if column.name in self.names]
-        start, size = 0, self.config.step_events
+        start, size = first, self.config.step_events
         while start < self.n_events:
             n = min(size, self.n_events - start)
             try:
