@@ -36,7 +36,7 @@ def require_fastjet() -> Any:
     try:
         import fastjet
     except ImportError as error:
-        raise UsageError(NEEDS) from error
+        raise UsageError(f"{NEEDS} ({error})") from None
     fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)
     return fastjet
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages import records
+from stages import jets, records
 from stages.config import Config
 from stages.formats import open_events
 from stages.formats.base import EventFile, Step
@@ -62,9 +62,7 @@ class Reader(Source):
         problems += [f"{_first(paths)}: {line}" for line, paths in told.items()]
         if any(made_from != "Jet" for _, choice in self._files for made_from in choice.jets.values()):
             try:
-                from stages import jets
-
-                jets.check()
+                jets.require_fastjet()
             except UsageError as error:
                 problems.append(str(error))
         if problems:
@@ -128,20 +126,19 @@ def with_jets(step: Step, choice: Choice) -> Columns:
     columns = dict(step.columns)
     for objects, made_from in choice.jets.items():
         if made_from == "Jet":
-            made = {"n": columns["nJet"], **{name: columns[f"Jet_{name}"] for name in ("pt", "eta", "phi")}}
+            made = {"counts": columns["nJet"], **{name: columns[f"Jet_{name}"] for name in ("pt", "eta", "phi")}}
         else:
             made = _clustered(columns, made_from, RADII[objects])
-        columns |= {f"n{objects}": made["n"], **{f"{objects}_{name}": made[name] for name in ("pt", "eta", "phi")}}
+        columns |= {f"n{objects}": made["counts"], **{f"{objects}_{name}": made[name] for name in ("pt", "eta", "phi")}}
     return columns
 
 
 def _clustered(columns: Columns, made_from: str, radius: float) -> Columns:
-    from stages import jets
-
     if made_from == "Tower":
         pt, eta, phi = jets.particles_of_towers(
             *(columns[f"Tower_{name}"] for name in ("eta", "phi", "emEnergy", "hadEnergy"))
         )
     else:
         pt, eta, phi = (columns[f"PFCand_{name}"] for name in ("pt", "eta", "phi"))
-    return jets.cluster(columns[f"n{made_from}"], pt, eta, phi, radius=radius, pt_min=JET_PT_MIN)
+    made, _ = jets.cluster(columns[f"n{made_from}"], pt, eta, phi, radius=radius, pt_min=JET_PT_MIN)
+    return made

@@ -71,7 +71,7 @@ def choose(file: EventFile, config: Config) -> Choice:
         else:
             empty.setdefault((" and ".join(usual), tuple(users)), []).append(channel)
     for (source_names, those), channels in empty.items():
-        why = f"{file.kind} files give no {', '.join(channels)}, as they have no {source_names}"
+        why = f"no {', '.join(channels)}, as there is no {source_names} in this {file.kind} file"
         strict = [name for name in those if not config.taggers[name].allow_empty]
         if strict:
             lines.append(f"{file.path}: {why}; {_taggers(strict)} would see nothing there: {_allow(strict)} to go on "
@@ -152,7 +152,7 @@ def _lack(file: EventFile, name: str, users: list[str], config: Config) -> str:
     line = f"{file.path}: no column '{mapped}' ({column.doc})"
     line += f" for {' and '.join(dict.fromkeys(users))}" if users else ""
     if not file.mappable:
-        line += f", which {file.kind} files do not give"
+        line += f" in this {file.kind} file"
     elif near:
         line += f"; if '{near}' is it, set [input.columns] {name} = \"{near}\""
     else:

@@ -55,7 +55,7 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
     looks = {"Event": _look("Event", tuple(shown))}
     for objects in SEED_CHANNEL:
         look = _look(objects, (SEED_CHANNEL[objects],))
-        if _gives(file, config, look):
+        if f"{objects}_pt" in file.names and _gives(file, config, look):
             looks[objects] = look
     networks = {}
     for name, spec in config.taggers.items():

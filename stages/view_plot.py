@@ -275,8 +275,8 @@ def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
         left, bottom, bar, title = _rims(text)
         gap = 2.0 * text / 72
         widths, heights = [b.width * text for b in blocks], [b.height * text for b in blocks]
-        across = (sum(widths) + gap * len(blocks), max(heights, default=0.0))
-        down = (max(widths, default=0.0), sum(heights) + gap * len(blocks))
+        across = (sum(widths) + gap * (len(blocks) - 1), max(heights, default=0.0))
+        down = (max(widths, default=0.0), sum(heights) + gap * (len(blocks) - 1))
         for n_columns in range(1, n + 1):
             n_rows = -(-n // n_columns)
             for where in ("right", "below", "free"):
@@ -295,12 +295,12 @@ def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
                     room = (PAGE[0] - 2 * _MARGIN, math.inf)
                 else:
                     corner = plan.corner(n)
-                    corner = (corner[0], corner[1] + plan.height - (bottom - title if n_rows > 1 else 0))
-                    room = (end - corner[0], corner[1] - floor if n % n_columns else 0.0)
+                    corner = (corner[0], corner[1] + plan.height - (bottom if n_rows > 1 else 0))
+                    room = (PAGE[0] - _MARGIN - corner[0], corner[1] - floor if n % n_columns else 0.0)
                     stacked = down[0] <= room[0] and down[1] <= room[1]
                 wanted = down if stacked else across
-                fits = panel > 0 and wanted[0] <= room[0] and wanted[1] <= room[1]
-                value = panel * text**0.3 if fits else 0.0
+                fits = 0 < text <= max(min(_TEXT_SIZES), 3 * panel + 1) and wanted[0] <= room[0] and wanted[1] <= room[1]
+                value = panel * text**0.45 * math.sqrt(n / (n_rows * n_columns)) if fits else 0.0
                 if best is None or value > most:
                     best, most = _Plan(n, n_columns, text, panel, corner, stacked, top), value
     assert best
@@ -342,7 +342,7 @@ def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, fir
     )  # fmt: skip
     _text(page, x, y + plan.height + 0.5 * plan.text / 72, channel, 1.25 * plan.text, weight="bold")
     if first is None:
-        steps = [0, 1, 2, 3] if plan.panel < 3 else [0, 0.5, 1, 1.5, 2, 2.5, 3] if plan.panel > 6 else [0, 0.5, 1, 1.5, 2, 3]
+        steps = [0, 1, 2, 3] if plan.panel < 3 else [0, 0.5, 1, 1.5, 2, 3]
         etas = np.array([*(-step for step in steps[:0:-1]), *steps])
         axes.set_xticks(range(-3, 4), [str(x).replace("-", "−") for x in range(-3, 4)])
         axes.set_yticks(_row(etas), [f"{eta:g}".replace("-", "−") for eta in etas])
@@ -358,7 +358,7 @@ def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, fir
         axes.set_xlabel("φ [rad]", fontsize=1.1 * plan.text, color=_GREY, labelpad=1)
     for row in (EB_FIRST_ROW, EB_LAST_ROW + 1):
         axes.axhline(row, color=_PALE, linewidth=0.8, zorder=0.5, gid="endcap")
-    if plan.panel > 5:
+    if plan.panel > 6:
         for row, part in ((27, "EE−"), (140, "EB"), (252, "EE+")):
             _text(axes, 3.08, row, part, plan.text, color=_PALE, ha="right", va="center", zorder=0.5)
     return axes
@@ -383,8 +383,8 @@ def _scale(values: Array, unit: str) -> tuple[Any, Any, list[float], str]:
         powers = _ticks(linear, most)
         return norm, _SIGNED, [*(-p for p in reversed(powers)), 0.0, *powers], "neither"
     if unit == "hits" and most <= 8:
-        edges = np.arange(0.5, most + 1)
-        return BoundaryNorm(edges, _AMOUNT.N), _AMOUNT, list(range(1, int(most) + 1)), "neither"
+        edges = np.arange(0.5, math.ceil(most) + 1)
+        return BoundaryNorm(edges, _AMOUNT.N), _AMOUNT, list(range(1, math.ceil(most) + 1)), "neither"
     least = float(values.min())
     low = max(least, most / 10**DECADES)
     if low == most:
@@ -449,20 +449,20 @@ def _label_places(objects: Sequence[SeenObject], names: dict[int, str], plan: _P
     """Where each name stands, relative to its object [points]: the first place around it that is the freest."""
     width, height = plan.panel * 72, plan.height * 72
     at = {i: _direction(objects[i]) for i in names}
-    at = {i: ((x / math.tau + 0.5) * width, y / N_ROWS * height) for i, (x, y) in at.items() if not math.isnan(y)}
+    at = {i: ((x / math.tau + 0.5) * width, y / N_ROWS * height) for i, (x, y) in at.items() if not math.isnan(x + y)}
     reach = 0.6 * plan.mark
     taken = [(x - reach, x + reach, y - reach, y + reach) for x, y in at.values()]
     out = {}
     for i, (x, y) in at.items():
-        wide, high = 0.35 * plan.text * len(names[i]), 0.55 * plan.text
+        wide, high = 0.35 * plan.text * len(names[i]), 0.45 * plan.text
         best, least = (0.0, 0.0), math.inf
-        for far in (1.0, 1.8):
+        for far in (1.0, 1.8, 2.6):
             for turn in (1, 3, 7, 5, 0, 4, 2, 6):
                 dx = round(math.cos(turn * math.pi / 4)) * far * (reach + wide)
-                dy = round(math.sin(turn * math.pi / 4)) * far * (reach + high) * 0.8
+                dy = round(math.sin(turn * math.pi / 4)) * far * (reach + high)
                 box = (x + dx - wide, x + dx + wide, y + dy - high, y + dy + high)
-                inside = (min(box[1], width) - max(box[0], 0)) * (min(box[3], height) - max(box[2], 0))
-                cost = 4 * wide * high - inside + sum(_overlap(box, other) for other in taken) + (far - 1) * wide * high
+                outside = 4 * wide * high - _overlap(box, (0, width, 0, height))
+                cost = 2 * outside + 3 * sum(_overlap(box, other) for other in taken) + 1.5 * (far - 1) * wide * high
                 if cost < least - 1e-6:
                     best, least = (dx, dy), cost
         out[i] = best
@@ -495,9 +495,10 @@ def _objects(axes: Any, objects: Sequence[SeenObject], names: dict[int, str], la
             _seed(axes, _x(seen.seed[1]) + math.pi / N_COLUMNS, seen.seed[0] + 0.5, kind.colour, plan)
         if i in labels:
             _mark(axes, x, y, kind, size, clip_on=False, gid=names[i])
+            line = {"arrowstyle": "-", "color": kind.colour, "lw": 0.6, "shrinkA": 0, "shrinkB": size / 2}
             axes.annotate(
                 names[i], (x, y), labels[i], textcoords="offset points", fontsize=plan.text, weight="bold",
-                color=kind.colour, ha="center", va="center", path_effects=_HALO, zorder=5,
+                color=kind.colour, ha="center", va="center", path_effects=_HALO, zorder=5, arrowprops=line,
             )  # fmt: skip
 
 
@@ -564,8 +565,12 @@ def _key(page: Any, plan: _Plan, objects: Sequence[SeenObject]) -> None:
     """What the symbols mean, in a line at the bottom."""
     if not objects:
         return
-    sides = sorted({side for seen in objects for side in seen.crops})
-    crop = "crop" + (f" of {sides[0]} × {sides[0]} pixels" if len(sides) == 1 else "")
+    crops = []
+    for kind, about in _KINDS.items():
+        sides = sorted({side for seen in objects for side in seen.crops if seen.kind == kind})
+        if sides:
+            crops.append(f"{', '.join(f'{side} × {side}' for side in sides)} ({about.title.lower()})")
+    crop = f"crop, {', '.join(crops)}" if crops else "crop"
     other, x, y = _Kind("", "", _GREY, "o"), _MARGIN + 0.1, 0.27
     for place, text in enumerate(("direction", "seed pixel", crop, f"pt up to {LABEL_PT:g} GeV, not scored")):
         if place == 0:
@@ -573,8 +578,8 @@ def _key(page: Any, plan: _Plan, objects: Sequence[SeenObject]) -> None:
         elif place == 1:
             page.plot([x], [y], "s", ms=4, mfc="none", mec=_GREY, mew=1)
         elif place == 2:
-            page.add_patch(Rectangle((x - 0.08, y - 0.08), 0.16, 0.16, fill=False, ec=_GREY))
+            page.add_patch(Rectangle((x - 0.065, y - 0.065), 0.13, 0.13, fill=False, ec=_GREY))
         else:
             _mark(page, x, y, other, 4, alpha=0.5)
         _text(page, x + 0.15, y, text, 9, color=_GREY, va="center_baseline")
-        x += 0.6 + 0.078 * len(text)
+        x += 0.5 + 0.072 * len(text)

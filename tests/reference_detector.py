@@ -523,6 +523,9 @@ class _RandomEvent:
             subdetector = self._one_of(1, 2) if abs(ieta) == 16 else 0
             for depth in range(1, self._one_of(1, 1, 2, 3) + 1):
                 self._add("HBHERecHit", hcal_id(ieta, iphi, depth, subdetector=subdetector, run2=run2), self._energy())
+        if self.ties and abs(self.hcal_ieta) <= 16:  # more than anything else, on both sides of the middle
+            for iphi in (self.hcal_iphi % 72 + 1, (self.hcal_iphi - 2) % 72 + 1):
+                self._add("HBHERecHit", hcal_id(self.hcal_ieta, iphi), 1000.0)
         for ieta in (21, -28, 29):
             self._add("HBHERecHit", hcal_id(ieta, 71, run2=self._one_of(True, False)), self._energy())
         if self.number % 5 == 3:

@@ -246,7 +246,7 @@ def xrootd_server(folder: Path, *, port: int = 0) -> Iterator[XrootdServer]:
         command = ["sh", "-c", script, "sh", "xrootd", "-c", str(home / "xrootd.cfg"), "-p", str(port), *as_user]
         log = home / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdin=listener, stdout=out, stderr=out, cwd=admin)
+            process = subprocess.Popen(command, stdin=listener.fileno(), stdout=out, stderr=out, cwd=admin)
         listener.close()  # from here on the server alone holds it: when it ends, connections to it do
         try:
             if not _answers(port):

@@ -100,9 +100,10 @@ def test_ecal_hits_add_up_in_their_pixels() -> None:
 def test_hcal_cells_in_their_towers(run2: bool) -> None:
     cells = [(1, 1, 1), (1, 1, 2), (-1, 72, 1), (16, 70, 3), (-20, 36, 1), (21, 71, 1), (-29, 35, 2), (28, 1, 1)]
     hits = [(hcal_id(ieta, iphi, depth, run2=run2), float(2**k)) for k, (ieta, iphi, depth) in enumerate(cells)]
+    hits += [(hcal_id(16, 70, subdetector=2, run2=run2), 0.5), (hcal_id(29, 1, run2=run2), 256.0)]
     images, dropped = frame(made(HBHERecHit=hits))
-    towers = {(28, 2): 3.0, (27, 1): 4.0, (43, 71): 8.0, (8, 37): 16.0}
-    towers |= {(48, 0): 16.0, (48, 1): 16.0, (0, 36): 32.0, (0, 37): 32.0, (55, 2): 64.0, (55, 3): 64.0}
+    towers = {(28, 2): 3.0, (27, 1): 4.0, (43, 71): 8.5, (8, 37): 16.0}
+    towers |= {(48, 0): 16.0, (48, 1): 16.0, (0, 36): 32.0, (0, 37): 32.0, (55, 2): 192.0, (55, 3): 192.0}
     assert images["HCALTowers"] == towers
     assert len(images["HCAL"]) == 25 * len(towers)
     for (row, column), energy in towers.items():
@@ -239,11 +240,14 @@ def test_a_helix_from_the_origin_ends_where_the_formula_says(pt: float, eta: flo
     assert cos(found[1] - expected) == pytest.approx(1, abs=1e-12)
 
 
-def test_a_helix_starts_beside_the_vertex() -> None:
-    """A straight track along y, 20 cm beside the vertex (10, 0, 30): d0 > 0 is to the right of the way."""
-    found = reference.ecal_position(1e6, 0.0, pi / 2, 1, 20.0, 5.0, (10.0, 0.0, 30.0))
-    y = (1.29**2 - 0.3**2) ** 0.5
-    assert found == pytest.approx((asinh(0.35 / 1.29), atan2(y, 0.3)), abs=1e-5)
+@pytest.mark.parametrize(
+    ("phi", "x", "y"),
+    [(pi / 2, 0.3, 1.254631), (0.0, 1.254631, -0.3), (pi, -1.286118, 0.1), (-pi / 2, -0.1, -1.286118)],
+)
+def test_a_helix_starts_beside_the_vertex(phi: float, x: float, y: float) -> None:
+    """A straight track, 20 cm beside the vertex (10, -10, 30) cm: d0 > 0 is to the right of the way."""
+    found = reference.ecal_position(1e6, 0.0, phi, 1, 20.0, 5.0, (10.0, -10.0, 30.0))
+    assert found == pytest.approx((asinh(0.35 / 1.29), atan2(y, x)), abs=1e-5)
 
 
 def test_neutral_and_unending_tracks() -> None:

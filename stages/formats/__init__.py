@@ -9,7 +9,9 @@ from pathlib import Path
 
 from stages.config import InputConfig
 from stages.formats.base import EventFile, Found
+from stages.formats.delphes import DelphesFile
 from stages.formats.ig import IgFile
+from stages.formats.mlanalyzer import MLAnalyzerFile
 from stages.formats.root import RootFile
 from streamer.errors import UsageError
 
@@ -20,7 +22,7 @@ GROUP = "streamer.formats"
 def kinds() -> tuple[type[EventFile], ...]:
     """The kinds in the order in which they are tried; those of other packages first."""
     others = tuple(point.load() for point in entry_points(group=GROUP))
-    return (*others, RootFile, IgFile)
+    return (*others, DelphesFile, MLAnalyzerFile, RootFile, IgFile)
 
 
 def open_events(path: Path | str, config: InputConfig) -> EventFile:

@@ -36,6 +36,7 @@ class RootFile(TreeFile):
         return found.root is not None
 
     def ways(self, config: InputConfig) -> dict[str, tuple[Recipe, ...]]:
+        # RNTuple lists sub-fields with dots where a TTree has underscores.
         own = {column.name: config.columns.get(column.name, column.name) for column in INPUT}
         return {ours: (same(name), same(name.replace("_", ".", 1))) for ours, name in own.items()}
 

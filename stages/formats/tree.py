@@ -41,12 +41,19 @@ def same(own: str, times: float = 1.0) -> Recipe:
     return Recipe((own,), (lambda array: array * times) if times != 1.0 else lambda array: array)
 
 
+def told(own: Sequence[str]) -> str:
+    """A file's columns that one of ours is made of, in short."""
+    return own[0] + (f" and {len(own) - 1} more" if len(own) > 1 else "")
+
+
 class TreeFile(EventFile):
     """A file with one tree of events."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".root",)
     recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {}
     """Our columns to the ways to make them; the first is taken whose columns the file has."""
+    inconsistent: ClassVar[str] = "columns of one collection differ in length"
+    """What is wrong with an event whose columns do not fit together."""
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)
@@ -54,8 +61,9 @@ class TreeFile(EventFile):
         self._tree = self._open(self.tree_name(found.config))
         try:
             self.n_events = int(self._tree.num_entries)
-            # RNTuple lists sub-fields with dots where a TTree has underscores.
-            self._own = list(dict.fromkeys(str(name) for name in self._tree.keys()))  # noqa: SIM118 - not a mapping
+            # A split branch stands below its object: `Track/Track.PT` is known as `Track.PT`.
+            keys = self._tree.keys()  # noqa: SIM118 - not a mapping
+            self._own = list(dict.fromkeys(str(name).rpartition("/")[2] for name in keys))
         except Exception as error:
             raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({one_line(error)})") from None
         own = set(self._own)
@@ -64,7 +72,7 @@ class TreeFile(EventFile):
             recipe = next((recipe for recipe in recipes if own.issuperset(recipe.own)), None)
             if recipe is not None:
                 self.made[name] = recipe
-                self.names[name] = ", ".join(recipe.own)
+                self.names[name] = told(recipe.own)
 
     @classmethod
     def tree_name(cls, config: InputConfig) -> str:
@@ -214,7 +222,7 @@ class TreeFile(EventFile):
                 good &= counts == first.setdefault(column.collection, counts)
         left = self._step(columns, {k: a[good] for k, a in arrays.items()}, 0, int(good.sum()), report)
         for entry in np.flatnonzero(~good):
-            report(start + int(entry), 1, "columns of one collection differ in length")
+            report(start + int(entry), 1, self.inconsistent)
         return Step(start + np.flatnonzero(good), left.columns)
 
     def _convert(self, column: InputColumn, array: Any) -> tuple[Any, Any]:
