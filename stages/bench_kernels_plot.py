@@ -24,14 +24,11 @@ def show(result: dict[str, Any]) -> None:
     about = result["about"]
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
-    head.add_row("measured", f"us/event of processor time in one thread, median (and fastest) of "
-                             f"{result['plan']['repeats']} repeats")  # fmt: skip
+    head.add_row("measured", f"us/event of one thread, median (fastest) of {result['plan']['repeats']} repeats")
     head.add_row("machine", f"{about['cores']} cores, {about['cpu']}, load {about['load_before']:.1f} before")
     head.add_row("tagger", f"{about['tagger']}: {_shape(about)}, {about['jets']} jets an event")
-    if taken := about.get("input"):
-        head.add_row("input", f"{taken['events_read']:,} events read from {', '.join(taken['files'])}; "
-                              f"{taken['events_with_jets']:,} taken, with {taken['jets']:.1f} jets each, which stand "
-                              f"{about['jets'] / taken['jets']:.1f} times")  # fmt: skip
+    for name, compared in result["compared"].items():
+        head.add_row(name, _events(compared["contents"], about.get(name)))
     difference = max(compared["max_difference"] for compared in result["compared"].values())
     head.add_row("tensors", f"both ways agree, largest difference {difference:.1g}")
     console.print(head)
@@ -40,12 +37,13 @@ def show(result: dict[str, Any]) -> None:
     for title in ("", "sparse", "dense", "dense / sparse"):
         table.add_column(title, justify="right" if title else "left")
     for name, compared in result["compared"].items():
-        table.add_row(f"[bold]{_set(name, compared['contents'])}[/]")
+        table.add_row(f"[bold]{name}[/]")
         for step, title in TITLES.items():
             figures = (f"{w['median_us'][step]:,.1f} ({w['min_us'][step]:,.1f})"
                        for w in (compared["sparse"], compared["dense"]))  # fmt: skip
             style = "bold" if step == "all" else ""
             table.add_row(f"  {title}", *figures, f"{compared['ratios'][step]:,.1f}", style=style)
+    console.print()
     console.print(table)
     _show_growth(console, result["hits"], "hits", "ns", 1000)
     _show_growth(console, result["jets"], "jets", "us", 1)
@@ -55,21 +53,32 @@ def _shape(about: dict[str, Any]) -> str:
     return f"{len(about['channels'])} channels, crops of {about['crop']} x {about['crop']}"
 
 
-def _set(name: str, contents: dict[str, float]) -> str:
-    return f"{name}: {contents['hits']:,.0f} hits, {contents['frame_pixels']:,.0f} pixels, " \
-           f"{contents['crop_pixels']:,.0f} a crop"  # fmt: skip
+def _events(contents: dict[str, float], taken: dict[str, Any] | None) -> str:
+    text = (
+        f"{contents['hits']:,.0f} hits and {contents['frame_pixels']:,.0f} pixels an event, "
+        f"{contents['crop_pixels']:,.0f} pixels a crop"
+    )
+    if not taken:
+        return text
+    first, *others = taken["files"]
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"{text}; {taken['events_read']:,} events read from {first}{more}, of which {taken['events_with_jets']:,} have "
+        f"jets with a seed, {taken['jets']:.1f} on average"
+    )
 
 
 def _show_growth(console: Console, growth: dict[str, Any], what: str, unit: str, scale: float) -> None:
     """A row a step, a column a size, and the straight line."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(f"sparse, {what} an event")
+    table.add_column(f"sparse, by {what}")
     for title in (*(f"{n:,}" for n in growth["at"]), "fixed", f"{unit}/{what[:-1]}"):
         table.add_column(title, justify="right")
     for step, title in TITLES.items():
         figures = (f"{way['median_us'][step]:,.1f}" for way in growth["ways"])
         line = f"{growth['fixed_us'][step]:.1f}", f"{scale * growth['each_us'][step]:.1f}"
         table.add_row(f"  {title}", *figures, *line, style="bold" if step == "all" else "")
+    console.print()
     console.print(table)
 
 
@@ -89,6 +98,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         _growth(middle, result["hits"], "ns", 1000)
         middle.set_xscale("log")
         middle.set_yscale("log")
+        middle.set_ylim(top=4 * middle.get_ylim()[1])  # for the legend
         middle.set(title="Growth with hits", xlabel=f"hits an event ({about['jets']} jets)", ylabel="us per event")
         _growth(right, result["jets"], "us", 1)
         right.set(title="Growth with jets", xlabel=f"jets an event ({plan['hits_of_jets']:,} hits)")
@@ -122,8 +132,11 @@ def _bars(axes: Any, compared: dict[str, Any]) -> None:
                     axes.text(begin + us[step] / 2, place, f"{us[step]:,.0f}", ha="center", va="center", fontsize=9,
                               color="white")  # fmt: skip
                 begin += us[step]
-            text = f"{us['all']:,.0f}" + (f"\n({part['ratios']['all']:.2g} x)" if way == "dense" else "")
-            axes.annotate(text, (begin, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            parts = " + ".join(f"{us[step]:,.0f}" for step in list(TITLES)[:-1])  # too narrow for figures in the bar
+            note = f"{part['ratios']['all']:,.1f} x as long" if way == "dense" else parts
+            axes.annotate(f"{us['all']:,.0f}", (begin, place), (4, 0), textcoords="offset points", fontsize=9,
+                          va="bottom", fontweight="bold")  # fmt: skip
+            axes.annotate(note, (begin, place), (4, -2), textcoords="offset points", fontsize=8, va="top")
             ticks.append(place)
             names.append(f"{name},\n{way}")
             place += 1
@@ -131,7 +144,7 @@ def _bars(axes: Any, compared: dict[str, Any]) -> None:
     axes.set_yticks(ticks, names)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * longest)
+    axes.set_xlim(0, 1.28 * longest)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(title="Sparse against dense", xlabel="us per event")
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, frameon=False, handlelength=1,
@@ -146,5 +159,5 @@ def _growth(axes: Any, growth: dict[str, Any], unit: str, scale: float) -> None:
         each, colour = growth["each_us"][step], _SHADES[step]
         axes.plot(x, growth["fixed_us"][step] + each * x, color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(at, [way["median_us"][step] for way in growth["ways"]], "o", markersize=4.5, color=colour,
-                  label=f"{title}, {scale * each:.2g} {unit} each")  # fmt: skip
+                  label=f"{title}, {scale * each:,.1f} {unit} each")  # fmt: skip
     axes.legend(loc="upper left", frameon=False, fontsize=9, handlelength=1)

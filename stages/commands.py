@@ -13,7 +13,7 @@ from streamer.errors import EXIT_OK, EXIT_USAGE, UsageError
 
 InputArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs or folders.", show_default=False),
+    typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs, folders or URLs.", show_default=False),
 ]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
@@ -107,7 +107,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
 
     config = PIPELINE.load_config(path, wanted)
     files = expand(config.input.files)  # type: ignore[attr-defined]
-    wanted |= {"input.files": [str(file.resolve()) for file in files]}
+    wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
     wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
     config = PIPELINE.load_config(path, wanted)
     with LiveLine(title) as line:
@@ -151,7 +151,7 @@ def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run t
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="Event file or URL.", show_default=False)],
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -184,7 +184,7 @@ def convert(
 
 
 def view(
-    file: Annotated[Path, typer.Argument(help="Event file.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="Event file or URL.", show_default=False)],
     event: Annotated[int, typer.Option("--event", "-e", min=0, metavar="N", help="Entry in the file, from 0.")] = 0,
     channels: Annotated[
         str | None, typer.Option(help="Such as ECAL,HCAL.", show_default="all that the file gives")

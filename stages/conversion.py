@@ -48,7 +48,7 @@ def convert_files(inputs: list[str], out: Path, *, rntuple: bool = False, overwr
     def steps() -> Iterator[Columns]:
         for file in track(files, "converting", transient=True):
 
-            def report(first: int, n: int, why: str, path: Path = file.path) -> None:
+            def report(first: int, n: int, why: str, path: Path | str = file.path) -> None:
                 log.error("%s: %d events from entry %d on cannot be read and are left out: %s", path, n, first, why)
 
             for step in file.read(columns, report):

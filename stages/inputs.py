@@ -1,4 +1,4 @@
-"""Which files a list of files, globs and folders means. Imports nothing heavy."""
+"""Which files a list of files, globs, folders and URLs means. Imports nothing heavy."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,16 +9,24 @@ SUFFIXES = (".root", ".ig")
 """What is taken from a folder."""
 
 
-def expand(inputs: Iterable[str]) -> list[Path]:
-    """The files, in order, each once.
+def is_remote(path: Path | str) -> bool:
+    """Whether it is a URL."""
+    return isinstance(path, str) and "://" in path
+
+
+def expand(inputs: Iterable[str]) -> list[Path | str]:
+    """The files (URLs as texts), in order, each once.
 
     Raises
     ------
     UsageError
         For whatever stands for no file.
     """
-    found: list[Path] = []
+    found: list[Path | str] = []
     for text in inputs:
+        if is_remote(text):
+            found.append(text)
+            continue
         path = Path(text).expanduser()
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)

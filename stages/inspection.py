@@ -14,7 +14,7 @@ from stages.sources import choose
 from streamer.errors import UsageError
 
 
-def show_file(path: Path, config: Config) -> None:
+def show_file(path: Path | str, config: Config) -> None:
     """Print what the file holds and which taggers it can feed."""
     console = Console()
     file = open_events(path, config.input)

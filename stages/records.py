@@ -125,10 +125,10 @@ INPUT_BY_NAME = {column.name: column for column in INPUT}
 
 _RECHITS = {"ECAL": ("EBRecHit", "EERecHit"), "HCAL": ("HBHERecHit",)}
 SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
-    **{channel: (("ImagePixel",), ("Track",)) for channel in TRACKS},
-    **{channel: (("ImagePixel",), ("PixelHit",)) for channel in PIXELS},
+    **dict.fromkeys(TRACKS, (("ImagePixel",), ("Track",))),
+    **dict.fromkeys(PIXELS, (("ImagePixel",), ("PixelHit",))),
     **{channel: (("ImagePixel",), hits, ("Tower",)) for channel, hits in _RECHITS.items()},
-    **{channel: (("ImagePixel",), ("StripHit",)) for channel in STRIPS},
+    **dict.fromkeys(STRIPS, (("ImagePixel",), ("StripHit",))),
 }
 """The collections that a channel can be made from; the first that a file has is taken."""
 

@@ -6,7 +6,8 @@ It begins at phi = -pi. Eta is marked where it lies on the rows, which are wider
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from streamer.errors import UsageError
 SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 200
 PAGE = (13.333, 7.5)
-"""Width and height of the picture [inches], those of a slide."""
+"""Width and height of the picture [inches], those of a slide; it is less high where there is less to show."""
 LABEL_PT = 30.0
 """Objects above this pt [GeV] are named and listed, as are all that have a score."""
 MAX_LISTED = 8
@@ -78,7 +79,7 @@ class SeenEvent:
     title : str
         File, run, lumisection, event.
     images : dict of str to numpy.ndarray of float32, shape (280, 360)
-        The channels, in the order of the panels.
+        The channels, at least one, in the order of the panels.
     units : dict of str to str
         "GeV", "cm" or "hits" of each channel.
     objects : tuple of SeenObject
@@ -124,18 +125,18 @@ def draw(event: SeenEvent, path: Path) -> None:
         try:
             figure.savefig(path, format=suffix[1:], dpi=DPI)
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}); check the folder") from None
+            raise UsageError(f"{path}: cannot be written ({error.strerror or error}); check its folder") from None
 
 
 def compose(event: SeenEvent) -> Figure:
     """The figure of an event: an axes for each channel, labelled with its name, on one for the page."""
-    figure = Figure(figsize=PAGE)
-    page = figure.add_axes((0, 0, 1, 1), xlim=(0, PAGE[0]), ylim=(0, PAGE[1]), zorder=-1, label="page")
-    page.axis("off")  # its unit is the inch
     names = _names(event.objects)
     blocks = _blocks(event.objects, names)
-    plan = _plan(len(event.images), blocks, PAGE[1] - _HEAD - 0.25 * bool(event.event_scores))
-    _head(page, event)
+    plan = _plan(len(event.images), blocks, _HEAD + 0.25 * bool(event.event_scores))
+    figure = Figure(figsize=(PAGE[0], plan.page))
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, PAGE[0]), ylim=(0, plan.page), zorder=-1, label="page")
+    page.axis("off")  # its unit is the inch
+    _head(page, event, plan)
     labels = _label_places(event.objects, names, plan)
     first = None
     for place, (channel, image) in enumerate(event.images.items()):
@@ -143,39 +144,37 @@ def compose(event: SeenEvent) -> Figure:
         _pixels(axes, page, plan, place, np.asarray(image, np.float64), event.units.get(channel, ""))
         _objects(axes, event.objects, names, labels, plan)
         first = first or axes
-    _table(page, blocks, plan)
-    _key(page, plan, event.objects)
+    _tables(page, blocks, plan)
+    if event.objects:
+        _key(page, event.objects)
     return figure
 
 
 # --- Names and tables ---
 
 
+_ROW, _GAP = 1.62 / 72, 2.0 / 72  # height of a row and distance of tables [inches], for a text of one point
+
+
 @dataclass(frozen=True)
 class _Block:
-    """A small table. Sizes are in units of the text size, but in inches for a text of one point."""
+    """The table of one kind of objects."""
 
-    kind: str
+    kind: _Kind
     head: list[str]
     rows: list[list[str]]
-    fractions: list[list[float]]  # how far a cell's bar reaches, nan for none
+    bars: list[list[float]]
+    """How far the bar of a score reaches, nan where there is none."""
     note: str
 
     @property
     def widths(self) -> list[float]:
-        columns = zip(self.head, *self.rows, strict=True)
-        return [(0.62 * max(map(len, column)) + 1.0) / 72 for column in columns]
+        """Of the columns [inches], for a text of one point."""
+        return [(0.62 * max(map(len, cells)) + 1.0) / 72 for cells in zip(self.head, *self.rows, strict=True)]
 
-    @property
-    def width(self) -> float:
-        return sum(self.widths)
-
-    @property
-    def height(self) -> float:
-        return _ROW * (1 + len(self.rows) + bool(self.note))
-
-
-_ROW = 1.62 / 72
+    def size(self, text: float) -> tuple[float, float]:
+        """Width and height [inches]."""
+        return sum(self.widths) * text, _ROW * text * (1 + len(self.rows) + bool(self.note))
 
 
 def _names(objects: Sequence[SeenObject]) -> dict[int, str]:
@@ -195,21 +194,19 @@ def _worth_listing(objects: Sequence[SeenObject], kind: str) -> list[int]:
 def _blocks(objects: Sequence[SeenObject], names: dict[int, str]) -> list[_Block]:
     out = []
     for kind, about in _KINDS.items():
-        listed = [i for i in names if objects[i].kind == kind]
+        listed = {name: objects[i] for i, name in names.items() if objects[i].kind == kind}
         if not listed:
             continue
-        scores = list(dict.fromkeys(score for i in listed for score in objects[i].scores))
-        rows, fractions = [], []
-        for i in listed:
-            seen = objects[i]
-            cells = [names[i], f"{seen.pt:.1f}", _number(seen.eta, 2), _number(seen.phi, 2)]
+        scores = list(dict.fromkeys(score for seen in listed.values() for score in seen.scores))
+        rows, bars = [], []
+        for name, seen in listed.items():
             values = [seen.scores.get(score) for score in scores]
-            rows.append([*cells, *(_score(value, seen.seed) for value in values)])
-            bars = [value if value is not None and 0 <= value <= 1 else math.nan for value in values]
-            fractions.append([math.nan] * len(cells) + bars)
+            place = [f"{seen.pt:.1f}", _number(seen.eta, 2), _number(seen.phi, 2)]
+            rows.append([name, *place, *(_score(value, seen.seed) for value in values)])
+            bars.append([value if value is not None and 0 <= value <= 1 else math.nan for value in values])
         more = len(_worth_listing(objects, kind)) - len(listed)
-        note = f"and {more} more" if more else ""
-        out.append(_Block(kind, [about.title, "pT [GeV]", "η", "φ", *scores], rows, fractions, note))
+        head = [about.title, "pT [GeV]", "η", "φ", *scores]
+        out.append(_Block(about, head, rows, bars, f"and {more} more" if more else ""))
     return out
 
 
@@ -228,28 +225,49 @@ def _score(value: float | None, seed: tuple[int, int] | None) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Sizes in inches, `text` in points."""
+    """An arrangement of panels and tables. Lengths are in inches, from the lower left corner of the page.
+
+    Attributes
+    ----------
+    n, n_columns : int
+        Panels, and how many stand side by side.
+    text : float
+        Text size [points]; the room for axis and colour labels goes with it.
+    panel : float
+        Width of a panel.
+    page : float
+        Height of the page.
+    head : float
+        Room for the title of the page.
+    tables : (float, float)
+        Upper left corner of the tables.
+    stacked : bool
+        The tables stand one below the other, and not side by side.
+    """
 
     n: int
     n_columns: int
     text: float
     panel: float
-    table: tuple[float, float]  # upper left corner
-    stacked: bool
-    top: float
+    page: float
+    head: float
+    tables: tuple[float, float] = (0.0, 0.0)
+    stacked: bool = False
 
     @property
     def height(self) -> float:
+        """Height of a panel."""
         return self.panel * N_ROWS / N_COLUMNS
-
-    @property
-    def n_rows(self) -> int:
-        return -(-self.n // self.n_columns)
 
     @property
     def point(self) -> float:
         """Side of a pixel [points]."""
         return self.panel * 72 / N_COLUMNS
+
+    @property
+    def seen(self) -> float:
+        """Side of the smallest square that is seen on a slide [points]; a pixel is smaller in most panels."""
+        return 0.26 * self.text
 
     @property
     def mark(self) -> float:
@@ -260,7 +278,7 @@ class _Plan:
         """Lower left corner of a panel."""
         row, column = divmod(place, self.n_columns)
         left, _, bar, title = _rims(self.text)
-        return _MARGIN + left + column * (self.panel + bar), self.top - (row + 1) * (title + self.height)
+        return _MARGIN + left + column * (self.panel + bar), self.page - self.head - (row + 1) * (title + self.height)
 
 
 def _rims(text: float) -> tuple[float, float, float, float]:
@@ -268,43 +286,37 @@ def _rims(text: float) -> tuple[float, float, float, float]:
     return 0.056 * text, 0.046 * text, 0.072 * text, 0.031 * text
 
 
-def _plan(n: int, blocks: Sequence[_Block], top: float) -> _Plan:
-    """The best arrangement: large panels and a large text, the table right of them, below, or in a free place."""
+def _plan(n: int, blocks: Sequence[_Block], head: float) -> _Plan:
+    """The best arrangement: large panels, a large text, few free places; tables in these, below, or at the right."""
     best, most = None, 0.0
-    for text in _TEXT_SIZES:
+    top = PAGE[1] - head
+    for text, n_columns, where in product(_TEXT_SIZES, range(1, n + 1), ("free", "below", "right")):
         left, bottom, bar, title = _rims(text)
-        gap = 2.0 * text / 72
-        widths, heights = [b.width * text for b in blocks], [b.height * text for b in blocks]
-        across = (sum(widths) + gap * (len(blocks) - 1), max(heights, default=0.0))
-        down = (max(widths, default=0.0), sum(heights) + gap * (len(blocks) - 1))
-        for n_columns in range(1, n + 1):
-            n_rows = -(-n // n_columns)
-            for where in ("right", "below", "free"):
-                stacked = where == "right"
-                width = PAGE[0] - 2 * _MARGIN - left - (down[0] + gap) * (where == "right")
-                height = top - _FOOT - bottom - (across[1] + gap) * (where == "below")
-                panel = min(width / n_columns - bar, (height / n_rows - title) * N_COLUMNS / N_ROWS)
-                plan = _Plan(n, n_columns, text, panel, (0, 0), stacked, top)
-                end = _MARGIN + left + n_columns * (panel + bar)
-                floor = plan.corner(n - 1)[1] - bottom
-                if where == "right":
-                    corner = (end + gap, top - title)
-                    room = (math.inf, top - title - _FOOT)
-                elif where == "below":
-                    corner = (_MARGIN, floor - gap)
-                    room = (PAGE[0] - 2 * _MARGIN, math.inf)
-                else:
-                    corner = plan.corner(n)
-                    corner = (corner[0], corner[1] + plan.height - (bottom if n_rows > 1 else 0))
-                    room = (PAGE[0] - _MARGIN - corner[0], corner[1] - floor if n % n_columns else 0.0)
-                    stacked = down[0] <= room[0] and down[1] <= room[1]
-                wanted = down if stacked else across
-                fits = 0 < text <= max(min(_TEXT_SIZES), 3 * panel + 1) and wanted[0] <= room[0] and wanted[1] <= room[1]
-                value = panel * text**0.45 * math.sqrt(n / (n_rows * n_columns)) if fits else 0.0
-                if best is None or value > most:
-                    best, most = _Plan(n, n_columns, text, panel, corner, stacked, top), value
-    assert best
-    return best
+        gap = _GAP * text
+        sizes = [block.size(text) for block in blocks] or [(0.0, 0.0)]
+        across = (sum(w for w, _ in sizes) + gap * (len(sizes) - 1), max(h for _, h in sizes))
+        down = (max(w for w, _ in sizes), sum(h for _, h in sizes) + gap * (len(sizes) - 1))
+        n_rows = -(-n // n_columns)
+        width = PAGE[0] - 2 * _MARGIN - left - (down[0] + gap if where == "right" else 0)
+        height = top - _FOOT - bottom - (across[1] + gap if where == "below" else 0)
+        panel = min(width / n_columns - bar, (height / n_rows - title) * N_COLUMNS / N_ROWS)
+        value = panel * text**0.45 * math.sqrt(n / (n_rows * n_columns))
+        if panel <= 0 or text > max(_TEXT_SIZES[-1], 3 * panel + 1) or value <= most:
+            continue  # no large text at small panels
+        plan = _Plan(n, n_columns, text, panel, PAGE[1], head)
+        lowest = plan.corner(n - 1)[1] - bottom
+        if where == "right":
+            x, y, x_end, y_end = _MARGIN + left + n_columns * (panel + bar) + gap, top - title, math.inf, _FOOT
+        elif where == "below":
+            x, y, x_end, y_end = _MARGIN, lowest - gap, PAGE[0] - _MARGIN, -math.inf
+        else:
+            x, y = plan.corner(n)  # in the next row, so without room, where no place is free
+            x, y, x_end, y_end = x, y + plan.height - (bottom if n_rows > 1 else 0), PAGE[0] - _MARGIN, lowest
+        stacked = where != "below" and x + down[0] <= x_end and y - down[1] >= y_end
+        if stacked or (where != "right" and x + across[0] <= x_end and y - across[1] >= y_end):
+            spare = min(lowest, y - (down if stacked else across)[1]) - _FOOT
+            best, most = replace(plan, page=PAGE[1] - spare, tables=(x, y - spare), stacked=stacked), value
+    return best or _plan(n, (), head)  # tables that fit nowhere are drawn over something
 
 
 # --- Drawing ---
@@ -320,24 +332,25 @@ def _fit(text: str, size: float, width: float) -> tuple[str, float]:
     size = max(min(size, width * 72 / (0.6 * len(text) + 1)), 9.0)
     n_most = int(width * 72 / (0.6 * size))
     if len(text) > n_most:
-        text = f"{text[:n_most // 2]} … {text[3 - n_most // 2:]}"
+        half = n_most // 2 - 1
+        text = f"{text[:half]} … {text[-half:]}"
     return text, size
 
 
-def _head(page: Any, event: SeenEvent) -> None:
+def _head(page: Any, event: SeenEvent, plan: _Plan) -> None:
     width = PAGE[0] - 2 * _MARGIN
     text, size = _fit(event.title, 16, width)
-    _text(page, _MARGIN, PAGE[1] - 0.48, text, size, weight="bold", gid="title")
+    _text(page, _MARGIN, plan.page - 0.48, text, size, weight="bold", gid="title")
     if event.event_scores:
         scores = "     ".join(f"{name}  {_score(value, None)}" for name, value in event.event_scores.items())
         text, size = _fit(f"Event scores     {scores}", 12, width)
-        _text(page, _MARGIN, PAGE[1] - 0.76, text, size, color=_GREY, gid="event scores")
+        _text(page, _MARGIN, plan.page - 0.76, text, size, color=_GREY, gid="event scores")
 
 
 def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, first: Any) -> Any:
     x, y = plan.corner(place)
     axes = figure.add_axes(
-        (x / PAGE[0], y / PAGE[1], plan.panel / PAGE[0], plan.height / PAGE[1]),
+        (x / PAGE[0], y / plan.page, plan.panel / PAGE[0], plan.height / plan.page),
         sharex=first, sharey=first, label=channel, xlim=(-math.pi, math.pi), ylim=(0, N_ROWS),
     )  # fmt: skip
     _text(page, x, y + plan.height + 0.5 * plan.text / 72, channel, 1.25 * plan.text, weight="bold")
@@ -364,43 +377,41 @@ def _panel(figure: Figure, page: Any, plan: _Plan, place: int, channel: str, fir
     return axes
 
 
+_COLUMN = math.tau / N_COLUMNS
+
+
 def _row(eta: Any) -> Any:
     """Place of an eta on the rows, a row being 1 high; nan outside the frame."""
     return np.interp(eta, ETA_EDGES, np.arange(N_ROWS + 1), left=np.nan, right=np.nan)
 
 
 def _x(column: Any) -> Any:
-    """Azimuth in [-pi, pi) at the left edge of a column [rad]."""
-    return ((column + 170) % N_COLUMNS - 180) * (2 * math.pi / N_COLUMNS)
+    """Azimuth in [-pi, pi) of the left edge of a column [rad]."""
+    return ((column + 170) % N_COLUMNS - 180) * _COLUMN
 
 
-def _scale(values: Array, unit: str) -> tuple[Any, Any, list[float], str]:
+def _scale(values: Array, unit: str) -> tuple[Any, Any, Sequence[float], str]:
     """Norm, colour map, ticks and the ends that reach further, for the non-empty pixels of a channel."""
     most = float(np.abs(values).max())
     if values.min() < 0 or unit == "cm":
         linear = most / 10**DECADES
         norm = SymLogNorm(linear, vmin=-most, vmax=most)
-        powers = _ticks(linear, most)
-        return norm, _SIGNED, [*(-p for p in reversed(powers)), 0.0, *powers], "neither"
+        ticks = _ticks(linear, most)
+        return norm, _SIGNED, [*(-tick for tick in reversed(ticks)), 0.0, *ticks], "neither"
     if unit == "hits" and most <= 8:
-        edges = np.arange(0.5, math.ceil(most) + 1)
-        return BoundaryNorm(edges, _AMOUNT.N), _AMOUNT, list(range(1, math.ceil(most) + 1)), "neither"
+        counts = np.arange(1, math.ceil(most) + 1)
+        return BoundaryNorm([0.5, *(counts + 0.5)], _AMOUNT.N), _AMOUNT, counts.tolist(), "neither"
     least = float(values.min())
-    low = max(least, most / 10**DECADES)
-    if low == most:
-        low = most / 2
+    low = max(least, most / 10**DECADES) if least < most else most / 2
     return LogNorm(low, most), _AMOUNT, _ticks(low, most), "min" if least < low else "neither"
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Powers of ten in a range, or 1, 2, 5 times these where there would be few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 2, 5)):
-        out = [float(f"{step}e{power}") for power in powers for step in steps]
-        out = [tick for tick in out if low <= tick <= high]
-        if len(out) > 1:
-            break
-    return out or [high]
+    every = [(step, float(f"{step}e{power}")) for power in powers for step in (1, 2, 5)]
+    few = [tick for step, tick in every if step == 1 and low <= tick <= high]
+    return few if len(few) > 1 else [tick for _, tick in every if low <= tick <= high]
 
 
 def _tick_labels(ticks: Sequence[float]) -> list[str]:
@@ -410,9 +421,9 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     labels = []
     for tick in ticks:
-        step, power = f"{abs(tick):.0e}".split("e")
-        sign, factor = "−" * (tick < 0), "" if step == "1" else f"{step}×"
-        labels.append(f"{sign}{factor}10{str(int(power)).translate(raised)}" if tick else "0")
+        factor, power = f"{tick:.0e}".split("e")
+        factor = {"1": "", "-1": "−"}.get(factor, f"{factor}×".replace("-", "−"))
+        labels.append(f"{factor}10{str(int(power)).translate(raised)}" if tick else "0")
     return labels
 
 
@@ -422,20 +433,19 @@ def _pixels(axes: Any, page: Any, plan: _Plan, place: int, image: Array, unit: s
     values = image[rows, columns]
     left, bottom = plan.corner(place)
     right, top = left + plan.panel, bottom + plan.height
-    n = f"{values.size:,} pixel{'' if values.size == 1 else 's'}"
+    n = f"{values.size:,} pixel{'' if values.size == 1 else 's'}" if values.size else "empty"
     _text(page, right, top + 0.5 * plan.text / 72, n, 0.9 * plan.text, color=_GREY, ha="right")
     if not values.size:
-        _text(axes, 0, N_ROWS / 2, "empty", 1.25 * plan.text, color=_GREY, ha="center", va="center")
         return
     norm, colours, ticks, extend = _scale(values, unit)
     order = np.argsort(np.abs(values), kind="stable")
     # A pixel is smaller than what one sees on a slide; where there are many, they must not cover the panel.
-    seen = min(0.26 * plan.text, math.sqrt(0.3 * N_ROWS * N_COLUMNS / values.size) * plan.point)
+    seen = min(plan.seen, math.sqrt(0.3 * N_ROWS * N_COLUMNS / values.size) * plan.point)
     axes.scatter(
-        _x(columns[order]) + math.pi / N_COLUMNS, rows[order] + 0.5, max(plan.point, seen) ** 2, values[order],
+        _x(columns[order]) + _COLUMN / 2, rows[order] + 0.5, max(plan.point, seen) ** 2, values[order],
         marker="s", linewidths=0, norm=norm, cmap=colours, zorder=1, gid="pixels", rasterized=values.size > 5000,
     )  # fmt: skip
-    box = ((right + 0.08) / PAGE[0], bottom / PAGE[1], 0.012 * plan.text / PAGE[0], plan.height / PAGE[1])
+    box = ((right + 0.08) / PAGE[0], bottom / plan.page, 0.012 * plan.text / PAGE[0], plan.height / plan.page)
     scale = axes.figure.add_axes(box, label=f"{axes.get_label()} scale")
     bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=scale, extend=extend, extendfrac=0.03)
     bar.set_ticks(ticks, labels=_tick_labels(ticks))
@@ -482,20 +492,19 @@ def _direction(seen: SeenObject) -> tuple[float, float]:
 
 
 def _objects(axes: Any, objects: Sequence[SeenObject], names: dict[int, str], labels: Any, plan: _Plan) -> None:
-    size = plan.mark
     for i, seen in enumerate(objects):
         kind = _KINDS[seen.kind]
         x, y = _direction(seen)
         if i not in names:
-            _mark(axes, x, y, kind, 0.45 * size, alpha=0.3, gid="unnamed")
+            _mark(axes, x, y, kind, 0.45 * plan.mark, alpha=0.3, gid="unnamed")
             continue
-        for side in seen.crops if seen.seed else ():
-            _crop(axes, seen.seed, side, kind.colour)
-        if seen.seed:
-            _seed(axes, _x(seen.seed[1]) + math.pi / N_COLUMNS, seen.seed[0] + 0.5, kind.colour, plan)
+        if seen.seed is not None:
+            _seed(axes, seen.seed, kind, plan)
+            for side in seen.crops:
+                _crop(axes, seen.seed, side, kind)
         if i in labels:
-            _mark(axes, x, y, kind, size, clip_on=False, gid=names[i])
-            line = {"arrowstyle": "-", "color": kind.colour, "lw": 0.6, "shrinkA": 0, "shrinkB": size / 2}
+            _mark(axes, x, y, kind, plan.mark, clip_on=False, gid=names[i])
+            line = {"arrowstyle": "-", "color": kind.colour, "lw": 0.6, "shrinkA": 0, "shrinkB": plan.mark / 2}
             axes.annotate(
                 names[i], (x, y), labels[i], textcoords="offset points", fontsize=plan.text, weight="bold",
                 color=kind.colour, ha="center", va="center", path_effects=_HALO, zorder=5, arrowprops=line,
@@ -506,80 +515,76 @@ def _mark(axes: Any, x: float, y: float, kind: _Kind, size: float, **how: Any) -
     axes.plot([x], [y], kind.marker, ms=size, mfc="none", mec=kind.colour, mew=0.12 * size, zorder=4, **how)
 
 
-def _seed(axes: Any, x: float, y: float, colour: str, plan: _Plan) -> None:
+def _seed(axes: Any, seed: tuple[int, int], kind: _Kind, plan: _Plan) -> None:
     """A frame around the seed pixel."""
-    size = max(plan.point, 0.26 * plan.text) + 0.25 * plan.mark
-    axes.plot([x], [y], "s", ms=size, mfc="none", mec=colour, mew=0.12 * plan.mark, zorder=4, gid="seed")
+    x, y = _x(seed[1]) + _COLUMN / 2, seed[0] + 0.5
+    size, line = max(plan.point, plan.seen) + 0.25 * plan.mark, 0.12 * plan.mark
+    axes.plot([x], [y], "s", ms=size, mfc="none", mec=kind.colour, mew=line, zorder=4, gid="seed")
 
 
-def _crop(axes: Any, seed: tuple[int, int], side: int, colour: str) -> None:
-    """A crop's border; what leaves the panel at phi = pi comes in at the other side, beyond the frame in eta is no border."""
+def _crop(axes: Any, seed: tuple[int, int], side: int, kind: _Kind) -> None:
+    """The border of a crop: what leaves the panel in phi comes in at the other side; in eta it is cut off."""
     before = side // 2 - 1
-    column = math.tau / N_COLUMNS
-    left = _x(seed[1]) - before * column
-    for shift in (-math.tau, 0.0, math.tau):
-        if left + shift < math.pi - 1e-9 and left + shift + side * column > -math.pi + 1e-9:
-            axes.add_patch(
-                Rectangle((left + shift, seed[0] - before), side * column, side, fill=False, edgecolor=colour,
-                          linewidth=0.9, alpha=0.7, zorder=3, gid="crop")  # fmt: skip
-            )
+    left, width = _x(seed[1]) - before * _COLUMN, side * _COLUMN
+    how: dict[str, Any] = {
+        "fill": False,
+        "edgecolor": kind.colour,
+        "linewidth": 0.9,
+        "alpha": 0.7,
+        "zorder": 3,
+        "gid": "crop",
+    }
+    for x in (left - math.tau, left, left + math.tau):
+        if x < math.pi - 1e-9 and x + width > -math.pi + 1e-9:
+            axes.add_patch(Rectangle((x, seed[0] - before), width, side, **how))
 
 
-def _table(page: Any, blocks: Sequence[_Block], plan: _Plan) -> None:
-    x, y = plan.table
-    gap = 2.0 * plan.text / 72
+def _tables(page: Any, blocks: Sequence[_Block], plan: _Plan) -> None:
+    x, y = plan.tables
     for block in blocks:
-        _block(page, block, x, y, plan)
+        _block(page, block, x, y, plan.text)
+        width, height = block.size(plan.text)
         if plan.stacked:
-            y -= block.height * plan.text + gap
+            y -= height + _GAP * plan.text
         else:
-            x += block.width * plan.text + gap
+            x += width + _GAP * plan.text
 
 
-def _block(page: Any, block: _Block, x: float, y: float, plan: _Plan) -> None:
-    """A small table with its upper left corner at (x, y) [inches]."""
-    text, row = plan.text, _ROW * plan.text
-    kind = _KINDS.get(block.kind)
-    colour = kind.colour if kind else _INK
+def _block(page: Any, block: _Block, x: float, y: float, text: float) -> None:
+    """A table with its upper left corner at (x, y) [inches]."""
+    row, pad, colour = _ROW * text, 0.3 * text / 72, block.kind.colour
     edges = x + np.cumsum([0.0, *block.widths]) * text
-    pad = 0.3 * text / 72
-    for place, cells in enumerate([block.head, *block.rows]):
-        middle = y - (place + 0.5) * row
-        for k, cell in enumerate(cells):
-            how: dict[str, Any] = {"va": "center", "color": _INK if place else _GREY}
-            if k == 0:
-                how |= {"ha": "left", "color": colour, "weight": "bold"}
-            elif kind:
-                how["ha"] = "right"
-            if place and not math.isnan(part := block.fractions[place - 1][k]):
-                corner, wide = (edges[k] + pad, middle - 0.38 * row), edges[k + 1] - edges[k] - 2 * pad
-                page.add_patch(Rectangle(corner, wide, 0.76 * row, color=colour, alpha=0.06, linewidth=0))
-                page.add_patch(Rectangle(corner, wide * part, 0.76 * row, color=colour, alpha=0.2, linewidth=0))
-            _text(page, edges[k] if how.get("ha", "left") == "left" else edges[k + 1] - 2 * pad, middle, cell, text, **how)
-    if block.note:
-        _text(page, x, y - (len(block.rows) + 1.5) * row, block.note, 0.9 * text, color=_GREY, va="center")
+    for line, (name, *cells) in enumerate([block.head, *block.rows]):
+        middle = y - (line + 0.5) * row
+        _text(page, x, middle, name, text, color=colour, weight="bold", va="center")
+        for edge, cell in zip(edges[2:], cells, strict=True):
+            grey = _INK if line else _GREY
+            _text(page, edge - 2 * pad, middle, cell, text, color=grey, ha="right", va="center")
+    for line, bars in enumerate(block.bars, 1):
+        for k, part in enumerate(bars, 4):
+            if not math.isnan(part):
+                corner, width = (edges[k] + pad, y - (line + 0.88) * row), edges[k + 1] - edges[k] - 2 * pad
+                page.add_patch(Rectangle(corner, width, 0.76 * row, color=colour, alpha=0.06, linewidth=0))
+                page.add_patch(Rectangle(corner, width * part, 0.76 * row, color=colour, alpha=0.2, linewidth=0))
+    _text(page, x, y - (len(block.rows) + 1.5) * row, block.note, 0.9 * text, color=_GREY, va="center")
     page.plot([x, edges[-1]], [y - row] * 2, color=_PALE, linewidth=0.8)
 
 
-def _key(page: Any, plan: _Plan, objects: Sequence[SeenObject]) -> None:
+def _key(page: Any, objects: Sequence[SeenObject]) -> None:
     """What the symbols mean, in a line at the bottom."""
-    if not objects:
-        return
-    crops = []
-    for kind, about in _KINDS.items():
-        sides = sorted({side for seen in objects for side in seen.crops if seen.kind == kind})
-        if sides:
-            crops.append(f"{', '.join(f'{side} × {side}' for side in sides)} ({about.title.lower()})")
-    crop = f"crop, {', '.join(crops)}" if crops else "crop"
-    other, x, y = _Kind("", "", _GREY, "o"), _MARGIN + 0.1, 0.27
-    for place, text in enumerate(("direction", "seed pixel", crop, f"pt up to {LABEL_PT:g} GeV, not scored")):
-        if place == 0:
-            _mark(page, x, y, other, 7)
-        elif place == 1:
-            page.plot([x], [y], "s", ms=4, mfc="none", mec=_GREY, mew=1)
-        elif place == 2:
-            page.add_patch(Rectangle((x - 0.065, y - 0.065), 0.13, 0.13, fill=False, ec=_GREY))
-        else:
-            _mark(page, x, y, other, 4, alpha=0.5)
-        _text(page, x + 0.15, y, text, 9, color=_GREY, va="center_baseline")
-        x += 0.5 + 0.072 * len(text)
+    sides = {
+        kind.title.lower(): sorted({side for seen in objects if seen.kind == name for side in seen.crops})
+        for name, kind in _KINDS.items()
+    }
+    crops = [f"{' and '.join(f'{n} × {n}' for n in sizes)} ({kinds})" for kinds, sizes in sides.items() if sizes]
+    x, y = _MARGIN + 0.1, 0.27
+    for marker, size, text in (
+        ("o", 7, "direction"),
+        ("s", 4, "seed pixel"),
+        ("s", 9, f"crop: {', '.join(crops)}" if crops else ""),
+        ("o", 3, "not listed"),
+    ):
+        if text:
+            page.plot([x], [y], marker, ms=size, mfc="none", mec=_GREY, mew=min(1, 0.2 * size))
+            _text(page, x + 0.15, y, text, 9, color=_GREY, va="center_baseline")
+            x += 0.5 + 0.07 * len(text)

@@ -82,9 +82,9 @@ def write_delphes(
         The file.
     """
     n = len(events)
-    number = [[int(event.get("event", 0))] for event in events]
+    number = np.array([event.get("event", 0) for event in events], "i8")
     collections = {
-        "Event": _records(np.ones(n, np.int64), Number=_whole(number, "i8"), ReadTime=np.full(n, 1e-3, "f4"),
+        "Event": _records(np.ones(n, np.int64), Number=number, ReadTime=np.full(n, 1e-3, "f4"),
                           ProcTime=np.full(n, 1e-2, "f4")),
         "Photon": _photons(events),
         "Jet": _jets(events, "Jet"),
@@ -153,9 +153,9 @@ def outer(
         side = np.where(bend > 0, np.arcsin(np.minimum(bend * radius, 1.0)) / bend, radius)
         end = half_length / np.abs(np.sinh(eta))
         length = np.where((bend * radius < 1) & (side < end), side, end)  # in the plane; a looper reaches an end
-        reach = np.where(bend > 0, np.abs(np.sin(bend * length)) / bend, length)
-    turned = phi - np.sign(charge) * bend * length
-    return np.arcsinh(length * np.sinh(eta) / reach), (turned + math.pi) % (2 * math.pi) - math.pi
+        chord = np.where(bend > 0, np.sin(bend * length) / bend, length)  # negative where it points backwards
+    turned = phi - np.sign(charge) * bend * length + np.where(chord < 0, math.pi, 0.0)
+    return np.arcsinh(length * np.sinh(eta) / np.abs(chord)), (turned + math.pi) % (2 * math.pi) - math.pi
 
 
 def _towers(events: Sequence[Event], part: Literal["em", "had"]) -> Any:
@@ -342,10 +342,6 @@ def _f4(values: Any) -> Array:
 
 def _i4(values: Any) -> Array:
     return np.asarray(values, np.int32)
-
-
-def _whole(values: Sequence[Sequence[int]], dtype: str) -> Array:
-    return np.array([value for row in values for value in row], dtype)
 
 
 def _records(counts: Array, **members: Array) -> Any:

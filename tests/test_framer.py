@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from physics_helpers import Event, columns_of, event, hits_block
 
+from stages.channels import Entries
 from stages.config import Config
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid, ee_index, ee_pixel_table
-from stages.channels import Entries
 from stages.framer import Framer, Merger
 from streamer.errors import UsageError
 

@@ -137,10 +137,16 @@ def test_momenta_add_across_the_seam() -> None:
 
 @needs_fastjet
 @pytest.mark.parametrize("phi", [np.pi, -np.pi, 3 * np.pi, 7.0, -10.0])
-def test_phi_is_within_minus_pi_and_pi(phi: float) -> None:
+def test_any_phi_comes_back_between_minus_pi_and_pi(phi: float) -> None:
     (((_, _, found),),), _ = clustered([[(30.0, 0.0, phi)]])
     assert -np.float32(np.pi) <= found < np.float32(np.pi)
     assert np.cos(found - phi) == pytest.approx(1)
+
+
+@needs_fastjet
+def test_phi_is_never_pi_itself() -> None:
+    (((_, _, found),),), _ = clustered([[(30.0, 0.0, 3.0), (30.0, 0.0, -3.0)]])
+    assert found == -np.float32(np.pi)
 
 
 @needs_fastjet

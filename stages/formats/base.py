@@ -4,14 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import uproot
+from uproot.source.http import HTTPSource
+from uproot.source.xrootd import XRootDSource
 
 from stages.config import CHANNELS, InputConfig
+from stages.inputs import is_remote
 from stages.records import InputColumn
 from streamer.block import Columns
 from streamer.errors import UsageError
@@ -41,7 +45,7 @@ class Found:
 
     def __init__(self, path: Path | str, config: InputConfig) -> None:
         self.path, self.config = path, config
-        self.head = b"root" if "://" in str(path) else _head(Path(path))
+        self.head = b"root" if is_remote(path) else _head(Path(path))
 
     @cached_property
     def root(self) -> Any:
@@ -54,13 +58,30 @@ class Found:
         """
         if self.head[:4] != b"root":
             return None
+        remote = is_remote(self.path)
         try:
-            file = uproot.open(self.path)
+            # A mapping, or uproot would look for an object's name behind a colon.
+            file = uproot.open({str(self.path): None}, **(_source(str(self.path), self.config) if remote else {}))
             file.keys(recursive=False)
-        except Exception as error:  # uproot raises whatever the broken bytes lead to
-            what = "not a readable ROOT file"
-            raise UsageError(f"{self.path}: {what} ({one_line(error)}); it may be truncated") from None
+        except UsageError:
+            raise
+        except Exception as error:  # uproot raises whatever the broken bytes, or the network, lead to
+            what, fix = ("cannot be read", "check the address and the server") if remote else (
+                "not a readable ROOT file", "it may be truncated")  # fmt: skip
+            raise UsageError(f"{self.path}: {what} ({one_line(error)}); {fix}") from None
         return file
+
+
+def _source(url: str, config: InputConfig) -> dict[str, Any]:
+    """How uproot reads from a server: by its own sources, which need nothing more for HTTP."""
+    scheme = url.partition("://")[0]
+    if scheme in ("http", "https"):
+        return {"handler": HTTPSource, "timeout": config.timeout}
+    if scheme in ("root", "roots"):
+        if find_spec("XRootD") is None:
+            raise UsageError(f"{url}: reading {scheme}:// needs XRootD: pip install 'e2e-streamer[xrootd]'")
+        return {"handler": XRootDSource, "timeout": config.timeout}
+    raise UsageError(f"{url}: {scheme}:// is not known; root://, http:// and https:// are")
 
 
 def _head(path: Path) -> bytes:

@@ -62,7 +62,7 @@ class TreeFile(EventFile):
         try:
             self.n_events = int(self._tree.num_entries)
             # A split branch stands below its object: `Track/Track.PT` is known as `Track.PT`.
-            keys = self._tree.keys()  # noqa: SIM118 - not a mapping
+            keys = self._tree.keys()
             self._own = list(dict.fromkeys(str(name).rpartition("/")[2] for name in keys))
         except Exception as error:
             raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({one_line(error)})") from None
