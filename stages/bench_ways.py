@@ -160,7 +160,7 @@ def seed_way(config: Config, n_events: int, n_scores: int) -> Stream:
     with uproot.open(config.input.files[0]) as file:
         tree = file[config.input.tree]
         own = ("EBRecHit_", "EERecHit_", "Photon_")
-        names = [column.name for column in records.needed(config) if column.name in tree and column.name.startswith(own)]
+        names = [c.name for c in records.needed(config) if c.name in tree and c.name.startswith(own)]
         watch = _Stopwatch()
         for event in _awkward_events(tree, names, config.input.step_events, watch):
             frame = _dense_frame(event, ee_table)

@@ -125,7 +125,7 @@ class TaggerSpec(Section):
                 if getattr(self, key) != own[key]:
                     raise ValueError(f"'{key}' has no meaning for objects = \"Event\", which see the whole frame")
         elif not self.crop:
-            raise ValueError('\'crop\' must be at least 2; to see the whole frame, set objects = "Event"')
+            raise ValueError("'crop' must be at least 2; to see the whole frame, set objects = \"Event\"")
         if self.score in TAKEN_SCORES:
             raise ValueError(f"'score' cannot be '{self.score}', which is a column of {self.objects} already")
         return self
@@ -203,7 +203,7 @@ class Config(CoreConfig):
             if isinstance(given, dict):
                 table = {"score": f"{name}Score", **TAGGERS.get(name, {}), **given}
                 if "model" not in table:
-                    raise ValueError(f'tagger \'{name}\' needs a network: set taggers.{name}.model = "FILE.onnx"')
+                    raise ValueError(f"tagger '{name}' needs a network: set taggers.{name}.model = \"FILE.onnx\"")
             out[name] = table
         return out
 

@@ -329,8 +329,8 @@ def _text(axes: Any, x: float, y: float, text: str, size: float, **how: Any) -> 
 
 def _fit(text: str, size: float, width: float) -> tuple[str, float]:
     """A line's text and size [points] such that it fits into a width [inches], down to 9 points, then shortened."""
-    size = max(min(size, width * 72 / (0.6 * len(text) + 1)), 9.0)
-    n_most = int(width * 72 / (0.6 * size))
+    size = max(min(size, width * 72 / (0.7 * len(text))), 9.0)
+    n_most = int(width * 72 / (0.7 * size))
     if len(text) > n_most:
         half = n_most // 2 - 1
         text = f"{text[:half]} … {text[-half:]}"
@@ -416,8 +416,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _tick_labels(ticks: Sequence[float]) -> list[str]:
     """Plain numbers, but powers of ten where plain numbers would be long."""
-    if all(tick == 0 or 0.01 <= abs(tick) < 1000 for tick in ticks):
-        return [f"{tick:g}".replace("-", "−") for tick in ticks]
+    plain = [f"{tick:g}".replace("-", "−") for tick in ticks]
+    if max(map(len, plain)) <= 5:
+        return plain
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     labels = []
     for tick in ticks:

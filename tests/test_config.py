@@ -306,7 +306,8 @@ def test_printed_values_read_back(tmp_path: Path) -> None:
 
 
 def test_printed_stages_read_back(tmp_path: Path) -> None:
-    config = load(Config, None, {"taggers": {"mine": {"model": "m.onnx", "crop": 16}}, "input.columns": {"Photon_pt": "pho.pt"}})
+    taggers = {"mine": {"model": "m.onnx", "crop": 16}, "all": {"model": "m.onnx", "objects": "Event"}}
+    config = load(Config, None, {"taggers": taggers, "input.columns": {"Photon_pt": "pho.pt"}})
     assert round_trip(config, tmp_path) == config
 
 

@@ -197,9 +197,9 @@ def test_every_queue_has_batches_of_its_own_and_a_block_waits_for_all(bench: Mak
     at_work.engine.drain()
     assert energies(at_work.take()) == [1010, 2020, 3030]
     assert energies(at_work.take()) == [4040, 5050]
-    for queue, most in stage.queues.items():
-        batches = [batch for name, batch in stage.order if name == queue]
-        assert sum(batches, []) == [1, 2, 3, 4, 5]
+    for name, most in stage.queues.items():
+        batches = [batch for whose, batch in stage.order if whose == name]
+        assert [energy for batch in batches for energy in batch] == [1, 2, 3, 4, 5]
         assert {len(batch) for batch in batches[:-1]} == {most}
 
 

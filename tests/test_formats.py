@@ -178,7 +178,7 @@ def test_a_missing_column_is_told_with_the_nearest_and_the_mapping(tmp_path: Pat
     assert lines == [
         f"{path}: no column 'run' (run number); map it with [input.columns] run = \"...\"",
         f"{path}: no column 'EBRecHit_energy' (energy of the ECAL barrel rechit) for ECAL of tagger eg; "
-        'if \'ebrechit_energies\' is it, set [input.columns] EBRecHit_energy = "ebrechit_energies", '
+        "if 'ebrechit_energies' is it, set [input.columns] EBRecHit_energy = \"ebrechit_energies\", "
         "or set taggers.eg.allow_empty = true",
     ]
     lines = refusal(path, columns={"EBRecHit_energy": "ebrechit_energy", "run": "xyz"}).splitlines()

@@ -1,8 +1,10 @@
 """Trees of the fast simulation Delphes (arXiv:1307.6346), version 3.
 
 Tracks, calorimeter towers or energy-flow objects, photons, jets and vertices, with lengths in mm there and in cm here.
-Impact parameters there are relative to the origin, with our sign; they are moved to the first vertex where there is
-one. There are no pixel and strip hits. A tower goes to the pixel in its middle, also where it is larger than that.
+Impact parameters there are relative to the origin; they are moved to the first vertex where there is one. There are no
+pixel and strip hits. A tower goes to the pixel that its direction falls in, also where it is larger than that. Energy
+flow objects leave the charged energy out of the calorimeters: they are taken only where a file has no towers. Jets are
+those that the card makes, whatever their radius.
 """
 
 from typing import Any, ClassVar
@@ -22,34 +24,38 @@ def _constant(value: int, dtype: Any) -> Recipe:
 
 def _first(array: Any) -> Any:
     """Each event's first entry, 0 where there is none."""
-    return ak.fill_none(ak.firsts(array), 0)
+    return 0.0 if array is None else ak.fill_none(ak.firsts(array), 0)
 
 
 def _joined(*names: str) -> Recipe:
     return Recipe(names, lambda *arrays: ak.concatenate(arrays, axis=1))
 
 
-def _d0_from_vertex(d0: Any, phi: Any, x: Any, y: Any) -> Any:
-    return _CM * (d0 - (_first(x) * np.sin(phi) - _first(y) * np.cos(phi)))
+def _d0(phi: Any, d0: Any, x: Any, y: Any, vertex_x: Any, vertex_y: Any) -> Any:
+    """By the point of closest approach where there is one: some cards store the parameter with another sign."""
+    if x is not None and y is not None:
+        by_point = x * np.sin(phi) - y * np.cos(phi)
+        d0 = ak.where(np.isfinite(by_point), by_point, d0)
+    return _CM * (d0 - (_first(vertex_x) * np.sin(phi) - _first(vertex_y) * np.cos(phi)))
 
 
-def _dz_from_vertex(dz: Any, phi: Any, eta: Any, x: Any, y: Any, z: Any) -> Any:
-    along = _first(x) * np.cos(phi) + _first(y) * np.sin(phi)
-    return _CM * (dz - _first(z) + along * np.sinh(eta))
+def _dz(phi: Any, eta: Any, dz: Any, z: Any, vertex_x: Any, vertex_y: Any, vertex_z: Any) -> Any:
+    if z is not None:
+        dz = ak.where(np.isfinite(z), z, dz)
+    along = _first(vertex_x) * np.cos(phi) + _first(vertex_y) * np.sin(phi)
+    return _CM * (dz - _first(vertex_z) + along * np.sinh(eta))
 
 
 def _tracks(branch: str) -> dict[str, tuple[Recipe, ...]]:
-    d0, dz, phi, eta = (f"{branch}.{name}" for name in ("D0", "DZ", "Phi", "Eta"))
+    phi, eta, x, y, z = (f"{branch}.{name}" for name in ("Phi", "Eta", "Xd", "Yd", "Zd"))
+    transverse, all_axes = ("Vertex.X", "Vertex.Y"), ("Vertex.X", "Vertex.Y", "Vertex.Z")
     return {
         "Track_pt": (same(f"{branch}.PT"),),
         "Track_eta": (same(eta),),
         "Track_phi": (same(phi),),
         "Track_charge": (same(f"{branch}.Charge"),),
-        "Track_d0": (Recipe((d0, phi, "Vertex.X", "Vertex.Y"), _d0_from_vertex), same(d0, _CM)),
-        "Track_dz": (
-            Recipe((dz, phi, eta, "Vertex.X", "Vertex.Y", "Vertex.Z"), _dz_from_vertex),
-            same(dz, _CM),
-        ),
+        "Track_d0": tuple(Recipe((phi, f"{branch}.{name}"), _d0, (x, y, *transverse)) for name in ("D0", "Dxy")),
+        "Track_dz": tuple(Recipe((phi, eta, f"{branch}.{name}"), _dz, (z, *all_axes)) for name in ("DZ", "Zd")),
     }
 
 

@@ -1,68 +1,150 @@
 """Dense ntuples of the CMS MLAnalyzer family, as the end-to-end studies train on: whole-detector images as vectors.
 
-`ECAL_energy` and the tracker's images have 280 x 360 entries, row by row from EE- to EE+, with the columns of our frame;
-`HBHE_energy` has 56 x 72. The family's forks differ in which images they write and in how the tracker is projected, which
-is the end of a branch's name; the first known one is taken. Images of significances (`...D0Sig...`) are not ours.
+`ECAL_energy` and the tracker's images have 280 x 360 entries, which are the pixels of our frame, and `HBHE_energy` the
+56 x 72 towers. Forks of the family differ:
+
+- in the projection of tracks and hits, which is the end of a branch's name: the first known one is taken that has all
+  three images of tracks. Only the one called `_PV` leaves tracks with |dz| >= 0.1 cm out of d0 and dz; it has d0 with
+  the other sign;
+- in whether d0 and dz are means over a pixel's tracks: then they are multiplied by the image that counts tracks;
+- in the number of the pixel barrel's first layer, which is 2 where there is a layer 5.
+
+Images of significances (`...D0Sig...`) are not ours. Jets are those that the ntuple's task has selected; where a task
+left out eta or phi, they are those of the jet's seed tower.
 """
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import awkward as ak
 import numpy as np
 
 from stages.config import CHANNELS, InputConfig
-from stages.detector.grid import N_PIXELS
-from stages.detector.hcal import N_TOWERS
+from stages.detector.grid import EB_FIRST_ROW, N_COLUMNS, N_PIXELS, eta_of_row, phi_of_column
+from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWERS
 from stages.formats.base import Found
 from stages.formats.tree import Recipe, TreeFile, same, told
-from stages.records import InputColumn
+from stages.records import TOWER, InputColumn
+from streamer.block import Array
 
-_TRACKS_AT = ("_atECALfixIP", "_atECALfixIPfromPV", "_atECAL", "")
-_HITS_FROM = ("_atPV", "")
-_N_LAYERS = {"TIB": 4, "TOB": 6, "TID": 3, "TEC": 9}
+STEP_BYTES = 64 << 20
+"""The vectors of so many events are held at a time."""
+
+_STRIP_LAYERS = {"TIB": 4, "TOB": 6, "TID": 3, "TEC": 9}
 
 
-def _images() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """For each channel the sets of branches whose sum it is; the first that is there is taken."""
-    out: dict[str, tuple[tuple[str, ...], ...]] = {"ECAL": (("ECAL_energy",),), "HCAL": (("HBHE_energy",),)}
-    for channel, name in (("TrackPt", "tracksPt"), ("TrackD0", "tracksD0"), ("TrackDz", "tracksDz")):
-        out[channel] = tuple((f"ECAL_{name}{at}",) for at in _TRACKS_AT)
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors whose sum a channel is.
+
+    Attributes
+    ----------
+    names : tuple of str
+    length : int
+        Of each vector.
+    first : int
+        Pixel or tower of a vector's first entry.
+    sign : int
+    times : str
+        A vector that it is multiplied by, or empty.
+    """
+
+    names: tuple[str, ...]
+    length: int = N_PIXELS
+    first: int = 0
+    sign: int = 1
+    times: str = ""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """All that is read."""
+        return (*self.names, self.times) if self.times else self.names
+
+
+def _tracks(own: Set[str]) -> dict[str, Vectors]:
+    """The images of tracks, all of one projection."""
+    for end in ("_atECALfixIP", "_atECALfixIPfromPV", "_atECAL", ""):
+        names = {f"Track{what}": f"ECAL_tracks{what}{end}" for what in ("Pt", "D0", "Dz")}
+        if own.issuperset(names.values()):
+            averaged = any(name.startswith("ECAL_tracksD0Sig") or name.endswith("_atECALfixIP") for name in own)
+            times = f"ECAL_tracks{end}" if averaged and f"ECAL_tracks{end}" in own else ""
+            return {channel: Vectors((name,), times="" if channel == "TrackPt" else times)
+                    for channel, name in names.items()}  # fmt: skip
+    out = {}
+    if own.issuperset({"ECAL_tracksd0_PV", "ECAL_tracksz0_PV"}):
+        out = {"TrackD0": Vectors(("ECAL_tracksd0_PV",), sign=-1), "TrackDz": Vectors(("ECAL_tracksz0_PV",))}
+    pt = next((f"ECAL_tracksPt{end}" for end in ("", "_atECALfixIP", "_atECAL") if f"ECAL_tracksPt{end}" in own), "")
+    return out | ({"TrackPt": Vectors((pt,))} if pt else {})
+
+
+def _hits(own: Set[str]) -> dict[str, Vectors]:
+    out = {}
+    seen = "_atPV" if "BPIX_layer1_ECAL_atPV" in own or "TIB_layer1_ECAL_atPV" in own else ""
+    shift = 1 if f"BPIX_layer5_ECAL{seen}" in own else 0
     for layer in range(1, 5):
-        out[f"BPIX{layer}"] = tuple((f"BPIX_layer{layer}_ECAL{seen}",) for seen in _HITS_FROM)
-    for channel, n_layers in _N_LAYERS.items():
-        # Some forks write the first layers alone.
-        out[channel] = tuple(
-            tuple(f"{channel}_layer{layer}_ECAL{seen}" for layer in range(1, n + 1))
-            for n, seen in product(range(n_layers, 0, -1), _HITS_FROM)
-        )
-    return out
+        out[f"BPIX{layer}"] = (f"BPIX_layer{layer + shift}_ECAL{seen}",)
+    for channel, n_layers in _STRIP_LAYERS.items():
+        layers = (f"{channel}_layer{layer}_ECAL{seen}" for layer in range(1, n_layers + 1))
+        out[channel] = tuple(name for name in layers if name in own)
+    return {channel: Vectors(names) for channel, names in out.items() if names and own.issuperset(names)}
 
 
-IMAGES = _images()
+def vectors_of(own: Set[str]) -> dict[str, Vectors]:
+    """What the channels are made of in a file with these branches."""
+    out = {**_tracks(own), **_hits(own)}
+    for channel, ways in {
+        "ECAL": (Vectors(("ECAL_energy",)), Vectors(("EB_energy",), 170 * N_COLUMNS, EB_FIRST_ROW * N_COLUMNS)),
+        "HCAL": (
+            Vectors(("HBHE_energy",), N_TOWERS),
+            Vectors(("HBHE_energy_EB",), 34 * N_TOWER_COLUMNS, EB_FIRST_ROW // TOWER * N_TOWER_COLUMNS),
+        ),
+    }.items():
+        way = next((way for way in ways if own.issuperset(way.own)), None)
+        if way:
+            out[channel] = way
+    return {channel: out[channel] for channel in CHANNELS if channel in out}
+
+
+def _of_seed(member: str) -> Recipe:
+    """Eta or phi at the middle of a jet's seed tower."""
+    of = eta_of_row if member == "ieta" else phi_of_column
+
+    def make(seed: Any) -> Any:
+        towers = ak.to_numpy(ak.flatten(seed)).round().astype(np.int64)
+        return ak.unflatten(of(TOWER * towers + TOWER // 2).astype(np.float32), ak.num(seed))
+
+    return Recipe((f"jetSeed_{member}",), make)
 
 
 class MLAnalyzerFile(TreeFile):
     """A tree `fevt/RHTree`."""
 
     kind = "CMS MLAnalyzer"
-    inconsistent = "an image vector is not 280 x 360 long (HBHE_energy: 56 x 72)"
+    inconsistent = "vectors of other lengths than those of the images, or jets with and without a seed"
     recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {
         "run": (same("runId"),),
         "luminosityBlock": (same("lumiId"),),
-        "event": (same("eventId"),),
+        "event": (Recipe(("eventId",), lambda number: ak.values_astype(number, np.uint64)),),
+        "Jet_pt": (same("jetPt"), same("jet_Pt")),
+        "Jet_eta": (same("jetEta"), same("jet_Eta"), _of_seed("ieta")),
+        "Jet_phi": (same("jetPhi"), Recipe(("jet_Px", "jet_Py"), lambda x, y: np.arctan2(y, x)), _of_seed("iphi")),
+        "Photon_pt": (same("pho_pT"),),
+        "Photon_eta": (same("pho_eta"),),
+        "Photon_phi": (same("pho_phi"),),
+        **{f"PV_{axis}": (same(f"Vtx_{axis}"),) for axis in "xyz"},
     }
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)
-        own = set(self._own)
-        sets = {channel: next((names for names in ways if own.issuperset(names)), ()) for channel, ways in IMAGES.items()}
-        self._images = {channel: names for channel, names in sets.items() if names}
-        self.images = tuple(channel for channel in CHANNELS if channel in self._images)
+        self._vectors = vectors_of(set(self._own))
+        self.images = tuple(self._vectors)
         if self.images:
-            vectors = told([name for names in self._images.values() for name in names])
+            vectors = told([name for vectors in self._vectors.values() for name in vectors.own])
             self.names |= {f"ImagePixel_{name}": vectors for name in ("channel", "index", "value")}
+        event_bytes = sum(4 * vectors.length * len(vectors.own) for vectors in self._vectors.values())
+        most = max(1, STEP_BYTES // max(event_bytes, 1))
+        self.config = self.config.model_copy(update={"step_events": min(self.config.step_events, most)})
 
     @classmethod
     def tree_name(cls, config: InputConfig) -> str:
@@ -70,39 +152,45 @@ class MLAnalyzerFile(TreeFile):
 
     def own_of(self, columns: Sequence[InputColumn]) -> list[str]:
         own = super().own_of([column for column in columns if column.collection != "ImagePixel"])
-        if len(own) < len(columns):
-            own += [name for channel in self._wanted() for name in self._images[channel]]
+        if any(column.collection == "ImagePixel" for column in columns):
+            own += [name for vectors in self._wanted().values() for name in vectors.own]
         return list(dict.fromkeys(own))
 
     def make(self, columns: Sequence[InputColumn], arrays: dict[str, Any]) -> dict[str, Any]:
         made = super().make([column for column in columns if column.collection != "ImagePixel"], arrays)
-        if len(made) < len(columns):
-            made |= self._sparse({name: arrays[name] for channel in self._wanted() for name in self._images[channel]})
-        return made
+        return made | self._sparse(arrays) if len(made) < len(columns) else made
 
-    def _wanted(self) -> list[str]:
-        return [channel for channel in self.images if channel in self.wanted_images]
+    def _wanted(self) -> dict[str, Vectors]:
+        return {channel: vectors for channel, vectors in self._vectors.items() if channel in self.wanted_images}
 
-    def _sparse(self, vectors: dict[str, Any]) -> dict[str, Any]:
+    def _sparse(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The non-empty pixels of the wanted images; an event with a vector of another length is made inconsistent."""
-        n_events = len(next(iter(vectors.values()))) if vectors else 0
-        good = np.ones(n_events, bool)
-        for name, array in vectors.items():
-            good &= ak.to_numpy(ak.num(array)) == (N_TOWERS if name == "HBHE_energy" else N_PIXELS)
-        whole = np.flatnonzero(good)
-        parts = []
-        for channel in self._wanted():
-            dense = sum(ak.to_numpy(ak.flatten(vectors[name][good])).astype(np.float32) for name in self._images[channel])
-            event, index = np.nonzero(np.reshape(dense, (whole.size, -1)))
-            value = np.reshape(dense, (whole.size, -1))[event, index]
-            parts.append((whole[event], np.full(event.size, CHANNELS.index(channel), np.uint8), index, value))
-        events, channels, index, value = (np.concatenate([part[k] for part in parts]) for k in range(4))
-        order = np.argsort(events, kind="stable")
-        counts = np.bincount(events, minlength=n_events)
-        spoilt = np.concatenate([channels[order], np.zeros(np.count_nonzero(~good), np.uint8)])
-        places = np.argsort(np.concatenate([events[order], np.flatnonzero(~good)]), kind="stable")
+        wanted = self._wanted()
+        good = np.logical_and.reduce(
+            [ak.to_numpy(ak.num(arrays[name])) == vectors.length for vectors in wanted.values() for name in vectors.own]
+        )
+        entries = np.flatnonzero(good)
+        events, channels, index, value = [], [], [], []
+        for channel, vectors in wanted.items():
+            image = sum(_dense(arrays[name][good]) for name in vectors.names) * np.float32(vectors.sign)
+            if vectors.times:
+                image = image * _dense(arrays[vectors.times][good])
+            event, place = np.nonzero(image.reshape(entries.size, vectors.length))
+            events.append(entries[event])
+            channels.append(np.full(event.size, CHANNELS.index(channel), np.uint8))
+            index.append((place + vectors.first).astype(np.int32))
+            value.append(image.reshape(entries.size, vectors.length)[event, place])
+        order = np.argsort(np.concatenate(events), kind="stable")
+        counts = np.bincount(np.concatenate(events), minlength=good.size)
+        # One entry too many in one of the three columns gives a bad event away.
+        with_bad = np.insert(np.concatenate(channels)[order], np.cumsum(counts)[~good], 0)
         return {
-            "ImagePixel_channel": ak.unflatten(spoilt[places], counts + ~good),
-            "ImagePixel_index": ak.unflatten(index[order].astype(np.int32), counts),
-            "ImagePixel_value": ak.unflatten(value[order], counts),
+            "ImagePixel_channel": ak.unflatten(with_bad, counts + ~good),
+            "ImagePixel_index": ak.unflatten(np.concatenate(index)[order], counts),
+            "ImagePixel_value": ak.unflatten(np.concatenate(value)[order], counts),
         }
+
+
+def _dense(vectors: Any) -> Array:
+    """The vectors of some events one after the other, float32."""
+    return ak.to_numpy(ak.flatten(vectors)).astype(np.float32, copy=False)

@@ -6,7 +6,7 @@ baskets or clusters that it is in.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,10 +30,23 @@ class Recipe:
         The columns that are read.
     make : callable
         Takes their awkward arrays in that order, and gives ours.
+    also : tuple of str
+        Columns that are read where they are there; `make` is handed them behind the others, None where not.
     """
 
     own: tuple[str, ...]
     make: Callable[..., Any] = lambda array: array
+    also: tuple[str, ...] = ()
+
+    def settled(self, there: Set[str]) -> "Recipe":
+        """The same for a file with these columns."""
+        more = [name for name in self.also if name in there]
+
+        def make(*arrays: Any) -> Any:
+            given = dict(zip(more, arrays[len(self.own) :], strict=True))
+            return self.make(*arrays[: len(self.own)], *(given.get(name) for name in self.also))
+
+        return Recipe((*self.own, *more), make)
 
 
 def same(own: str, times: float = 1.0) -> Recipe:
@@ -71,7 +84,7 @@ class TreeFile(EventFile):
         for name, recipes in self.ways(found.config).items():
             recipe = next((recipe for recipe in recipes if own.issuperset(recipe.own)), None)
             if recipe is not None:
-                self.made[name] = recipe
+                self.made[name] = recipe.settled(own)
                 self.names[name] = told(recipe.own)
 
     @classmethod
