@@ -69,6 +69,7 @@ import onnxruntime as ort
 from stages.bench_plot import Told, plot
 from stages.bench_ways import MODULES, Stream, copy_events, limit, pipeline, seed_way
 from stages.config import Config
+from stages.inputs import shown
 from stages.writer import prepare_folder
 from streamer import __version__
 from streamer.errors import StreamerError, UsageError
@@ -175,7 +176,7 @@ def bench(config: Config, plan: Plan, output: Path) -> Result:
         logging.getLogger().setLevel(logging.WARNING)
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(4 * plan.rounds + 2) as told:
         told.step("copying the events")
-        files = list(config.input.files)
+        files = [str(shown(file)) for file in config.input.files]
         path = Path(folder).resolve() / "events.root"
         n_input, n_copied = copy_events(config, path)
         config = _reading(config, path, Path(folder).resolve())

@@ -26,6 +26,7 @@ from stages.detector.grid import (
 )
 from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWER_ROWS, N_TOWERS, hcal_detid, tower_of_direction
 from stages.framer import ENERGIES, Framer
+from stages.inputs import shown
 from stages.reader import Reader
 from stages.records import TOWER
 from stages.tagger import fill_crops
@@ -105,9 +106,10 @@ def input_events(config: Config, n_events: int) -> tuple[Columns, Taken]:
         if len(parts) == n_events:
             break
     reader.close()
+    files = [str(shown(file)) for file in config.input.files]
     if not parts:
-        raise UsageError(f"{', '.join(config.input.files)}: no jet with a seed in {n_read} events to measure with")
-    taken = Taken([str(file) for file in config.input.files], n_read, len(parts), n_jets / len(parts))
+        raise UsageError(f"{', '.join(files)}: no jet with a seed in {n_read} events to measure with")
+    taken = Taken(files, n_read, len(parts), n_jets / len(parts))
     return schema.concat([parts[k % len(parts)] for k in range(n_events)]), taken
 
 
@@ -359,8 +361,7 @@ class Dense:
                 if channel == "HCAL":
                     first, second = np.flatnonzero(pixel >= N_TOWERS).reshape(-1, 2).T
                     pixel[first] -= N_TOWERS
-                    row, column = np.divmod(pixel[first], N_TOWER_COLUMNS)
-                    pixel[second] = row * N_TOWER_COLUMNS + (column + 1) % N_TOWER_COLUMNS
+                    pixel[second] = pixel[first] + 1  # in the same row: such a cell begins in an even column
                 out.setdefault(channel, []).append(_Hits(ends, pixel, value))
         return out
 
@@ -431,7 +432,7 @@ def largest_difference(sparse: Sparse, dense: Dense, block: Block) -> float:
         if done <= n_crops:
             ours = sparse.fill(cropped, first, done)
             difference = np.abs(ours - tensor) / np.maximum(1, np.abs(tensor))
-            largest = max(largest, float(difference.max()))
+            largest = float(np.maximum(largest, difference.max()))  # stays nan
 
     dense(block, compare)
     if done != n_crops:

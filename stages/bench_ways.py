@@ -118,7 +118,7 @@ def copy_events(config: Config, path: Path) -> tuple[int, int]:
                 break
         file.close()
     if not n_input:
-        raise UsageError(f"{', '.join(config.input.files)}: no events to measure with")
+        raise UsageError(f"{', '.join(str(file.path) for file in files)}: no events to measure with")
     return n_input, write_events(path, schema, _passes(schema, steps))
 
 

@@ -65,7 +65,7 @@ class InputConfig(Section):
     fat_jets: Literal["auto", "cluster", "Jet"] = "auto"
     """Likewise `FatJet` with 0.8; `Jet` lets the file's `Jet` stand in, whatever their radius."""
     timeout: PositiveSeconds = 30.0
-    """How long a server of remote files may be silent."""
+    """How long a server of remote files may be silent or away [s]; a stop may have to wait for it."""
 
 
 class FramerConfig(Section):

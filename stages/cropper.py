@@ -203,11 +203,11 @@ def crops(
     most = int(np.repeat(frame_counts[:, list(picked)].sum(axis=1), n_objects)[seeds >= 0].sum())
     n_seeds = np.count_nonzero(seeds >= 0)
     out = (
-        np.zeros(n_objects.size, np.int32),
+        np.empty(n_objects.size, np.int32),
         np.empty(n_seeds, np.int32),
         np.zeros((n_seeds, len(picked)), np.int32),
-        np.empty(most, crop_index_dtype(size)),
-        np.empty(most, np.float32),
+        np.empty(most + 1, crop_index_dtype(size)),  # one more, for what is written and not kept
+        np.empty(most + 1, np.float32),
     )
     total = _crops(
         offsets(n_objects),
@@ -231,48 +231,40 @@ def _crops(
 ) -> int:  # fmt: skip
     used = crop = 0
     over = TOWER - 1  # a tower may begin so many pixels outside
+    rows, columns = np.empty(index.size, np.int32), np.empty(index.size, np.int32)  # of each entry's first pixel
     for event in range(n_crops.size):
+        n_crops[event] = 0
+        for entry in range(object_offsets[event], object_offsets[event + 1]):
+            n_crops[event] += seeds[entry] >= 0
+        if n_crops[event] == 0:
+            continue
+        for place in range(picked.size):
+            channel = event * n_channels + picked[place]
+            wide, times = (N_TOWER_COLUMNS, TOWER) if towers[place] else (N_COLUMNS, 1)
+            for pixel in range(pixel_offsets[channel], pixel_offsets[channel + 1]):
+                row = index[pixel] // wide
+                rows[pixel] = row * times
+                columns[pixel] = (index[pixel] - row * wide) * times
         for entry in range(object_offsets[event], object_offsets[event + 1]):
             if seeds[entry] < 0:
                 continue
             top = seeds[entry] // N_COLUMNS - (size // 2 - 1)
             left = seeds[entry] % N_COLUMNS - (size // 2 - 1)
-            if left < 0:
-                left += N_COLUMNS
             for place in range(picked.size):
                 channel = event * n_channels + picked[place]
+                outside = over if towers[place] else 0
+                side = size + outside
                 before = used
-                if towers[place]:
-                    for pixel in range(pixel_offsets[channel], pixel_offsets[channel + 1]):
-                        row = index[pixel] // N_TOWER_COLUMNS * TOWER - top + over
-                        if not 0 <= row < size + over:
-                            continue
-                        column = index[pixel] % N_TOWER_COLUMNS * TOWER - left + over
-                        if column < 0:
-                            column += N_COLUMNS
-                        if column >= N_COLUMNS:
-                            column -= N_COLUMNS
-                        if column < size + over:
-                            crop_index[used] = row * (size + over) + column
-                            crop_value[used] = value[pixel]
-                            used += 1
-                else:
-                    low = max(top, 0) * N_COLUMNS
-                    high = min(top + size, N_ROWS) * N_COLUMNS
-                    for pixel in range(pixel_offsets[channel], pixel_offsets[channel + 1]):
-                        if not low <= index[pixel] < high:
-                            continue
-                        row = index[pixel] // N_COLUMNS
-                        column = index[pixel] - row * N_COLUMNS - left
-                        if column < 0:
-                            column += N_COLUMNS
-                        if column < size:
-                            crop_index[used] = (row - top) * size + column
-                            crop_value[used] = value[pixel]
-                            used += 1
+                for pixel in range(pixel_offsets[channel], pixel_offsets[channel + 1]):
+                    row = rows[pixel] - top + outside
+                    column = columns[pixel] - left + outside
+                    column += N_COLUMNS * (int(column < 0) - int(column >= N_COLUMNS))
+                    # Written in any case and kept if inside: a branch would be guessed wrong too often.
+                    crop_index[used] = row * side + column
+                    crop_value[used] = value[pixel]
+                    used += int(row >= 0) & int(row < side) & int(column < side)
                 n_pixels[crop, place] = used - before
             objects[crop] = entry - object_offsets[event]
-            n_crops[event] += 1
             crop += 1
     return used
 

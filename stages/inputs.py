@@ -1,5 +1,6 @@
 """Which files a list of files, globs, folders and URLs means. Imports nothing heavy."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,10 +9,32 @@ from streamer.errors import UsageError
 SUFFIXES = (".root", ".ig")
 """What is taken from a folder."""
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])?(?::\d*)?")
+
 
 def is_remote(path: Path | str) -> bool:
     """Whether it is a URL."""
     return isinstance(path, str) and "://" in path
+
+
+def shown(path: Path | str) -> Path | str:
+    """A name for people and for files: a URL without the password and the token that it may carry."""
+    if not isinstance(path, str) or not is_remote(path):
+        return path
+    scheme, _, rest = path.partition("://")
+    rest, *query = re.split("[?#]", rest, maxsplit=1)
+    authority, slash, place = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if "@" in path and not _HOST.fullmatch(host):
+        return f"{scheme}://..."  # a password with a mark that ends it, such as `/`
+    # A proxy's path may be a URL again.
+    return f"{scheme}://{host}{slash}{without_secrets(place)}{'?...' if query else ''}"
+
+
+def without_secrets(text: str) -> str:
+    """A text, such as an error's, with each URL in it as `shown`."""
+    return _URL.sub(lambda url: str(shown(url[0])), text)
 
 
 def expand(inputs: Iterable[str]) -> list[Path | str]:

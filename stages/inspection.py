@@ -19,7 +19,7 @@ def show_file(path: Path | str, config: Config) -> None:
     console = Console()
     file = open_events(path, config.input)
     kind = f"{file.kind} {file.layout}" if isinstance(file, TreeFile) else file.kind
-    console.print(f"[bold]{path}[/]  {kind}, {file.n_events:,} events", soft_wrap=True)
+    console.print(f"[bold]{escape(str(file.path))}[/]  {kind}, {file.n_events:,} events", soft_wrap=True)
     wanted = {column.name for column in needed(config)}
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("column", "in the file", "needed", "unit", "meaning"):
@@ -35,7 +35,7 @@ def show_file(path: Path | str, config: Config) -> None:
             choice = choose(file, config.model_copy(update={"taggers": {name: spec}}))
             verdict = "\n    ".join(["[green]can be fed[/]", *choice.notes])
         except UsageError as error:
-            lines = (escape(line.removeprefix(f"{path}: ")) for line in str(error).splitlines())
+            lines = (escape(line.removeprefix(f"{file.path}: ")) for line in str(error).splitlines())
             verdict = "\n    ".join(["[red]no[/]", *lines])
         console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}", soft_wrap=True)
     file.close()

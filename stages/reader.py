@@ -11,7 +11,7 @@ from stages import jets, records
 from stages.config import Config
 from stages.formats import open_events
 from stages.formats.base import EventFile, Step
-from stages.inputs import expand
+from stages.inputs import expand, shown
 from stages.records import INPUT_BY_NAME
 from stages.sources import RADII, Choice, choose
 from streamer.block import Array, Columns
@@ -57,8 +57,9 @@ class Reader(Source):
                 file.wanted_images = choice.images
                 file.check(choice.columns)
             except UsageError as error:
+                name = str(shown(path))
                 for line in str(error).splitlines():
-                    told.setdefault(line.removeprefix(f"{path}: "), []).append(str(path))
+                    told.setdefault(line.removeprefix(f"{name}: "), []).append(name)
         problems += [f"{_first(paths)}: {line}" for line, paths in told.items()]
         if any(made_from != "Jet" for _, choice in self._files for made_from in choice.jets.values()):
             try:

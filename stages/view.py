@@ -46,13 +46,13 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
             raise UsageError(f"no channel '{channel}'{nearest(channel, CHANNELS)}; there are {', '.join(CHANNELS)}")
     file = open_events(path, config.input)
     if entry >= file.n_events:
-        raise UsageError(f"{path}: no event {entry}; it has {file.n_events:,}, counted from 0")
+        raise UsageError(f"{file.path}: no event {entry}; it has {file.n_events:,}, counted from 0")
     given = tuple(channel for channel in CHANNELS if _gives(file, config, _look("Event", (channel,))))
     shown = channels or given
     if not given:
-        raise UsageError(f"{path}: no channel can be made from what it holds; see: streamer inspect {path}")
-    notes = [f"{path}: nothing to see of {channel}" for channel in shown if channel not in given]
-    looks = {"Event": _look("Event", tuple(shown))}
+        raise UsageError(f"{file.path}: no channel can be made of what it holds; see: streamer inspect {file.path}")
+    notes = [f"{file.path}: nothing to see of {channel}" for channel in shown if channel not in given]
+    looks = {"Event": _look("Event", tuple(shown)).model_copy(update={"allow_empty": True})}
     for objects in SEED_CHANNEL:
         look = _look(objects, (SEED_CHANNEL[objects],))
         if f"{objects}_pt" in file.names and _gives(file, config, look):
@@ -74,7 +74,7 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
         parts = [Part(block, first, first + 1) for first in range(network.items(block))]
         network.place(scored, np.concatenate([np.zeros(0, np.float32), *(network.infer([part]) for part in parts)]))
     numbers = [int(columns[name][0]) for name in ("run", "luminosityBlock", "event")]
-    title = "{}   run {}   lumisection {}   event {}".format(Path(str(path)).name, *numbers)
+    title = "{}   run {}   lumisection {}   event {}".format(Path(str(file.path)).name, *numbers)
     scores = {records.score_column(name, spec).name: (name, spec) for name, spec in networks.items()}
     seen = SeenEvent(
         title=title,

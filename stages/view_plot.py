@@ -465,7 +465,7 @@ def _label_places(objects: Sequence[SeenObject], names: dict[int, str], plan: _P
     taken = [(x - reach, x + reach, y - reach, y + reach) for x, y in at.values()]
     out = {}
     for i, (x, y) in at.items():
-        wide, high = 0.35 * plan.text * len(names[i]), 0.45 * plan.text
+        wide, high = 0.35 * plan.text * len(names[i]), 0.5 * plan.text
         best, least = (0.0, 0.0), math.inf
         for far in (1.0, 1.8, 2.6):
             for turn in (1, 3, 7, 5, 0, 4, 2, 6):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from stages import journal, records
 from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
+from stages.inputs import shown
 from streamer import __version__
 from streamer.block import Block
 from streamer.errors import StreamerError, UsageError
@@ -59,7 +60,9 @@ class Writer(Sink):
             )
         elif self.path.exists():
             raise UsageError(f"{self.path}: exists; choose another --output, or --overwrite")
-        about = {"config": self.config.model_dump(mode="json"), "version": __version__}
+        read = self.config.input.model_copy(update={"files": _sources(self.config)})
+        config = self.config.model_copy(update={"input": read})
+        about = {"config": config.model_dump(mode="json"), "version": __version__}
         self._journal = journal.Journal(left, about)
 
     def about(self) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def write_scores(path: Path, blocks: Any, config: Config) -> int:
     schema = records.output(config)
     taggers = {name: {**spec.model_dump(mode="json")} for name, spec in config.taggers.items()}
     metadata = {
-        "streamer_sources": json.dumps(list(config.input.files)),
+        "streamer_sources": json.dumps(_sources(config)),
         "streamer_taggers": json.dumps(taggers),
         "streamer_version": __version__,
     }
@@ -138,6 +141,11 @@ def write_scores(path: Path, blocks: Any, config: Config) -> int:
         title="scores of the end-to-end taggers",
         metadata=metadata,
     )
+
+
+def _sources(config: Config) -> tuple[str, ...]:
+    """The input files, as they may be stored."""
+    return tuple(str(shown(file)) for file in config.input.files)
 
 
 def finish(folder: Path) -> tuple[Path, int]:

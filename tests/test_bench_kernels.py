@@ -63,6 +63,13 @@ def awkward() -> Columns:
     jets = columns["FatJet_eta"].size // 8
     columns["FatJet_phi"][:] = np.tile([-0.1745, -0.1746, np.pi, -np.pi, 0.0, 1.0, -2.0, np.nan], jets)
     columns["FatJet_eta"][2::3] = np.resize([1.38, -1.38, 1.6, -1.6, 2.9, 3.5], columns["FatJet_eta"][2::3].size)
+    # Two towers alike on both sides of the seam, and the most energetic one just beyond the last that may be a seed.
+    own = np.arange(columns["nHBHERecHit"][0])
+    columns["HBHERecHit_energy"][own] = 0
+    for place, (ieta, iphi, energy) in enumerate([(9, 70, 2.0), (9, 71, 2.0), (16, 40, 2.0), (17, 40, 3.0)]):
+        columns["HBHERecHit_detid"][place] = hcal_detid(ieta, iphi, 1)
+        columns["HBHERecHit_energy"][place] = energy
+    columns["FatJet_eta"][:2], columns["FatJet_phi"][:2] = (0.8, 1.35), (np.radians(-10.1), np.radians(197))
     return columns
 
 
@@ -73,6 +80,7 @@ def test_sparse_and_dense_give_the_same_tensors(awkward: Columns, crop: int) -> 
     assert largest_difference(sparse, Dense(config), block) <= TOLERANCE
 
     cropped = sparse.cropped(block)
+    assert cropped.columns["FatJet_seedCol"][:2].tolist() == [2, -1]
     seeds = cropped.columns["FatJet_seedCol"][cropped.columns["FatJet_seedRow"] >= 0]
     assert 8 <= sparse.n_crops(cropped) == seeds.size < awkward["FatJet_eta"].size
     assert ((seeds < crop // 2 - 1) | (seeds > 360 - crop // 2)).any(), "none wraps around"

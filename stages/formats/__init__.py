@@ -38,4 +38,4 @@ def open_events(path: Path | str, config: InputConfig) -> EventFile:
         if kind.matches(found):
             return kind(found)
     known = ", ".join(kind.kind for kind in kinds())
-    raise UsageError(f"{path}: not an event file (it begins with {found.head[:4]!r}); known kinds are {known}")
+    raise UsageError(f"{found.path}: not an event file (it begins with {found.head[:4]!r}); known kinds are {known}")

@@ -4,18 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import uproot
-from uproot.source.http import HTTPSource
-from uproot.source.xrootd import XRootDSource
 
 from stages.config import CHANNELS, InputConfig
-from stages.inputs import is_remote
+from stages.formats.remote import is_lost, open_root, why
+from stages.inputs import is_remote, shown, without_secrets
 from stages.records import InputColumn
 from streamer.block import Columns
 from streamer.errors import UsageError
@@ -41,11 +39,20 @@ class Step:
 
 
 class Found:
-    """A file of a kind that is not known yet: its beginning, and what a ROOT file holds."""
+    """A file of a kind that is not known yet: its beginning, and what a ROOT file holds.
+
+    Attributes
+    ----------
+    path : Path or str
+        For people; secrets of a URL are left out.
+    url : str
+        Where it is on a server; empty for a local file.
+    """
 
     def __init__(self, path: Path | str, config: InputConfig) -> None:
-        self.path, self.config = path, config
-        self.head = b"root" if is_remote(path) else _head(Path(path))
+        self.path, self.config = shown(path), config
+        self.url = str(path) if is_remote(path) else ""
+        self.head = b"root" if self.url else _head(Path(path))
 
     @cached_property
     def root(self) -> Any:
@@ -58,30 +65,23 @@ class Found:
         """
         if self.head[:4] != b"root":
             return None
-        remote = is_remote(self.path)
         try:
             # A mapping, or uproot would look for an object's name behind a colon.
-            file = uproot.open({str(self.path): None}, **(_source(str(self.path), self.config) if remote else {}))
+            file = open_root(self.url, self.config.timeout) if self.url else uproot.open({str(self.path): None})
             file.keys(recursive=False)
         except UsageError:
             raise
         except Exception as error:  # uproot raises whatever the broken bytes, or the network, lead to
-            what, fix = ("cannot be read", "check the address and the server") if remote else (
-                "not a readable ROOT file", "it may be truncated")  # fmt: skip
-            raise UsageError(f"{self.path}: {what} ({one_line(error)}); {fix}") from None
+            what = f"not a readable ROOT file ({one_line(error)}); it may be truncated"
+            if self.url:
+                what = why(self.url, error, self.config.timeout)
+            raise UsageError(f"{self.path}: {what}") from None
         return file
 
-
-def _source(url: str, config: InputConfig) -> dict[str, Any]:
-    """How uproot reads from a server: by its own sources, which need nothing more for HTTP."""
-    scheme = url.partition("://")[0]
-    if scheme in ("http", "https"):
-        return {"handler": HTTPSource, "timeout": config.timeout}
-    if scheme in ("root", "roots"):
-        if find_spec("XRootD") is None:
-            raise UsageError(f"{url}: reading {scheme}:// needs XRootD: pip install 'e2e-streamer[xrootd]'")
-        return {"handler": XRootDSource, "timeout": config.timeout}
-    raise UsageError(f"{url}: {scheme}:// is not known; root://, http:// and https:// are")
+    def trouble(self, error: Exception) -> str:
+        """Why a part of it cannot be read, in short."""
+        lost = self.url and is_lost(error)
+        return why(self.url, error, self.config.timeout) if lost else one_line(error)
 
 
 def _head(path: Path) -> bytes:
@@ -100,6 +100,8 @@ class EventFile(ABC):
 
     Attributes
     ----------
+    path : Path or str
+        For people; secrets of a URL are left out.
     kind : str
         For people.
     mappable : bool
@@ -148,5 +150,5 @@ class EventFile(ABC):
 
 def one_line(error: BaseException) -> str:
     """What an error says, in one short line."""
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

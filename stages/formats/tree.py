@@ -8,16 +8,20 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import awkward as ak
 import numpy as np
 
 from stages.config import InputConfig
 from stages.formats.base import EventFile, Found, Report, Step, one_line
+from stages.formats.remote import Patience, is_lost, open_root
 from stages.records import InputColumn
 from streamer.block import Columns
-from streamer.errors import UsageError, nearest
+from streamer.errors import StreamerError, UsageError, nearest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class TreeFile(EventFile):
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)
+        self._url, self._patience = found.url, Patience(found.url, found.config.timeout)
+        self._trouble = found.trouble
         self._file = found.root
         self._tree = self._open(self.tree_name(found.config))
         try:
@@ -78,7 +84,7 @@ class TreeFile(EventFile):
             keys = self._tree.keys()
             self._own = list(dict.fromkeys(str(name).rpartition("/")[2] for name in keys))
         except Exception as error:
-            raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({one_line(error)})") from None
+            raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({self._trouble(error)})") from None
         own = set(self._own)
         self.made: dict[str, Recipe] = {}
         for name, recipes in self.ways(found.config).items():
@@ -105,7 +111,10 @@ class TreeFile(EventFile):
         for part in folder:
             if part not in place.keys(recursive=False, cycle=False):
                 return False
-            place = place[part]
+            try:
+                place = place[part]
+            except Exception as error:
+                raise UsageError(f"{found.path}: '{part}' cannot be read ({found.trouble(error)})") from None
         return name in place.keys(recursive=False, cycle=False)
 
     def _open(self, name: str) -> Any:
@@ -119,8 +128,45 @@ class TreeFile(EventFile):
             tree = self._file[name]
             tree.num_entries  # noqa: B018 - raises where it is no tree
         except Exception as error:
-            raise UsageError(f"{self.path}: '{name}' cannot be read ({one_line(error)})") from None
+            raise UsageError(f"{self.path}: '{name}' cannot be read ({self._trouble(error)})") from None
         return tree
+
+    def _again(self, error: Exception, entry: int) -> bool:
+        """Whether it was the connection that failed; the file is then open again.
+
+        Raises
+        ------
+        StreamerError
+            The server stayed away, or has another file now.
+        """
+        if not (self._url and is_lost(error)):
+            return False
+        while True:
+            self._patience.wait(error, entry)
+            with contextlib.suppress(Exception):
+                self._file.close()
+            try:
+                file = open_root(self._url, self.config.timeout)
+                tree = file[self.tree_name(self.config)]
+            except Exception as failure:
+                error = failure
+                continue
+            if file.file.uuid != self._file.file.uuid:
+                raise StreamerError(f"{self.path}: another file now than at entry {entry}; start again")
+            self._file, self._tree = file, tree
+            return True
+
+    def _reached(self, entry: int, do: Callable[[], T]) -> T:
+        """What `do` gives, if need be with a new connection."""
+        while True:
+            try:
+                out = do()
+            except Exception as error:
+                if not self._again(error, entry):
+                    raise
+            else:
+                self._patience.reached()
+                return out
 
     @property
     def layout(self) -> str:
@@ -149,6 +195,8 @@ class TreeFile(EventFile):
                 own = self.names[column.name]
                 try:
                     array = self._sample(column)
+                except StreamerError:
+                    raise
                 except Exception as error:
                     unreadable.append((own, one_line(error)))
                     continue
@@ -165,10 +213,18 @@ class TreeFile(EventFile):
 
     def _sample(self, column: InputColumn) -> Any:
         """One entry of a column: the first, or another where that one is damaged."""
+
+        def one(entry: int) -> Any:
+            return self._reached(entry, lambda: self._arrays([column], entry, entry + 1))[column.name]
+
         for entry in (0, self.n_events // 2):
-            with contextlib.suppress(Exception):
-                return self._arrays([column], entry, entry + 1)[column.name]
-        return self._arrays([column], self.n_events - 1, self.n_events)[column.name]
+            try:
+                return one(entry)
+            except StreamerError:
+                raise
+            except Exception:
+                continue
+        return one(self.n_events - 1)
 
     def read(self, columns: Sequence[InputColumn], report: Report, first: int = 0) -> Iterator[Step]:
         present = [column for column in columns if column.name in self.names]
@@ -178,19 +234,26 @@ class TreeFile(EventFile):
             try:
                 for arrays in self._steps(present, start, size):
                     n = min(size, self.n_events - start)
+                    self._patience.reached()
                     yield self._step(present, arrays, start, n, report)
                     start += n
-            except Exception:  # uproot raises whatever the broken bytes lead to
+            except Exception as error:  # uproot raises whatever the broken bytes lead to
+                if self._again(error, start):
+                    continue
                 n = min(size, self.n_events - start)
                 yield from self._pieces(present, start, n, report)
                 start += n
 
     def _pieces(self, columns: Sequence[InputColumn], start: int, n: int, report: Report) -> Iterator[Step]:
         """What can be read of a step that is damaged; a bad basket or cluster costs its own entries."""
-        limits = {start, start + n, *(limit for limit in self._limits(columns) if start < limit < start + n)}
+        known = self._reached(start, lambda: self._limits(columns))
+        limits = {start, start + n, *(limit for limit in known if start < limit < start + n)}
         for first, last in itertools.pairwise(sorted(limits)):
             try:
-                step = self._step(columns, self._arrays(columns, first, last), first, last - first, report)
+                arrays = self._reached(first, partial(self._arrays, columns, first, last))
+                step = self._step(columns, arrays, first, last - first, report)
+            except StreamerError:
+                raise
             except Exception as error:
                 report(first, last - first, one_line(error))
             else:
