@@ -129,10 +129,11 @@ class Channels:
         return Entries(self._offsets("Tower"), pixels, value, nan="nan_energy", invalid="nan_position")
 
     def _image(self, channel: str) -> Entries:
-        index = self._column("ImagePixel_index")
+        index, channels = self._column("ImagePixel_index"), self._columns["ImagePixel_channel"]
+        self._once("channels", lambda: self._drop("bad_pixel", channels >= len(CHANNELS)))
         most = N_TOWERS if channel == "HCAL" else N_PIXELS
         pixels = np.where((index >= 0) & (index < most), index, np.int32(INVALID))
-        pixels = np.where(self._columns["ImagePixel_channel"] == CHANNELS.index(channel), pixels, np.int32(SKIPPED))
+        pixels = np.where(channels == CHANNELS.index(channel), pixels, np.int32(SKIPPED))
         value = self._column("ImagePixel_value")
         return Entries(self._offsets("ImagePixel"), pixels, value, nan="nan_energy", invalid="bad_pixel")
 

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stages.config import Config
+from stages.config import CHANNELS, TAGGERS, Config, TaggerSpec
 from stages.formats import open_events
 from stages.formats.tree import TreeFile
 from stages.records import INPUT, needed
-from stages.sources import choose
+from stages.sources import channels_of, choose
 from streamer.errors import UsageError
 
 
@@ -30,12 +30,18 @@ def show_file(path: Path | str, config: Config) -> None:
         need = "" if column.name not in wanted else "optional" if column.optional else "yes"
         table.add_row(column.name, there, need, column.unit, column.doc)
     console.print(table)
-    for name, spec in config.taggers.items():
+    given = channels_of(file, config)
+    missing = [channel for channel in CHANNELS if channel not in given]
+    console.print(f"channels: {', '.join(given) or 'none'}", soft_wrap=True)
+    if missing:
+        console.print(f"[yellow]empty[/]: {', '.join(missing)}", soft_wrap=True)
+    built_in = {name: TaggerSpec.model_validate({"model": "none", **table}) for name, table in TAGGERS.items()}
+    for name, spec in (built_in | config.taggers).items():
         try:
             choice = choose(file, config.model_copy(update={"taggers": {name: spec}}))
             verdict = "\n    ".join(["[green]can be fed[/]", *choice.notes])
         except UsageError as error:
-            lines = (escape(line.removeprefix(f"{file.path}: ")) for line in str(error).splitlines())
+            lines = (escape(line.removeprefix(f"{path}: ")) for line in str(error).splitlines())
             verdict = "\n    ".join(["[red]no[/]", *lines])
         console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}", soft_wrap=True)
     file.close()

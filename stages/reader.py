@@ -123,15 +123,16 @@ def _first(paths: list[str]) -> str:
 
 
 def with_jets(step: Step, choice: Choice) -> Columns:
-    """The columns of a step, with the jets that are clustered or stand in."""
+    """The columns of a step, with the jets that are clustered or stand in, and without what is only for them."""
     columns = dict(step.columns)
     for objects, made_from in choice.jets.items():
         if made_from == "Jet":
-            made = {"counts": columns["nJet"], **{name: columns[f"Jet_{name}"] for name in ("pt", "eta", "phi")}}
+            made = {name: step.columns[f"Jet_{name}"] for name in ("pt", "eta", "phi")}
+            made["counts"] = step.columns["nJet"]
         else:
-            made = _clustered(columns, made_from, RADII[objects])
+            made = _clustered(step.columns, made_from, RADII[objects])
         columns |= {f"n{objects}": made["counts"], **{f"{objects}_{name}": made[name] for name in ("pt", "eta", "phi")}}
-    return columns
+    return {name: array for name, array in columns.items() if name not in choice.only_jets}
 
 
 def _clustered(columns: Columns, made_from: str, radius: float) -> Columns:

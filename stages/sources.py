@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from stages.config import SEED_CHANNEL, Config
+from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.formats.base import EventFile
 from stages.records import INPUT, INPUT_BY_NAME, SOURCES, VERTEX, InputColumn, channel_columns
 from streamer.errors import UsageError, nearest
@@ -15,6 +15,9 @@ CONSTITUENTS = {
 """What jets can be clustered from; the first that a file has is taken."""
 
 RADII = {"Jet": 0.4, "FatJet": 0.8}
+
+_JET = ("Jet_pt", "Jet_eta", "Jet_phi")
+_JET_KEYS = {"Jet": "jets", "FatJet": "fat_jets"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Choice:
         The channels that its ready-made images give.
     jets : dict of str to str
         `Jet` and `FatJet`, where they are not the file's own: the collection that they are made from.
+    only_jets : frozenset of str
+        What is read for their clustering alone, and is no part of a channel.
     notes : list of str
         What a user should know of it.
     """
@@ -35,6 +40,7 @@ class Choice:
     columns: list[InputColumn]
     images: tuple[str, ...] = ()
     jets: dict[str, str] = field(default_factory=dict)
+    only_jets: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,6 +58,7 @@ def choose(file: EventFile, config: Config) -> Choice:
     jets: dict[str, str] = {}
     notes: list[str] = []
     lines: list[str] = []
+    allowing: dict[str, list[str]] = {}  # a column that a channel lacks to the taggers that could do without
 
     empty: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # what the file lacks, and who would see it, to channels
     for channel in config.channels:
@@ -64,12 +71,13 @@ def choose(file: EventFile, config: Config) -> Choice:
         users = [name for name, spec in config.taggers.items()
                  if channel in spec.channels or SEED_CHANNEL.get(spec.objects) == channel]  # fmt: skip
         strict = [name for name in users if not config.taggers[name].allow_empty]
-        usual = sources[1]  # the first are ready-made images
+        missing = _missing(file, config, channel, sources[1])  # the first are ready-made images
         if strict and file.mappable:
-            for name in _missing(file, config, channel, usual):
+            for name in missing:
                 lacks.setdefault(name, []).append(f"{channel} of {_taggers(strict)}")
+                allowing.setdefault(name, []).extend(strict)
         else:
-            empty.setdefault((" and ".join(usual), tuple(users)), []).append(channel)
+            empty.setdefault((_in_short(file, missing), tuple(users)), []).append(channel)
     for (source_names, those), channels in empty.items():
         why = f"no {', '.join(channels)}, as there is no {source_names} in this {file.kind} file"
         strict = [name for name in those if not config.taggers[name].allow_empty]
@@ -79,28 +87,59 @@ def choose(file: EventFile, config: Config) -> Choice:
         else:
             notes.append(f"{why}; empty for {_taggers(those)}")
 
+    in_channels = frozenset(wanted)
+    only_jets: set[str] = set()
     for objects in config.objects:
+        users = [name for name, spec in config.taggers.items() if spec.objects == objects]
         own = [column for column in INPUT if column.objects == objects]
         needs = [column.name for column in own if not column.optional]
         made_from = _made_from(file, config, objects, all(name in file.names for name in needs))
         if made_from == objects:
             wanted |= {column.name for column in own}
+        elif made_from == "Jet":
+            jets[objects] = made_from
+            wanted |= set(_JET)
+            notes.append(f"{objects} are the file's Jet, whatever their radius")
         elif made_from:
             jets[objects] = made_from
-            wanted |= set(CONSTITUENTS.get(made_from, ("Jet_pt", "Jet_eta", "Jet_phi")))
-            how = "the file's Jet, whatever their radius" if made_from == "Jet" else (
-                f"anti-kT jets with R = {RADII[objects]}, clustered from {made_from}")  # fmt: skip
-            notes.append(f"{objects} are {how}")
+            wanted |= set(CONSTITUENTS[made_from])
+            only_jets |= set(CONSTITUENTS[made_from]) - in_channels
+            if in_channels.isdisjoint(CONSTITUENTS[made_from]):
+                only_jets.add(f"n{made_from}")
+            notes.append(f"{objects} are anti-kT jets with R = {RADII[objects]}, clustered from {made_from}")
+        elif _how(config, objects) == "cluster":
+            lines.append(f"{file.path}: nothing to cluster {objects} from for {_taggers(users)}, neither "
+                         f"{' nor '.join(CONSTITUENTS)}; without input.{_JET_KEYS[objects]} = \"cluster\" the file's "
+                         "own are taken")  # fmt: skip
         else:
-            users = [name for name, spec in config.taggers.items() if spec.objects == objects]
-            for name in needs:
+            for name in _JET if _how(config, objects) == "Jet" else needs:
                 if name not in file.names:
                     lacks.setdefault(name, []).append(_taggers(users))
 
-    lines += [_lack(file, name, users, config) for name, users in lacks.items()]
+    lines += [_lack(file, name, users, config, allowing.get(name, [])) for name, users in lacks.items()]
     if lines:
         raise UsageError("\n".join(lines))
-    return Choice([c for c in INPUT if c.name in wanted and c.name in file.names], tuple(images), jets, notes)
+    columns = [column for column in INPUT if column.name in wanted and column.name in file.names]
+    return Choice(columns, tuple(images), jets, frozenset(only_jets), notes)
+
+
+def look(objects: str, channels: Sequence[str]) -> TaggerSpec:
+    """A tagger without a network: what to frame and to crop."""
+    return TaggerSpec.model_validate({"objects": objects, "channels": channels, "model": "none"})
+
+
+def gives(file: EventFile, config: Config, spec: TaggerSpec) -> bool:
+    """Whether a file has all that a tagger needs."""
+    try:
+        choose(file, config.model_copy(update={"taggers": {"any": spec}}))
+    except UsageError:
+        return False
+    return True
+
+
+def channels_of(file: EventFile, config: Config) -> tuple[str, ...]:
+    """The channels that can be made of a file."""
+    return tuple(channel for channel in CHANNELS if gives(file, config, look("Event", (channel,))))
 
 
 def _sources(config: Config, channel: str) -> Iterator[tuple[str, ...]]:
@@ -113,8 +152,8 @@ def _sources(config: Config, channel: str) -> Iterator[tuple[str, ...]]:
 
 def _missing(file: EventFile, config: Config, channel: str, source: tuple[str, ...]) -> list[str]:
     """Columns that a file lacks for a channel from these collections."""
-    if source == ("ImagePixel",):
-        return [] if channel in file.images else ["ImagePixel_index"]
+    if source == ("ImagePixel",) and channel not in file.images:
+        return ["ImagePixel_index"]
     return [
         column.name
         for column in channel_columns(config, channel, source)
@@ -124,14 +163,26 @@ def _missing(file: EventFile, config: Config, channel: str, source: tuple[str, .
 
 def _made_from(file: EventFile, config: Config, objects: str, has_own: bool) -> str:
     """The collection that objects are made from: their own, another, or none ("")."""
-    choice = {"Jet": config.input.jets, "FatJet": config.input.fat_jets}.get(objects, "auto")
-    if choice == "Jet":
-        return "Jet" if "Jet_pt" in file.names else ""
-    if has_own and choice == "auto":
+    how = _how(config, objects)
+    if how == "Jet":
+        return "Jet" if file.names.keys() >= set(_JET) else ""
+    if has_own and how == "auto":
         return objects
     if objects not in RADII:
         return ""
     return next((name for name, columns in CONSTITUENTS.items() if file.names.keys() >= set(columns)), "")
+
+
+def _in_short(file: EventFile, missing: list[str]) -> str:
+    """Missing columns, by their collection where the file has nothing of it."""
+    there = {name.partition("_")[0] for name in file.names}
+    collections = {name: name.partition("_")[0] for name in missing}
+    return " and ".join(dict.fromkeys(name if of in there else of for name, of in collections.items()))
+
+
+def _how(config: Config, objects: str) -> str:
+    """What the configuration says of where objects come from."""
+    return getattr(config.input, _JET_KEYS[objects]) if objects in _JET_KEYS else "auto"
 
 
 def _taggers(names: Sequence[str]) -> str:
@@ -142,7 +193,7 @@ def _allow(taggers: Sequence[str]) -> str:
     return "set " + " and ".join(f"taggers.{name}.allow_empty = true" for name in taggers)
 
 
-def _lack(file: EventFile, name: str, users: list[str], config: Config) -> str:
+def _lack(file: EventFile, name: str, users: list[str], config: Config, allowing: list[str]) -> str:
     """One line for a missing column: what it is, who needs it, and what to do."""
     column = INPUT_BY_NAME[name]
     own = set(file.own_names())
@@ -159,6 +210,6 @@ def _lack(file: EventFile, name: str, users: list[str], config: Config) -> str:
         line += f'; map it with [input.columns] {name} = "..."'
     if column.objects == "FatJet" and "Jet_pt" in file.names:
         line += ', or let Jet stand in with input.fat_jets = "Jet"'
-    if column.channels:
-        line += f", or {_allow(sorted({name for name in config.taggers if not config.taggers[name].allow_empty}))}"
+    if allowing:
+        line += f", or {_allow(sorted(set(allowing)))}"
     return line

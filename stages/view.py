@@ -6,13 +6,13 @@ import numpy as np
 
 from stages import records
 from stages.config import CHANNELS, SEED_CHANNEL, UNITS, Config, TaggerSpec
-from stages.cropper import Cropper
+from stages.cropper import Cropper, selected
 from stages.detector.grid import N_COLUMNS, N_PIXELS, N_ROWS
 from stages.formats import open_events
 from stages.formats.base import EventFile
 from stages.framer import Framer
 from stages.reader import with_jets
-from stages.sources import Choice, choose
+from stages.sources import Choice, channels_of, choose, gives, look
 from stages.tagger import Network, fill_frames
 from stages.view_plot import SeenEvent, SeenObject
 from streamer.batcher import Part
@@ -47,16 +47,16 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
     file = open_events(path, config.input)
     if entry >= file.n_events:
         raise UsageError(f"{file.path}: no event {entry}; it has {file.n_events:,}, counted from 0")
-    given = tuple(channel for channel in CHANNELS if _gives(file, config, _look("Event", (channel,))))
+    given = channels_of(file, config)
     shown = channels or given
     if not given:
         raise UsageError(f"{file.path}: no channel can be made of what it holds; see: streamer inspect {file.path}")
     notes = [f"{file.path}: nothing to see of {channel}" for channel in shown if channel not in given]
-    looks = {"Event": _look("Event", tuple(shown)).model_copy(update={"allow_empty": True})}
+    looks = {"Event": look("Event", tuple(shown)).model_copy(update={"allow_empty": True})}
     for objects in SEED_CHANNEL:
-        look = _look(objects, (SEED_CHANNEL[objects],))
-        if f"{objects}_pt" in file.names and _gives(file, config, look):
-            looks[objects] = look
+        spec = look(objects, (SEED_CHANNEL[objects],))
+        if f"{objects}_pt" in file.names and gives(file, config, spec):
+            looks[objects] = spec
     networks = {}
     for name, spec in config.taggers.items():
         try:
@@ -64,7 +64,7 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
             networks[name] = spec
         except UsageError as error:
             notes.append(f"not scored by {name}: {str(error).splitlines()[0]}")
-    config = _with(config, {**networks, **{f"view {objects}": look for objects, look in looks.items()}})
+    config = _with(config, {**networks, **{f"view {objects}": spec for objects, spec in looks.items()}})
     block = _frame_and_crops(file, entry, config, choose(file, config))
     file.close()
     columns = block.columns
@@ -86,21 +86,8 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
     return seen, notes
 
 
-def _look(objects: str, channels: tuple[str, ...]) -> TaggerSpec:
-    """A tagger without a network: what to frame and to crop."""
-    return TaggerSpec.model_validate({"objects": objects, "channels": channels, "model": "none"})
-
-
 def _with(config: Config, taggers: dict[str, TaggerSpec]) -> Config:
     return config.model_copy(update={"taggers": taggers})
-
-
-def _gives(file: EventFile, config: Config, look: TaggerSpec) -> bool:
-    try:
-        choose(file, _with(config, {"view": look}))
-    except UsageError:
-        return False
-    return True
 
 
 def _frame_and_crops(file: EventFile, entry: int, config: Config, choice: Choice) -> Block:
@@ -135,15 +122,16 @@ def _images(config: Config, columns: Columns, shown: tuple[str, ...]) -> dict[st
 
 
 def _objects(objects: str, config: Config, columns: Columns) -> list[SeenObject]:
-    """The members of a collection; whose score is -1 was not scored."""
+    """The members of a collection, with the scores of those taggers that selected them."""
     specs = [(name, spec) for name, spec in config.taggers.items() if spec.objects == objects]
+    wanted = {name: selected(columns, spec) for name, spec in specs}
     out = []
     for k in range(int(columns[f"n{objects}"][0])):
         row, column = (int(columns[f"{objects}_{name}"][k]) for name in ("seedRow", "seedCol"))
         scores: dict[str, float] = {}
         for name, spec in specs:
             score = columns.get(records.score_column(name, spec).name)
-            if score is not None and score[k] != -1:
+            if score is not None and wanted[name][k]:
                 scores[spec.score] = float(score[k])
         pt, eta, phi = (float(columns[f"{objects}_{name}"][k]) for name in ("pt", "eta", "phi"))
         seed = (row, column) if row >= 0 else None

@@ -1,6 +1,8 @@
 """Writer: scores to a journal, which is what commits stand on, and at the end to one ROOT file."""
 
 import asyncio
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -62,7 +64,8 @@ class Writer(Sink):
             raise UsageError(f"{self.path}: exists; choose another --output, or --overwrite")
         read = self.config.input.model_copy(update={"files": _sources(self.config)})
         config = self.config.model_copy(update={"input": read})
-        about = {"config": config.model_dump(mode="json"), "version": __version__}
+        self._networks = _hashes(config)
+        about = {"config": config.model_dump(mode="json"), "networks": self._networks, "version": __version__}
         self._journal = journal.Journal(left, about)
 
     def about(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Writer(Sink):
         await self._journal.sync()
         blocks = self._journal.blocks(self.inputs)
         try:
-            await asyncio.to_thread(write_scores, self.path, blocks, self.config)
+            await asyncio.to_thread(write_scores, self.path, blocks, self.config, self._networks)
         except OSError as error:
             raise StreamerError(
                 f"{self.path}: cannot be written ({error.strerror or error}); all results are safe in "
@@ -124,10 +127,19 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
-def write_scores(path: Path, blocks: Any, config: Config) -> int:
-    """Write the output tree from scored blocks; returns the number of events."""
+def write_scores(path: Path, blocks: Any, config: Config, networks: dict[str, str]) -> int:
+    """Write the output tree from scored blocks; returns the number of events.
+
+    Parameters
+    ----------
+    networks : dict of str to str
+        SHA-256 of each tagger's network when the run began.
+    """
     schema = records.output(config)
-    taggers = {name: {**spec.model_dump(mode="json")} for name, spec in config.taggers.items()}
+    taggers = {
+        name: {**spec.model_dump(mode="json"), "sha256": networks.get(name, "")}
+        for name, spec in config.taggers.items()
+    }
     metadata = {
         "streamer_sources": json.dumps(_sources(config)),
         "streamer_taggers": json.dumps(taggers),
@@ -141,6 +153,15 @@ def write_scores(path: Path, blocks: Any, config: Config) -> int:
         title="scores of the end-to-end taggers",
         metadata=metadata,
     )
+
+
+def _hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of the networks; a file that cannot be read is the tagger's to complain about."""
+    out = {}
+    for name, spec in config.taggers.items():
+        with contextlib.suppress(OSError):
+            out[name] = hashlib.sha256(spec.model.read_bytes()).hexdigest()
+    return out
 
 
 def _sources(config: Config) -> tuple[str, ...]:
@@ -164,12 +185,14 @@ def finish(folder: Path) -> tuple[Path, int]:
     if not left.stat().st_size:
         raise UsageError(f"{left}: the run broke off before its first result; start it again with --overwrite")
     try:
-        config = Config.model_validate(journal.read_about(left)["config"])
+        about = journal.read_about(left)
+        config = Config.model_validate(about["config"])
     except (KeyError, ValidationError):
         raise UsageError(f"{left}: not a journal of this version of streamer") from None
     problems: list[str] = []
     try:
-        n = write_scores(path, journal.recover(left, records.scores(config), problems.append), config)
+        blocks = journal.recover(left, records.scores(config), problems.append)
+        n = write_scores(path, blocks, config, about["networks"])
     except OSError as error:
         raise StreamerError(
             f"{path}: cannot be written ({error.strerror or error}); make room, then try again"

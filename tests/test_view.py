@@ -26,8 +26,8 @@ def real() -> Path:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("view")
-    given: dict[str, Any] = {"eg": {}, "qg": {"model": folder / "qg.onnx"}, "top": {"model": folder / "top.onnx"},
-                             "all": {"model": folder / "all.onnx", "objects": "Event", "channels": ["ECAL"]}}  # fmt: skip
+    given: dict[str, Any] = {"eg": {}, **{name: {"model": folder / f"{name}.onnx"} for name in ("qg", "top", "all")}}
+    given["all"] |= {"objects": "Event", "channels": ["ECAL"]}
     made = Config.model_validate({"taggers": given})
     for name, spec in made.taggers.items():
         if name != "eg":
@@ -52,11 +52,13 @@ def test_it_sees_what_the_reference_sees(real: Path, config: Config) -> None:
     n_scored = 0
     for jet in jets:
         seed = None
-        if reference.selected(jet.pt, jet.eta, spec.pt_min, spec.eta_max):
+        wants = reference.selected(jet.pt, jet.eta, spec.pt_min, spec.eta_max)
+        if wants:
             seed = reference.jet_seed(wanted.image("HCALTowers").astype(np.float32), jet.eta, jet.phi)
         assert jet.seed == seed
         assert jet.crops == ((128,) if seed else ())
-        assert set(jet.scores) == ({"qgScore"} if seed else set())
+        assert set(jet.scores) == ({"qgScore"} if wants else set())
+        assert seed or jet.scores.get("qgScore", -1) == -1
         if seed:
             score = reference.linear_score(weights, reference.crop(wanted.stack(spec.channels), seed, 128))
             assert jet.scores["qgScore"] == pytest.approx(score, abs=1e-4)

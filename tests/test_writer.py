@@ -1,5 +1,6 @@
 """The writer: one entry an event, in the order of feeding; an output folder that is never spoilt."""
 
+import hashlib
 import json
 import logging
 import os
@@ -73,7 +74,10 @@ async def test_every_event_has_one_entry_in_the_order_of_feeding(tmp_path: Path,
     with uproot.open(writer.path) as file:
         assert ("RNTuple" in type(file["Events"]).__name__) == (kind == "rntuple")
         assert json.loads(str(file["streamer_sources"])) == ["a.root", "b.ig"]
-        assert set(json.loads(str(file["streamer_taggers"]))) == {"eg"}
+        taggers = json.loads(str(file["streamer_taggers"]))
+    assert {name: tagger["sha256"] for name, tagger in taggers.items()} == {
+        "eg": hashlib.sha256(Config().taggers["eg"].model.read_bytes()).hexdigest()
+    }
     assert writer.about() == {"output": str(writer.path)}
 
 
@@ -279,7 +283,7 @@ async def test_results_are_on_disk_after_sync(tmp_path: Path, monkeypatch: pytes
 def test_scores_of_a_stream_longer_than_one_step_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.writer.WRITE_EVENTS", 7)
     ids = list(range(1, 21))
-    assert write_scores(tmp_path / SCORES, iter([block(i) for i in ids]), config(tmp_path)) == 60
+    assert write_scores(tmp_path / SCORES, iter([block(i) for i in ids]), config(tmp_path), {}) == 60
     assert_holds(tmp_path / SCORES, ids)
 
 

@@ -13,7 +13,7 @@ Images of significances (`...D0Sig...`) are not ours. Jets are those that the nt
 left out eta or phi, they are those of the jet's seed tower.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,7 +62,7 @@ class Vectors:
         return (*self.names, self.times) if self.times else self.names
 
 
-def _tracks(own: Set[str]) -> dict[str, Vectors]:
+def _tracks(own: frozenset[str]) -> dict[str, Vectors]:
     """The images of tracks, all of one projection."""
     for end in ("_atECALfixIP", "_atECALfixIPfromPV", "_atECAL", ""):
         names = {f"Track{what}": f"ECAL_tracks{what}{end}" for what in ("Pt", "D0", "Dz")}
@@ -78,8 +78,8 @@ def _tracks(own: Set[str]) -> dict[str, Vectors]:
     return out | ({"TrackPt": Vectors((pt,))} if pt else {})
 
 
-def _hits(own: Set[str]) -> dict[str, Vectors]:
-    out = {}
+def _hits(own: frozenset[str]) -> dict[str, Vectors]:
+    out: dict[str, tuple[str, ...]] = {}
     seen = "_atPV" if "BPIX_layer1_ECAL_atPV" in own or "TIB_layer1_ECAL_atPV" in own else ""
     shift = 1 if f"BPIX_layer5_ECAL{seen}" in own else 0
     for layer in range(1, 5):
@@ -90,7 +90,7 @@ def _hits(own: Set[str]) -> dict[str, Vectors]:
     return {channel: Vectors(names) for channel, names in out.items() if names and own.issuperset(names)}
 
 
-def vectors_of(own: Set[str]) -> dict[str, Vectors]:
+def vectors_of(own: frozenset[str]) -> dict[str, Vectors]:
     """What the channels are made of in a file with these branches."""
     out = {**_tracks(own), **_hits(own)}
     for channel, ways in {
@@ -137,7 +137,7 @@ class MLAnalyzerFile(TreeFile):
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)
-        self._vectors = vectors_of(set(self._own))
+        self._vectors = vectors_of(frozenset(self._own))
         self.images = tuple(self._vectors)
         if self.images:
             vectors = told([name for vectors in self._vectors.values() for name in vectors.own])
@@ -193,4 +193,4 @@ class MLAnalyzerFile(TreeFile):
 
 def _dense(vectors: Any) -> Array:
     """The vectors of some events one after the other, float32."""
-    return ak.to_numpy(ak.flatten(vectors)).astype(np.float32, copy=False)
+    return np.asarray(ak.to_numpy(ak.flatten(vectors)), np.float32)
