@@ -12,23 +12,22 @@ from stages.channels import Channels
 from stages.config import Config
 from stages.cropper import JET_REACH, MAX_JET_SEED_IETA, Cropper, selected
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid, ee_pixel_table, load_ee_geometry
-from stages.detector.grid import (
+from stages.detector.grid import ETA_EDGES, column_of_phi, eta_of_row, phi_of_column, row_of_eta
+from stages.detector.hcal import hcal_detid, tower_of_direction
+from stages.detector.layout import (
     EB_FIRST_ROW,
     EB_LAST_ROW,
-    ETA_EDGES,
     N_COLUMNS,
     N_PIXELS,
     N_ROWS,
-    column_of_phi,
-    eta_of_row,
-    phi_of_column,
-    row_of_eta,
+    N_TOWER_COLUMNS,
+    N_TOWER_ROWS,
+    N_TOWERS,
+    TOWER,
 )
-from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWER_ROWS, N_TOWERS, hcal_detid, tower_of_direction
 from stages.framer import ENERGIES, Framer
 from stages.inputs import shown
 from stages.reader import Reader
-from stages.records import TOWER
 from stages.tagger import fill_crops
 from streamer.block import Array, Block, Columns, Schema, offsets, readonly
 from streamer.errors import StreamerError, UsageError

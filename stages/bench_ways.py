@@ -18,7 +18,8 @@ from stages.config import Config, TaggerSpec
 from stages.conversion import schema_of
 from stages.cropper import PHOTON_REACH, Cropper
 from stages.detector.ecal import eb_pixel, eb_pixels, ee_pixel_table, ee_pixels, load_ee_geometry
-from stages.detector.grid import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS, column_of_phi, row_of_eta
+from stages.detector.grid import column_of_phi, row_of_eta
+from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS
 from stages.formats import open_events
 from stages.formats.root import write_events
 from stages.framer import Framer

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from stages.config import CHANNELS, Config
 from stages.detector.ecal import eb_pixels, ee_pixels
-from stages.detector.grid import N_PIXELS
-from stages.detector.hcal import N_TOWERS, hcal_towers, tower_of_direction
+from stages.detector.hcal import hcal_towers, tower_of_direction
+from stages.detector.layout import N_PIXELS, N_TOWERS
 from stages.detector.tracker import (
     N_BPIX_LAYERS,
     N_STRIP_LAYERS,

@@ -9,9 +9,10 @@ from numba import njit
 from stages import records
 from stages.config import SEED_CHANNEL, Config, TaggerSpec
 from stages.detector.ecal import eb_pixel
-from stages.detector.grid import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, column_of_phi, row_of_eta
-from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWER_ROWS, tower_of_direction
-from stages.records import TOWER, crop_index_dtype
+from stages.detector.grid import column_of_phi, row_of_eta
+from stages.detector.hcal import tower_of_direction
+from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_TOWER_COLUMNS, N_TOWER_ROWS, TOWER
+from stages.records import crop_index_dtype
 from streamer.block import Array, Block, Columns, offsets, readonly
 from streamer.stage import Stage
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.config import CHANNELS, Config, TaggerSpec
+from stages.detector.layout import TOWER
 from streamer.block import CORE_COLUMNS, Column, Columns, Schema, count_column
 
 
@@ -226,10 +227,6 @@ def _seeds(config: Config) -> list[Column]:
 def crop_names(tagger: str) -> tuple[str, str]:
     """The collections of a tagger's crops and of their pixels; taggers that see the same share the first one's."""
     return f"{tagger.capitalize()}Crop", f"{tagger.capitalize()}Pixel"
-
-
-TOWER = 5
-"""An HCAL tower is so many pixels wide in both directions."""
 
 
 def crop_index_dtype(size: int) -> str:

@@ -14,9 +14,7 @@ from numba import njit
 
 from stages import records
 from stages.config import Config, TaggerSpec
-from stages.detector.grid import N_COLUMNS, N_PIXELS
-from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWERS
-from stages.records import TOWER
+from stages.detector.layout import N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema, offsets, readonly
 from streamer.errors import UsageError

@@ -7,7 +7,7 @@ import numpy as np
 from stages import records
 from stages.config import CHANNELS, SEED_CHANNEL, UNITS, Config, TaggerSpec
 from stages.cropper import Cropper, selected
-from stages.detector.grid import N_COLUMNS, N_PIXELS, N_ROWS
+from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS
 from stages.formats import open_events
 from stages.formats.base import EventFile
 from stages.framer import Framer

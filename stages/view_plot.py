@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from stages.detector.grid import EB_FIRST_ROW, EB_LAST_ROW, ETA_EDGES, N_COLUMNS, N_ROWS
+from stages.detector.grid import ETA_EDGES
+from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS
 from streamer.block import Array
 from streamer.errors import UsageError
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 
-from stages.detector import grid
+from stages.detector import grid, layout
 
 Array = npt.NDArray[Any]
 Event = Mapping[str, Any]
@@ -262,7 +262,7 @@ def _images(
     out: dict[str, Array] = {}
     if "ECAL" in own:
         out["ECAL_energy"] = own["ECAL"]
-        out["EB_energy"] = own["ECAL"][grid.EB_FIRST_ROW : grid.EB_LAST_ROW + 1]
+        out["EB_energy"] = own["ECAL"][layout.EB_FIRST_ROW : layout.EB_LAST_ROW + 1]
     if "HCAL" in own:
         out["HBHE_energy"] = own["HCAL"]
         out["HBHE_energy_EB"] = own["HCAL"][11:45]
@@ -274,15 +274,17 @@ def _images(
         else:
             share = np.maximum(count, 1) if averaged else 1
             images = {"": count, "Pt": own["TrackPt"], "D0": d0 / share, "Dz": dz / share}
+            if averaged:  # the forks that average have them
+                images |= {"D0Sig": 100 * d0 / share, "DzSig": 100 * dz / share}
             out |= {f"ECAL_tracks{what}{projection}": image for what, image in images.items()}
-    empty = np.zeros((grid.N_ROWS, grid.N_COLUMNS))
+    empty = np.zeros((layout.N_ROWS, layout.N_COLUMNS))
     if "BPIX1" in own:
         layers = [own.get(f"BPIX{n}", empty) for n in (1, 2, 3, 4)]
         for n, image in enumerate([empty, *layers] if shifted_layers else layers, 1):
             out[f"BPIX_layer{n}_ECAL{hits}"] = image
     for name, n_layers in STRIP_LAYERS.items():
         if name in own:
-            given = own[name].reshape(-1, grid.N_ROWS, grid.N_COLUMNS)
+            given = own[name].reshape(-1, layout.N_ROWS, layout.N_COLUMNS)
             for n in range(n_layers):
                 out[f"{name}_layer{n + 1}_ECAL{hits}"] = given[n] if n < len(given) else empty
     return out
@@ -310,10 +312,10 @@ def _jet_branches(events: Sequence[Event], style: str) -> dict[str, Any]:
 def _photon_branches(events: Sequence[Event]) -> dict[str, Any]:
     counts, p = _flat(events, "Photon", ("pt", "eta", "phi"))
     row = grid.row_of_eta(p["eta"])
-    inside = ak.unflatten((row >= grid.EB_FIRST_ROW) & (row <= grid.EB_LAST_ROW), counts)
+    inside = ak.unflatten((row >= layout.EB_FIRST_ROW) & (row <= layout.EB_LAST_ROW), counts)
     values = {
         "pho_pT": p["pt"], "pho_E": p["pt"] * np.cosh(p["eta"]), "pho_eta": p["eta"], "pho_phi": p["phi"],
-        "SC_iphi": grid.column_of_phi(p["phi"]), "SC_ieta": row - grid.EB_FIRST_ROW,
+        "SC_iphi": grid.column_of_phi(p["phi"]), "SC_ieta": row - layout.EB_FIRST_ROW,
     }  # fmt: skip
     return {name: ak.unflatten(_f4(value), counts)[inside] for name, value in values.items()}
 

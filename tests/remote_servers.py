@@ -44,14 +44,17 @@ class HttpServer:
     requests : list of str
         Every request so far: method, path and ranges, such as `GET /a.root bytes=0-402`.
     fail_after : int or None
-        Requests that are answered; of later ones half of the body comes before the connection ends. May be set at
+        Requests that are answered; of later ones a part of the body comes before the connection ends. May be set at
         any time.
+    cut : int or None
+        Bytes of that part; half of the body where it is not said. May be set at any time.
     """
 
     port: int
     ranges: bool
     multirange: bool
     fail_after: int | None
+    cut: int | None = None
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -131,7 +134,8 @@ class _Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Range", place)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body if whole else body[: len(body) // 2])
+            cut = len(body) // 2 if self.state.cut is None else self.state.cut
+            self.wfile.write(body if whole else body[:cut])
         self.close_connection = self.close_connection or not whole
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pytest
 
 from stages.detector.ecal import eb_pixels
-from stages.detector.grid import EB_CELL_ETA, EB_FIRST_ROW, N_COLUMNS, column_of_phi, row_of_eta
+from stages.detector.grid import EB_CELL_ETA, column_of_phi, row_of_eta
+from stages.detector.layout import EB_FIRST_ROW, N_COLUMNS
 from stages.simulation import egamma
 from stages.simulation.dice import normal, start, uniform
 from stages.simulation.egamma import generate

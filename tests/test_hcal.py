@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from numba import njit
 
-from stages.detector import grid, hcal
+from stages.detector import grid, hcal, layout
 
 DATA = Path(__file__).parents[2] / "shared" / "cms-open-data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published CMS events and geometry are not at {DATA}")
@@ -48,10 +48,10 @@ def test_every_cell_has_the_tower_of_its_place(new_layout: bool) -> None:
 def test_cells_cover_every_tower_of_the_frame_and_stay_in_their_row() -> None:
     ieta, iphi = all_cells()
     towers = hcal.hcal_towers(hcal.hcal_detid(ieta, iphi, 1))
-    wide = towers[towers >= hcal.N_TOWERS] - hcal.N_TOWERS
-    narrow = towers[towers < hcal.N_TOWERS]
+    wide = towers[towers >= layout.N_TOWERS] - layout.N_TOWERS
+    narrow = towers[towers < layout.N_TOWERS]
     assert (wide // 72 == (wide + 1) // 72).all()
-    n_cells = np.bincount(np.concatenate([narrow, wide, wide + 1]), minlength=hcal.N_TOWERS).reshape(56, 72)
+    n_cells = np.bincount(np.concatenate([narrow, wide, wide + 1]), minlength=layout.N_TOWERS).reshape(56, 72)
     assert (n_cells[1:55] == 1).all()
     assert (n_cells[[0, 55]] == 2).all()  # |ieta| 28 and 29
 
@@ -139,7 +139,7 @@ def test_builder_refuses_even_iphi_of_wide_cells() -> None:
 def test_tower_of_direction_is_that_of_its_edges() -> None:
     rng = np.random.default_rng(5)
     edges = np.concatenate([-hcal.TOWER_EDGES[::-1], hcal.TOWER_EDGES[1:]])
-    assert edges.size == hcal.N_TOWER_ROWS + 1
+    assert edges.size == layout.N_TOWER_ROWS + 1
     eta = np.concatenate([rng.uniform(-3.1, 3.1, 20_000), (edges[1:] + edges[:-1]) / 2])
     phi = rng.uniform(-7, 7, eta.size)
     row = np.where(abs(eta) > 3, -1, np.searchsorted(edges, eta, side="right") - 1)
@@ -181,8 +181,8 @@ def test_it_works_inside_a_kernel() -> None:
 
 def in_tower(towers: Array, eta: Array, phi: Array) -> Array:
     """Whether points are in the eta and phi ranges of the towers, of either one of a wide cell."""
-    wide = towers >= hcal.N_TOWERS
-    first = towers - np.where(wide, hcal.N_TOWERS, 0)
+    wide = towers >= layout.N_TOWERS
+    first = towers - np.where(wide, layout.N_TOWERS, 0)
     there = hcal.tower_of_direction(eta, phi)
     return np.asarray((there == first) | (wide & (there == first + 1)))
 
@@ -208,7 +208,7 @@ def test_every_published_cell_is_in_its_tower(file: str, collections: list[str],
     azimuth = np.arctan2(corners[..., 1], corners[..., 0])
     away = (azimuth - azimuth[:, :1] + np.pi) % (2 * np.pi) - np.pi
     width = np.degrees(away.max(axis=1) - away.min(axis=1))
-    np.testing.assert_allclose(width, np.where(towers >= hcal.N_TOWERS, 10, 5), atol=0.02)
+    np.testing.assert_allclose(width, np.where(towers >= layout.N_TOWERS, 10, 5), atol=0.02)
 
 
 @needs_data
@@ -236,5 +236,5 @@ def test_every_hit_of_the_real_events_is_in_its_tower() -> None:
     assert detids.size > 4000
     towers = hcal.hcal_towers(detids.astype(np.uint32))
     assert (towers >= 0).all()
-    assert (towers >= hcal.N_TOWERS).any()
+    assert (towers >= layout.N_TOWERS).any()
     assert in_tower(towers, eta, phi).all()

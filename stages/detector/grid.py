@@ -14,11 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import vectorize
 
-N_ROWS = 280
-N_COLUMNS = 360
-N_PIXELS = N_ROWS * N_COLUMNS
-EB_FIRST_ROW = 55
-EB_LAST_ROW = 224
+from stages.detector.layout import N_COLUMNS, N_ROWS
+
 EB_CELL_ETA = 0.01745
 """Width in eta of a barrel crystal, which is one degree, as it is in phi."""
 

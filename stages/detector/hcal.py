@@ -17,13 +17,9 @@ import numpy.typing as npt
 from numba import njit, vectorize
 
 from stages.detector.grid import HE_TOWER_EDGES, column_of_phi
+from stages.detector.layout import N_TOWER_COLUMNS, N_TOWER_ROWS, N_TOWERS
 
 Uint32s = npt.NDArray[np.uint32]
-
-N_TOWER_ROWS = 56
-N_TOWER_COLUMNS = 72
-N_TOWERS = N_TOWER_ROWS * N_TOWER_COLUMNS
-"""A tower number is `row * N_TOWER_COLUMNS + column`; tower row r covers rows 5 r .. 5 r + 4 of the frame."""
 
 TOWER_EDGES = np.array([*(0.087 * k for k in range(17)), *HE_TOWER_EDGES])
 """|eta| at the edges of the towers |ieta| 1 to 28."""

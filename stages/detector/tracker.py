@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from stages.detector.grid import ETA_EDGES, N_COLUMNS, N_ROWS, column_of_phi
+from stages.detector.grid import ETA_EDGES, column_of_phi
+from stages.detector.layout import N_COLUMNS, N_ROWS
 
 Floats = npt.NDArray[np.float64]
 Int16s = npt.NDArray[np.int16]

@@ -43,7 +43,8 @@ def _dz(phi: Any, eta: Any, dz: Any, z: Any, vertex_x: Any, vertex_y: Any, verte
     if z is not None:
         dz = ak.where(np.isfinite(z), z, dz)
     along = _first(vertex_x) * np.cos(phi) + _first(vertex_y) * np.sin(phi)
-    return _CM * (dz - _first(vertex_z) + along * np.sinh(eta))
+    with np.errstate(over="ignore", invalid="ignore"):  # eta is 999.9 along the beam, which is outside the frame
+        return _CM * (dz - _first(vertex_z) + along * np.sinh(eta))
 
 
 def _tracks(branch: str) -> dict[str, tuple[Recipe, ...]]:

@@ -21,11 +21,10 @@ import awkward as ak
 import numpy as np
 
 from stages.config import CHANNELS, InputConfig
-from stages.detector.grid import EB_FIRST_ROW, N_COLUMNS, N_PIXELS, eta_of_row, phi_of_column
-from stages.detector.hcal import N_TOWER_COLUMNS, N_TOWERS
+from stages.detector.layout import EB_FIRST_ROW, N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.formats.base import Found
 from stages.formats.tree import Recipe, TreeFile, same, told
-from stages.records import TOWER, InputColumn
+from stages.records import InputColumn
 from streamer.block import Array
 
 STEP_BYTES = 64 << 20
@@ -108,9 +107,11 @@ def vectors_of(own: frozenset[str]) -> dict[str, Vectors]:
 
 def _of_seed(member: str) -> Recipe:
     """Eta or phi at the middle of a jet's seed tower."""
-    of = eta_of_row if member == "ieta" else phi_of_column
 
     def make(seed: Any) -> Any:
+        from stages.detector.grid import eta_of_row, phi_of_column  # which takes a second to import
+
+        of = eta_of_row if member == "ieta" else phi_of_column
         towers = ak.to_numpy(ak.flatten(seed)).round().astype(np.int64)
         return ak.unflatten(of(TOWER * towers + TOWER // 2).astype(np.float32), ak.num(seed))
 
