@@ -41,7 +41,7 @@ def show_file(path: Path | str, config: Config) -> None:
             choice = choose(file, config.model_copy(update={"taggers": {name: spec}}))
             verdict = "\n    ".join(["[green]can be fed[/]", *choice.notes])
         except UsageError as error:
-            lines = (escape(line.removeprefix(f"{path}: ")) for line in str(error).splitlines())
+            lines = (escape(line.removeprefix(f"{file.path}: ")) for line in str(error).splitlines())
             verdict = "\n    ".join(["[red]no[/]", *lines])
         console.print(f"tagger [bold]{name}[/] ({spec.objects}, {', '.join(spec.channels)}): {verdict}", soft_wrap=True)
     file.close()
