@@ -124,7 +124,8 @@ class Channels:
         eta, phi = self._column("Tower_eta"), self._column("Tower_phi")
         pixels = direction_pixels(eta, phi)
         if energy == "hadEnergy":
-            pixels = np.where(pixels >= 0, tower_of_direction(eta, phi), pixels)
+            with np.errstate(invalid="ignore"):
+                pixels = np.where(pixels >= 0, tower_of_direction(eta, phi), pixels)
         value = self._column(f"Tower_{energy}")
         return Entries(self._offsets("Tower"), pixels, value, nan="nan_energy", invalid="nan_position")
 

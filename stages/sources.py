@@ -197,7 +197,8 @@ def _lack(file: EventFile, name: str, users: list[str], config: Config, allowing
     """One line for a missing column: what it is, who needs it, and what to do."""
     column = INPUT_BY_NAME[name]
     own = set(file.own_names())
-    own -= {f"n{name}" for name in (*own, column.collection)} | set(file.names.values())  # counters, and what is taken
+    counters = {f"n{part}" for name in (*own, column.name) for part in (name, name.partition("_")[0])}
+    own -= counters | set(file.names.values())
     mapped = config.input.columns.get(name, name)
     near = nearest(mapped, sorted(own)).removeprefix("; did you mean '").removesuffix("'?")
     line = f"{file.path}: no column '{mapped}' ({column.doc})"

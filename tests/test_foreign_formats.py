@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import reference_detector as reference
 from foreign_files import write_delphes, write_mlanalyzer
-from physics_helpers import Chain, Process, Processes, call, cms_open_data, hits_block, per_event, read_scores
+from physics_helpers import Chain, Processes, call, cms_open_data, hits_block, per_event, read_scores
 from test_detector import columns_of, ee_cell, events_of, fail
 
 from stages.config import CHANNELS, Config, InputConfig
@@ -92,7 +91,7 @@ class Scores:
     def check(self, got: dict[str, Any], events: Sequence[Event], first: int = 0) -> None:
         """The scores of some events, from entry `first` of the output on."""
         for number, event in enumerate(events, first):
-            images, _ = reference.frame(event, ee_cell=ee_cell)
+            images = event.get("frame") or reference.frame(event, ee_cell=ee_cell)[0]
             for name, spec in self.config.taggers.items():
                 stack = np.stack([images[channel] for channel in spec.channels])
                 crops = [stack] if spec.objects == "Event" else self._crops(spec, event, images, stack)
@@ -229,14 +228,14 @@ def test_delphes_without_vertices_measures_from_the_origin(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
 def test_frames_of_delphes_events_are_the_reference_images(tmp_path: Path, variant: dict[str, Any]) -> None:
-    path = write_delphes(tmp_path / "delphes.root", SIMULATED, **variant)
+    path = write_delphes(tmp_path / "delphes.root", SIMULATED[:6], **variant)
     made = config(ALL_OF_DELPHES, [path])
     filled = dict.fromkeys(made.channels, 0)
     for number, images in enumerate(images_of(made, read(made)[0])):
         assert_images(images, reference.frame(SIMULATED[number], ee_cell=ee_cell)[0], f"event {number}")
         for channel, image in images.items():
-            filled[channel] += np.count_nonzero(image)
-    assert all(n > 80 for n in filled.values()), filled
+            filled[channel] += int(np.count_nonzero(image))
+    assert all(n > 50 for n in filled.values()), filled
 
 
 def test_a_track_along_the_beam_of_delphes_is_outside(tmp_path: Path) -> None:
@@ -265,6 +264,35 @@ def test_delphes_without_tracks_is_refused_at_the_start(tmp_path: Path) -> None:
     ]
 
 
+def test_delphes_without_tracks_and_fat_jets_goes_on_where_that_is_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("fastjet", reason="jets are clustered with fastjet, which is not installed")
+    path = write_delphes(tmp_path / "delphes.root", SIMULATED, tracks=False, fat_jets=False)
+    scores = Scores(tmp_path, {"top": {"objects": "FatJet", "allow_empty": True}}, files=[path])
+    with caplog.at_level(logging.WARNING):
+        columns, tally = read(scores.config)
+    assert not tally
+    assert caplog.messages == [
+        f"{path}: no TrackPt, TrackD0, TrackDz, as there is no Track in this Delphes file; empty for tagger top",
+        f"{path}: no BPIX1, BPIX2, BPIX3, as there is no PixelHit in this Delphes file; empty for tagger top",
+        f"{path}: FatJet are anti-kT jets with R = 0.8, clustered from Tower",
+    ]
+    found = Chain(scores.config).scores(columns, len(SIMULATED)).columns
+    got = {name: per_event(found, name, "FatJet") for name in ("FatJet_pt", "FatJet_eta", "FatJet_phi")}
+    events = []
+    for number, event in enumerate(SIMULATED):
+        jets = {name: values[number] for name, values in got.items()}
+        events.append({**event, **jets, **{name: [] for name in event if name.startswith("Track_")}})
+    scores.check({"FatJet_topScore": per_event(found, "FatJet_topScore", "FatJet")}, events)
+    assert scores.n_scored["top"] > 15
+    for event in events:  # no energy is lost or counted twice
+        towers = [np.array(event[f"Tower_{name}"]) for name in ("emEnergy", "hadEnergy", "eta")]
+        pt = (towers[0] + towers[1]) / np.cosh(towers[2])
+        most = max(event["FatJet_pt"], default=0)
+        assert pt.max(initial=0) * 0.999 <= most <= pt.sum() * 1.0001
+
+
 # ---- MLAnalyzer
 
 
@@ -288,7 +316,7 @@ def as_ntuple(event: Event) -> Event:
     own = zip(*(event[f"Jet_{name}"] for name in ("pt", "eta", "phi")), strict=True)
     kept = [k for k, jet in enumerate(own) if np.isfinite(jet).all() and in_the_barrel(*jet[1:])]
     jets = {f"Jet_{name}": [event[f"Jet_{name}"][k] for k in kept] for name in ("pt", "eta", "phi")}
-    return {**event, **jets, "images": out}
+    return {**event, **jets, "images": out, "frame": images}
 
 
 def in_the_barrel(eta: float, phi: float) -> bool:
@@ -310,7 +338,10 @@ def test_scores_of_an_ntuple_are_those_of_the_events_that_it_was_made_of(tmp_pat
     assert not tally
     assert not any(name.startswith(("Track", "EB", "HBHE")) and got[name].any() for name in got)
     found = Chain(scores.config).scores(got, len(real)).columns
-    jets = {"Jet_qgScore": per_event(found, "Jet_qgScore", "Jet"), "Event_wholeScore": found["Event_wholeScore"]}
+    jets: dict[str, Any] = {
+        "Jet_qgScore": per_event(found, "Jet_qgScore", "Jet"),
+        "Event_wholeScore": found["Event_wholeScore"],
+    }
     scores.check(jets, real)
     assert scores.n_scored["whole"] == 100
     assert scores.n_scored["qg"] > 60
@@ -348,7 +379,7 @@ def wanted_images(event: Event) -> dict[str, Any]:
     ids=variant_name,
 )
 def test_images_of_all_forks_are_the_same(tmp_path: Path, awkward: list[Event], variant: dict[str, Any]) -> None:
-    path = write_mlanalyzer(tmp_path / "ntuple.root", awkward, **variant)
+    path = write_mlanalyzer(tmp_path / "ntuple.root", awkward[:3], **variant)
     made = config({"whole": {"objects": "Event", "channels": CHANNELS}}, [path])
     got, tally = read(made)
     assert not tally
@@ -356,7 +387,7 @@ def test_images_of_all_forks_are_the_same(tmp_path: Path, awkward: list[Event], 
     for number, images in enumerate(images_of(made, got)):
         assert_images(images, wanted_images(awkward[number]), f"event {number}")
         for channel, image in images.items():
-            filled[channel] += np.count_nonzero(image)
+            filled[channel] += int(np.count_nonzero(image))
     assert all(filled.values()), filled
 
 
@@ -426,6 +457,17 @@ def test_a_vector_of_another_length_costs_its_event_alone(tmp_path: Path, caplog
     ]  # fmt: skip
 
 
+def test_jets_and_seeds_of_different_number_cost_their_event_alone(tmp_path: Path) -> None:
+    """Their order may differ as well where some have no seed, so that none is given another's phi."""
+    images = {"HBHE_energy": [energies(4032, 1.0)] * 3}
+    jets = {"jet_Pt": [[50.0, 40.0], [30.0], []], "jet_Eta": [[0.1, 0.2], [0.3], []]}
+    path = ntuple(tmp_path / "ntuple.root", **images, **jets, jetSeed_iphi=[[3.0], [2.0], []])
+    got, tally = read(config({"jets": {"objects": "Jet", "channels": ("HCAL",)}}, [path]))
+    assert got["event"].tolist() == [1, 2]
+    assert got["Jet_phi"].tolist() == pytest.approx([np.radians(5 * 2 + 2.5 - 10)])
+    assert tally == {("unreadable_events", "entry"): 1}
+
+
 def test_images_that_no_tagger_needs_are_not_read(tmp_path: Path) -> None:
     """Here they could not be: the vectors are too short."""
     path = ntuple(tmp_path / "ntuple.root", ECAL_energy=[energies(100_800, 1.0)] * 2, HBHE_energy=[[1.0], []])
@@ -466,7 +508,8 @@ def test_a_step_is_bounded_by_the_bytes_of_its_vectors(
 ) -> None:
     path = write_mlanalyzer(tmp_path / "ntuple.root", awkward)
     file = open_events(path, InputConfig())
-    event_bytes = sum(4 * v.length * len(v.own) for v in vectors_of(set(file.own_names())).values())
+    vectors = vectors_of(frozenset(file.own_names())).values()
+    event_bytes = sum(4 * of_channel.length * len(of_channel.own) for of_channel in vectors)
     assert event_bytes > 32 * 400_000
     assert file.config.step_events == mlanalyzer.STEP_BYTES // event_bytes
     file.close()
@@ -564,7 +607,7 @@ def test_a_kind_of_file_takes_less_than_60_lines() -> None:
 
 
 class Runs:
-    """All runs at a time: the kinds mixed, and Delphes with what it lacks."""
+    """Five kinds of files in one run."""
 
     def __init__(self, folder: Path, streamer: Processes) -> None:
         given = reference.random_events(np.random.default_rng(7), 16)
@@ -589,27 +632,16 @@ class Runs:
             self.events["ig"] = []
             for step in open_events(path, InputConfig()).read(INPUT, fail):
                 self.events["ig"] += events_of(step.columns)
-        bare = write_delphes(folder / "bare.root", SIMULATED, tracks=False, fat_jets=False)
         self.mixed = Scores(folder, {"qg": {"objects": "Jet"}, "whole": WHOLE}, feed={"block_events": 7})
-        (folder / "top").mkdir()
-        self.lacking = Scores(folder / "top", {"top": {"objects": "FatJet", "allow_empty": True}})
-        self.folder = folder
-
-        def start(name: str, scores: Scores, files: Sequence[Path], *more: str) -> Process:
-            (folder / f"{name}.toml").write_text(to_toml(scores.config))
-            return streamer("run", *files, "-c", folder / f"{name}.toml", "-o", folder / name, *more)
-
+        (folder / "mixed.toml").write_text(to_toml(self.mixed.config))
+        files = self.files.values()
         self.processes = {
-            "mixed": start("mixed", self.mixed, list(self.files.values())),
+            "mixed": streamer("run", *files, "-c", folder / "mixed.toml", "-o", folder / "mixed"),
             "inspect": streamer("inspect", self.files["json"], "-c", folder / "mixed.toml"),
         }
-        if find_spec("fastjet"):
-            self.processes["lacking"] = start("lacking", self.lacking, [bare])
         for process in self.processes.values():
             process.check()
-
-    def scores(self, name: str) -> dict[str, Any]:
-        return read_scores(self.folder / name / "scores.root")
+        self.scores = read_scores(folder / "mixed/scores.root")
 
 
 @pytest.fixture(scope="module")
@@ -622,7 +654,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def test_five_kinds_of_files_in_one_run_give_the_scores_of_the_reference(runs: Runs) -> None:
-    got = runs.scores("mixed")
+    got = runs.scores
     first = 0
     for place, (kind, events) in enumerate(runs.events.items()):
         last = first + len(events)
@@ -642,7 +674,7 @@ def test_an_entry_of_another_packages_kind_that_cannot_be_read_is_left_out_alone
     lines = [line for line in process.err.splitlines() if " cannot be read and will be left out: " in line]
     assert len(lines) == 1
     assert f"{runs.files['json']}: entry 2 cannot" in lines[0]
-    got = runs.scores("mixed")
+    got = runs.scores
     entries = [e for e, file in zip(got["sourceEntry"], got["sourceFile"], strict=True) if file == 3]
     assert entries == [0, 1, *range(3, 19)]
 
@@ -652,29 +684,3 @@ def test_inspect_knows_another_packages_kind(runs: Runs) -> None:
     assert f"{runs.files['json']}  JSON lines, 19 events" in out
     for name in ("qg (Jet, TrackPt, TrackD0, TrackDz, ECAL, HCAL)", "whole (Event, HCAL, TrackPt, ECAL, TrackDz)"):
         assert f"tagger {name}: can be fed" in out
-
-
-def test_delphes_without_tracks_and_fat_jets_runs_where_that_is_allowed(runs: Runs) -> None:
-    if "lacking" not in runs.processes:
-        pytest.skip("jets are clustered with fastjet, which is not installed")
-    err = runs.processes["lacking"].err
-    for note in (
-        "no TrackPt, TrackD0, TrackDz, as there is no Track in this Delphes file; empty for tagger top",
-        "no BPIX1, BPIX2, BPIX3, as there is no PixelHit in this Delphes file; empty for tagger top",
-        "FatJet are anti-kT jets with R = 0.8, clustered from Tower",
-    ):
-        assert err.count(f"{runs.folder / 'bare.root'}: {note}") == 1
-    got = runs.scores("lacking")
-    assert got["event"] == [event["event"] for event in SIMULATED]
-    events = []
-    for number, event in enumerate(SIMULATED):
-        jets = {f"FatJet_{name}": got[f"FatJet_{name}"][number] for name in ("pt", "eta", "phi")}
-        events.append({**event, **jets, **{name: [] for name in event if name.startswith("Track_")}})
-    runs.lacking.check(got, events)
-    assert runs.lacking.n_scored["top"] > 15
-    for number, event in enumerate(SIMULATED):  # nothing is lost or counted twice
-        towers = [np.array(event[f"Tower_{name}"]) for name in ("emEnergy", "hadEnergy", "eta", "phi")]
-        pt = (towers[0] + towers[1]) / np.cosh(towers[2])
-        most = max(got["FatJet_pt"][number], default=0)
-        assert most <= pt.sum() * 1.0001
-        assert most >= pt.max(initial=0) * 0.999

@@ -315,6 +315,13 @@ def test_a_missing_column_of_a_mappable_file_is_told_with_hints() -> None:
     ]
 
 
+def test_a_counter_is_no_hint() -> None:
+    there = [*HITS - {"EERecHit_detid", "EERecHit_energy"}, "nEBRecHit"]
+    lines = refusal(Fake((), mappable=True, others=there), config(whole("ECAL")))
+    assert len(lines) == 4
+    assert not any("'nEBRecHit'" in line for line in lines)
+
+
 def test_only_the_taggers_that_see_a_channel_are_told_to_allow_it_empty() -> None:
     lines = refusal(Fake(HITS, mappable=True), config(whole("ECAL"), whole("TOB", "ECAL"), whole("TEC")))
     assert len(lines) == 5
