@@ -544,7 +544,6 @@ class JsonLinesFile(EventFile):
     """A text file."""
 
     kind = "JSON lines"
-    suffixes = (".jsonl",)
 
     def __init__(self, found):
         super().__init__(found)

@@ -37,7 +37,7 @@ ALL = {column.name for column in INPUT}
 class Fake(EventFile):
     """A file of which nothing is known but its columns."""
 
-    kind, suffixes = "made-up", ()
+    kind = "made-up"
 
     def __init__(
         self, names: Iterable[str], images: Sequence[str] = (), mappable: bool = False, others: Sequence[str] = ()

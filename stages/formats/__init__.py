@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from stages.config import InputConfig
-from stages.formats.base import EventFile, Found
+from stages.formats.base import EventFile, Found, one_line
 from stages.formats.delphes import DelphesFile
 from stages.formats.ig import IgFile
 from stages.formats.mlanalyzer import MLAnalyzerFile
@@ -21,7 +21,13 @@ GROUP = "streamer.formats"
 @cache
 def kinds() -> tuple[type[EventFile], ...]:
     """The kinds in the order in which they are tried; those of other packages first."""
-    others = tuple(point.load() for point in entry_points(group=GROUP))
+    others = []
+    for point in entry_points(group=GROUP):
+        try:
+            others.append(point.load())
+        except Exception as error:  # somebody else's code
+            told = f"{GROUP}: '{point.name}' ({point.value}) cannot be imported ({one_line(error)})"
+            raise UsageError(f"{told}; mend or uninstall the package that brings it") from None
     return (*others, DelphesFile, MLAnalyzerFile, RootFile, IgFile)
 
 
@@ -36,6 +42,11 @@ def open_events(path: Path | str, config: InputConfig) -> EventFile:
     found = Found(path, config)
     for kind in kinds():
         if kind.matches(found):
-            return kind(found)
+            try:
+                return kind(found)
+            except UsageError:
+                raise
+            except Exception as error:  # whatever a broken file leads to
+                raise UsageError(f"{found.path}: not a readable {kind.kind} file ({one_line(error)})") from None
     known = ", ".join(kind.kind for kind in kinds())
     raise UsageError(f"{found.path}: not an event file (it begins with {found.head[:4]!r}); known kinds are {known}")

@@ -50,7 +50,7 @@ class Found:
     """
 
     def __init__(self, path: Path | str, config: InputConfig) -> None:
-        self.path, self.config = shown(path), config
+        self.path, self.config = shown(path) if is_remote(path) else Path(path), config
         self.url = str(path) if is_remote(path) else ""
         self.head = b"root" if self.url else _head(Path(path))
 
@@ -115,7 +115,6 @@ class EventFile(ABC):
     """
 
     kind: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]]
     mappable: ClassVar[bool] = False
 
     def __init__(self, found: Found) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +36,6 @@ class IgFile(EventFile):
     """A zip of events."""
 
     kind = "CMS event display (.ig)"
-    suffixes: ClassVar[tuple[str, ...]] = (".ig",)
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)

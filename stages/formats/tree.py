@@ -66,7 +66,6 @@ def told(own: Sequence[str]) -> str:
 class TreeFile(EventFile):
     """A file with one tree of events."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".root",)
     recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {}
     """Our columns to the ways to make them; the first is taken whose columns the file has."""
     inconsistent: ClassVar[str] = "columns of one collection differ in length"
