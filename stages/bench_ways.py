@@ -107,6 +107,11 @@ def copy_events(config: Config, path: Path) -> tuple[int, int]:
     files = [open_events(file, step_events) for file in expand(config.input.files)]
     choices = [choose(file, config).columns for file in files]
     columns = [column for column in choices[0] if all(column in others for others in choices)]
+    for file, choice in zip(files, choices, strict=True):
+        if not {"EBRecHit_detid", "EERecHit_detid"} <= {column.name for column in choice}:
+            raise UsageError(
+                f"{file.path}: no ECAL rechits, which the seed's way is made for; see: streamer bench kernels"
+            )
     schema = schema_of(columns)
     steps: list[Columns] = []
     n_input = 0

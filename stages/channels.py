@@ -33,7 +33,6 @@ OUTSIDE, INVALID, SKIPPED = -1, -2, -3
 DROPPED = ("nan_energy", "bad_detid", "nan_track", "nan_position", "bad_layer", "bad_pixel")
 """Why a hit can be left out; the label values of `streamer_hits_dropped_total`."""
 
-MAX_TRACK_ETA = 3.0
 MAX_DZ_CM = 0.1
 """Tracks further from the primary vertex are not part of the impact parameter channels."""
 

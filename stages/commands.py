@@ -210,7 +210,7 @@ def view(
     from stages.view_plot import draw
 
     wanted = overrides(set_) | _pairs("--tagger", "taggers.{}.model", tagger or [], str)
-    names = tuple(name.strip() for name in channels.split(",")) if channels else ()
+    names = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
     seen, notes = see(file, event, PIPELINE.load_config(config, wanted), names)  # type: ignore[arg-type]
     draw(seen, output)
     for note in notes:

@@ -24,9 +24,6 @@ UNITS = dict.fromkeys(CHANNELS, "hits") | {
 }
 """What a pixel of a channel holds the sum of."""
 
-OBJECTS = ("Photon", "Jet", "FatJet", "Event")
-"""What can be scored: members of a collection, or the event as a whole."""
-
 SEED_CHANNEL = {"Photon": "ECAL", "Jet": "HCAL", "FatJet": "HCAL"}
 """The channel in which an object's seed is looked for."""
 
@@ -107,6 +104,11 @@ class TaggerSpec(Section):
             return data
         return {**OBJECT_DEFAULTS.get(str(data.get("objects", "Photon")), {}), **data}
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _from_text(cls, channels: Any) -> Any:
+        return [name.strip() for name in channels.split(",")] if isinstance(channels, str) else channels
+
     @field_validator("channels")
     @classmethod
     def _known_channels(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,7 +128,7 @@ class TaggerSpec(Section):
                     raise ValueError(f"'{key}' has no meaning for objects = \"Event\", which see the whole frame")
         elif not self.crop:
             raise ValueError("'crop' must be at least 2; to see the whole frame, set objects = \"Event\"")
-        if self.score in TAKEN_SCORES:
+        if self.objects != "Event" and self.score in TAKEN_SCORES:
             raise ValueError(f"'score' cannot be '{self.score}', which is a column of {self.objects} already")
         return self
 
@@ -137,7 +139,8 @@ class TaggerSpec(Section):
         return len(self.channels), rows, columns
 
 
-TAKEN_SCORES = ("pt", "eta", "phi", "seedRow", "seedCol", "seedDetId", "superClusterIdx", "genLabel")
+TAKEN_SCORES = ("pt", "eta", "phi", "seedRow", "seedCol")
+"""The output has these columns of its objects already."""
 
 TAGGERS: dict[str, dict[str, Any]] = {
     "eg": {"objects": "Photon", "model": packaged("models/eg.onnx")},

@@ -11,7 +11,7 @@ from stages.config import InputConfig
 from stages.formats import open_events
 from stages.formats.root import WRITE_EVENTS, write_events
 from stages.inputs import expand
-from stages.records import INPUT, InputColumn
+from stages.records import INPUT, INPUT_BY_NAME, InputColumn
 from streamer.block import Columns, Schema, count_column
 from streamer.errors import UsageError
 
@@ -44,6 +44,12 @@ def convert_files(inputs: list[str], out: Path, *, rntuple: bool = False, overwr
     files = [open_events(path, config) for path in expand(inputs)]
     columns = [c for c in INPUT if all(c.name in file.names for file in files)]
     schema = schema_of(columns)
+    for file in files:
+        lost = dict.fromkeys(
+            INPUT_BY_NAME[name].collection for name in file.names if INPUT_BY_NAME[name] not in columns
+        )
+        if lost:
+            log.warning("%s: not all of it is converted; other inputs lack columns of %s", file.path, ", ".join(filter(None, lost)))
 
     def steps() -> Iterator[Columns]:
         for file in track(files, "converting", transient=True):

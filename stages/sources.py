@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.formats.base import EventFile
+from stages.jets import R_AK4, R_AK8
 from stages.records import INPUT, INPUT_BY_NAME, SOURCES, VERTEX, InputColumn, channel_columns
 from streamer.errors import UsageError, nearest
 
@@ -14,7 +15,7 @@ CONSTITUENTS = {
 }
 """What jets can be clustered from; the first that a file has is taken."""
 
-RADII = {"Jet": 0.4, "FatJet": 0.8}
+RADII = {"Jet": R_AK4, "FatJet": R_AK8}
 
 _JET = ("Jet_pt", "Jet_eta", "Jet_phi")
 _JET_KEYS = {"Jet": "jets", "FatJet": "fat_jets"}
@@ -67,12 +68,20 @@ def choose(file: EventFile, config: Config) -> Choice:
         if source is not None:
             images += [channel] if source == ("ImagePixel",) else []
             wanted |= {column.name for column in channel_columns(config, channel, source)}
+            hits = sources[1]
+            if source not in (("ImagePixel",), hits) and any(name.startswith(hits) for name in file.names):
+                lacking = _in_short(file, _missing(file, config, channel, hits))
+                notes.append(f"{channel} is made of {' and '.join(source)}, as there is no {lacking}")
             continue
         users = [name for name, spec in config.taggers.items()
                  if channel in spec.channels or SEED_CHANNEL.get(spec.objects) == channel]  # fmt: skip
         strict = [name for name in users if not config.taggers[name].allow_empty]
         missing = _missing(file, config, channel, sources[1])  # the first are ready-made images
-        if strict and file.mappable:
+        there = tuple(name for name in sources[1] if not _missing(file, config, channel, (name,)))
+        if not strict and there:
+            wanted |= {column.name for column in channel_columns(config, channel, there)}
+            notes.append(f"{channel} is made of {' and '.join(there)} alone, as there is no {_in_short(file, missing)}")
+        elif strict and file.mappable:
             for name in missing:
                 lacks.setdefault(name, []).append(f"{channel} of {_taggers(strict)}")
                 allowing.setdefault(name, []).extend(strict)
@@ -87,6 +96,9 @@ def choose(file: EventFile, config: Config) -> Choice:
         else:
             notes.append(f"{why}; empty for {_taggers(those)}")
 
+    if wanted.intersection(VERTEX) and not file.names.keys() >= set(VERTEX):
+        notes.append("there are no vertices (PV): the origin is taken for them")
+
     in_channels = frozenset(wanted)
     only_jets: set[str] = set()
     for objects in config.objects:
@@ -96,6 +108,8 @@ def choose(file: EventFile, config: Config) -> Choice:
         made_from = _made_from(file, config, objects, all(name in file.names for name in needs))
         if made_from == objects:
             wanted |= {column.name for column in own}
+            if objects in RADII and file.any_radius:
+                notes.append(f"{objects} are the file's own, whatever their radius")
         elif made_from == "Jet":
             jets[objects] = made_from
             wanted |= set(_JET)

@@ -65,7 +65,9 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
         except UsageError as error:
             notes.append(f"not scored by {name}: {str(error).splitlines()[0]}")
     config = _with(config, {**networks, **{f"view {objects}": spec for objects, spec in looks.items()}})
-    block = _frame_and_crops(file, entry, config, choose(file, config))
+    choice = choose(file, config)
+    notes += [f"{file.path}: {note}" for note in choice.notes if note.partition(" ")[0] in choice.jets]
+    block = _frame_and_crops(file, entry, config, choice)
     file.close()
     columns = block.columns
     scored: Columns = dict(columns)
@@ -80,7 +82,7 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
         title=title,
         images=_images(config, columns, shown),
         units={channel: UNITS[channel] for channel in shown},
-        objects=tuple(thing for objects in looks if objects != "Event" for thing in _objects(objects, config, scored)),
+        objects=tuple(thing for objects in config.objects for thing in _objects(objects, config, scored)),
         event_scores={spec.score: float(scored[name][0]) for name, (_, spec) in scores.items() if not spec.crop},
     )
     return seen, notes

@@ -186,13 +186,13 @@ def finish(folder: Path) -> tuple[Path, int]:
         raise UsageError(f"{left}: the run broke off before its first result; start it again with --overwrite")
     try:
         about = journal.read_about(left)
-        config = Config.model_validate(about["config"])
+        config, networks = Config.model_validate(about["config"]), about["networks"]
     except (KeyError, ValidationError):
         raise UsageError(f"{left}: not a journal of this version of streamer") from None
     problems: list[str] = []
     try:
         blocks = journal.recover(left, records.scores(config), problems.append)
-        n = write_scores(path, blocks, config, about["networks"])
+        n = write_scores(path, blocks, config, networks)
     except OSError as error:
         raise StreamerError(
             f"{path}: cannot be written ({error.strerror or error}); make room, then try again"

@@ -101,7 +101,34 @@ def test_the_first_source_that_is_complete_is_taken(
     choice = choose(Fake(there, images), config(whole("ECAL"), input={"calorimeters": calorimeters}))
     assert columns(choice) == ecal
     assert choice.images == (("ECAL",) if ecal == IMAGES else ())
-    assert not choice.notes
+    incomplete = there & HITS and ecal not in (HITS, IMAGES) and calorimeters == "auto"
+    assert choice.notes == (["ECAL is made of Tower, as there is no EERecHit_energy"] if incomplete else [])
+
+
+def test_a_part_of_a_channel_is_taken_where_it_may_be_empty() -> None:
+    barrel = {"EBRecHit_detid", "EBRecHit_energy"}
+    choice = choose(Fake(barrel), config(whole("ECAL", allow_empty=True)))
+    assert columns(choice) == barrel
+    assert choice.notes == ["ECAL is made of EBRecHit alone, as there is no EERecHit"]
+    (line,) = refusal(Fake(barrel), config(whole("ECAL")))
+    assert "there is no EERecHit in this made-up file" in line
+
+
+def test_an_origin_that_stands_in_for_the_vertex_is_told() -> None:
+    pixels = {f"PixelHit_{name}" for name in ("x", "y", "z", "layer")}
+    seen_from = config(whole("BPIX1"), framer={"hits_from": "vertex"})
+    assert choose(Fake(pixels), seen_from).notes == ["there are no vertices (PV): the origin is taken for them"]
+    assert not choose(Fake(pixels | PV), seen_from).notes
+    assert not choose(Fake(pixels), config(whole("BPIX1"))).notes
+
+
+def test_jets_of_any_radius_are_told() -> None:
+    class Varying(Fake):
+        any_radius = True
+
+    jets = config({"objects": "Jet", "channels": ("HCAL",)})
+    assert choose(Varying(JETS | HCAL_HITS), jets).notes == ["Jet are the file's own, whatever their radius"]
+    assert not choose(Fake(JETS | HCAL_HITS), jets).notes
 
 
 @pytest.mark.parametrize(("calorimeters", "there"), [("hits", TOWERS), ("towers", HITS)])

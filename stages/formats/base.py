@@ -106,6 +106,8 @@ class EventFile(ABC):
         For people.
     mappable : bool
         Whether `input.columns` can say what its columns are called.
+    any_radius : bool
+        Whether its jets may have another radius than ours.
     names : dict of str to str
         Our names of the columns it can give to its own names of them.
     images : tuple of str
@@ -116,6 +118,7 @@ class EventFile(ABC):
 
     kind: ClassVar[str]
     mappable: ClassVar[bool] = False
+    any_radius: ClassVar[bool] = False
 
     def __init__(self, found: Found) -> None:
         self.path, self.config = found.path, found.config

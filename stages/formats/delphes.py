@@ -86,6 +86,7 @@ class DelphesFile(TreeFile):
     """A tree `Delphes`."""
 
     kind = "Delphes"
+    any_radius = True
     recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {
         "run": (_constant(1, np.uint32),),
         "luminosityBlock": (_constant(1, np.uint32),),

@@ -36,6 +36,7 @@ class IgFile(EventFile):
     """A zip of events."""
 
     kind = "CMS event display (.ig)"
+    any_radius = True
 
     def __init__(self, found: Found) -> None:
         super().__init__(found)

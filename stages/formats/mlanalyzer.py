@@ -122,6 +122,7 @@ class MLAnalyzerFile(TreeFile):
     """A tree `fevt/RHTree`."""
 
     kind = "CMS MLAnalyzer"
+    any_radius = True
     inconsistent = "vectors of other lengths than those of the images, or jets with and without a seed"
     recipes: ClassVar[dict[str, tuple[Recipe, ...]]] = {
         "run": (same("runId"),),

@@ -66,6 +66,8 @@ def load_crops(
             if on_step is not None:
                 on_step(n)
         file.close()
+    if not crops:
+        raise UsageError(f"{', '.join(map(str, files))}: no events to train with")
     return np.concatenate(crops), np.concatenate(labels)
 
 
