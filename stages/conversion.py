@@ -49,7 +49,8 @@ def convert_files(inputs: list[str], out: Path, *, rntuple: bool = False, overwr
             INPUT_BY_NAME[name].collection for name in file.names if INPUT_BY_NAME[name] not in columns
         )
         if lost:
-            log.warning("%s: not all of it is converted; other inputs lack columns of %s", file.path, ", ".join(filter(None, lost)))
+            told = ", ".join(filter(None, lost))
+            log.warning("%s: not all of it is converted; other inputs lack columns of %s", file.path, told)
 
     def steps() -> Iterator[Columns]:
         for file in track(files, "converting", transient=True):
