@@ -1,4 +1,4 @@
-"""The commands that know events: run, demo, convert, inspect, finish, generate, train, bench."""
+"""The commands that know events: run, demo, finish, inspect, convert, view, generate, train; bench is apart."""
 
 import asyncio
 from enum import StrEnum
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from streamer.cli import ConfigOption, SetOption, overrides
 from streamer.errors import EXIT_OK, EXIT_USAGE, UsageError
@@ -20,6 +19,8 @@ ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, s
 
 def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
+    from stages.bench_commands import add_bench
+
     app.command(rich_help_panel="Stream")(run)
     app.command(rich_help_panel="Stream")(demo)
     app.command(rich_help_panel="Stream")(finish)
@@ -28,10 +29,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Event files")(view)
     app.command(rich_help_panel="Networks")(generate)
     app.command(rich_help_panel="Networks")(train)
-    measure = typer.Typer(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ...")
-    measure.callback()(bench)
-    measure.command("kernels")(bench_kernels)
-    app.add_typer(measure, name="bench", rich_help_panel="Measure")
+    add_bench(app)
 
 
 def run(
@@ -70,8 +68,8 @@ def run(
         "input.files": inputs or None,
     }
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    wanted |= _pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
-    wanted |= _pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
+    wanted |= pairs("--tagger", "taggers.{}.model", tagger or [], str)
     stream(config, {**overrides(set_), **wanted}, "streamer run")
 
 
@@ -94,7 +92,7 @@ def demo(
         "writer.dir": str(output),
         "writer.overwrite": True,
     }
-    wanted |= _pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
+    wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     stream(None, {**wanted, **overrides(set_)}, "streamer demo")
 
 
@@ -125,7 +123,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:
+def pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:
     """`name=value` texts of an option as dotted configuration keys."""
     out = {}
     for text in texts:
@@ -209,7 +207,7 @@ def view(
     from stages.view import see
     from stages.view_plot import draw
 
-    wanted = overrides(set_) | _pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    wanted = overrides(set_) | pairs("--tagger", "taggers.{}.model", tagger or [], str)
     names = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
     seen, notes = see(file, event, PIPELINE.load_config(config, wanted), names)  # type: ignore[arg-type]
     draw(seen, output)
@@ -291,109 +289,6 @@ def train(
         )
     print(f"AUC {done.auc:.4f} +- {done.auc_error:.4f} on events it never saw")
     print(f"{done.model}, {done.card}, {done.roc}")
-
-
-class BenchGroup(TyperGroup):
-    """`bench` takes inputs itself; only the name of a command in the first place is a command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = bool(args) and args[0] in self.commands
-        ctx.allow_interspersed_args = not named
-        if named:
-            self.params = []  # else the inputs would take the name, and what comes behind it
-        return super().parse_args(ctx, args)
-
-
-def bench(
-    ctx: typer.Context,
-    inputs: InputArgument = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
-        "streamer-bench"
-    ),
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Windows of a stream that are measured.")] = 10,
-    events: Annotated[int, typer.Option(min=2, help="Events of a window.")] = 1000,
-    drop: Annotated[int, typer.Option(min=0, help="Events at the start of each window that do not count.")] = 300,
-    sustained: Annotated[int, typer.Option(min=1, help="Events of one stream through the pipeline.")] = 40_000,
-    rounds: Annotated[int, typer.Option(min=1, help="How often all ways take turns.")] = 3,
-) -> None:
-    """Measure throughput and latency as the CMS paper does, and what the time goes into.
-
-    On the same events, in turn: the [bold]seed's way[/bold] (one process of Python, event
-    by event, dense frames, one crop a call), the [bold]pipeline[/bold] as streamer run
-    starts it, and the [bold]limit[/bold] (the same kernels in one process, without
-    transport). Without INPUT the packaged events are used.
-
-    Takes two minutes. Leave the machine alone meanwhile.
-
-    [bold]Examples[/bold]
-
-      streamer bench
-      streamer bench 'data/*.ig' --tagger eg=my.onnx --output bench
-      streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
-      streamer bench kernels --help
-    """
-    if ctx.invoked_subcommand:
-        return
-    from dataclasses import asdict
-
-    from stages import PIPELINE
-    from stages.bench import Plan, bench
-    from stages.bench_plot import show
-    from stages.config import packaged
-
-    wanted = {"input.files": inputs or [packaged("samples/egamma.root")]}
-    wanted |= _pairs("--tagger", "taggers.{}.model", tagger or [], str)
-    plan = Plan(events=events, drop=drop, repeats=repeats, sustained=sustained, rounds=rounds)
-    effective = PIPELINE.load_config(config, {**overrides(set_), **wanted})
-    show(asdict(bench(effective, plan, output)))  # type: ignore[arg-type]
-    typer.echo(f"figures  {output / 'bench.json'}  {output / 'bench.png'}")
-
-
-def bench_kernels(
-    inputs: InputArgument = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for kernels.json and kernels.png.")] = Path(
-        "streamer-bench"
-    ),
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often all that is measured takes turns.")] = 10,
-) -> None:
-    """Measure frames, crops and dense tensors in one thread, beside a dense way, and how the cost grows.
-
-    As the [bold]top[/bold] tagger sees events: eight channels, five jets, crops of 128 x 128
-    pixels. No network is needed. On generated events, and on those of INPUT where it is
-    given; both ways must give the same tensors. Cost by hits and by jets is measured on
-    generated events.
-
-    Takes a minute. Leave the machine alone meanwhile.
-
-    [bold]Examples[/bold]
-
-      streamer bench kernels
-      streamer bench kernels 'data/*.ig' --output bench
-      streamer bench kernels --set taggers.top.crop=64 --set framer.tracks_at=ecal
-    """
-    from dataclasses import asdict
-
-    from stages import PIPELINE
-    from stages.bench_kernels import Plan, kernels
-    from stages.bench_kernels_plot import show
-    from stages.config import packaged
-
-    wanted = {
-        "taggers.top.pt_min": 0,
-        **overrides(set_),
-        "taggers.top.model": packaged("models/eg.onnx"),  # none is loaded
-        "taggers.top.allow_empty": True,
-        "input.files": inputs or [],
-    }
-    effective: Any = PIPELINE.load_config(config, wanted)
-    effective = effective.model_copy(update={"taggers": {"top": effective.taggers["top"]}})
-    show(asdict(kernels(effective, Plan(repeats=repeats), output)))
-    typer.echo(f"figures  {output / 'kernels.json'}  {output / 'kernels.png'}")
 
 
 def checks(config: Any) -> list[str]:

@@ -222,7 +222,7 @@ class TreeFile(EventFile):
             except StreamerError:
                 raise
             except Exception:
-                continue
+                continue  # damaged there; if the last one is too, its error is told
         return one(self.n_events - 1)
 
     def read(self, columns: Sequence[InputColumn], report: Report, first: int = 0) -> Iterator[Step]:

@@ -1,0 +1,121 @@
+"""The commands that measure: bench, bench kernels."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from stages.commands import InputArgument, pairs
+from streamer.cli import ConfigOption, SetOption, overrides
+
+
+def add_bench(app: typer.Typer) -> None:
+    """Add them to the command line."""
+    measure = typer.Typer(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ...")
+    measure.callback()(bench)
+    measure.command("kernels")(bench_kernels)
+    app.add_typer(measure, name="bench", rich_help_panel="Measure")
+
+
+class BenchGroup(TyperGroup):
+    """`bench` takes inputs itself; only the name of a command in the first place is a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in self.commands
+        ctx.allow_interspersed_args = not named
+        if named:
+            self.params = []  # else the inputs would take the name, and what comes behind it
+        return super().parse_args(ctx, args)
+
+
+def bench(
+    ctx: typer.Context,
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for bench.json and bench.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: Annotated[list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Use this network.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Windows of a stream that are measured.")] = 10,
+    events: Annotated[int, typer.Option(min=2, help="Events of a window.")] = 1000,
+    drop: Annotated[int, typer.Option(min=0, help="Events at the start of each window that do not count.")] = 300,
+    sustained: Annotated[int, typer.Option(min=1, help="Events of one stream through the pipeline.")] = 40_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all ways take turns.")] = 3,
+) -> None:
+    """Measure throughput and latency as the CMS paper does, and what the time goes into.
+
+    On the same events, in turn: the [bold]seed's way[/bold] (one process of Python, event
+    by event, dense frames, one crop a call), the [bold]pipeline[/bold] as streamer run
+    starts it, and the [bold]limit[/bold] (the same kernels in one process, without
+    transport). Without INPUT the packaged events are used.
+
+    Takes two minutes. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench
+      streamer bench 'data/*.ig' --tagger eg=my.onnx --output bench
+      streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
+      streamer bench kernels --help
+    """
+    if ctx.invoked_subcommand:
+        return
+    from dataclasses import asdict
+
+    from stages import PIPELINE
+    from stages.bench import Plan, bench
+    from stages.bench_plot import show
+    from stages.config import packaged
+
+    wanted = {"input.files": inputs or [packaged("samples/egamma.root")]}
+    wanted |= pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    plan = Plan(events=events, drop=drop, repeats=repeats, sustained=sustained, rounds=rounds)
+    effective = PIPELINE.load_config(config, {**overrides(set_), **wanted})
+    show(asdict(bench(effective, plan, output)))  # type: ignore[arg-type]
+    typer.echo(f"figures  {output / 'bench.json'}  {output / 'bench.png'}")
+
+
+def bench_kernels(
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for kernels.json and kernels.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all that is measured takes turns.")] = 10,
+) -> None:
+    """Measure frames, crops and dense tensors in one thread, beside a dense way, and how the cost grows.
+
+    As the [bold]top[/bold] tagger sees events: eight channels, five jets, crops of 128 x 128
+    pixels. No network is needed. On generated events, and on those of INPUT where it is
+    given; both ways must give the same tensors. Cost by hits and by jets is measured on
+    generated events.
+
+    Takes a minute. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench kernels
+      streamer bench kernels 'data/*.ig' --output bench
+      streamer bench kernels --set taggers.top.crop=64 --set framer.tracks_at=ecal
+    """
+    from dataclasses import asdict
+
+    from stages import PIPELINE
+    from stages.bench_kernels import Plan, kernels
+    from stages.bench_kernels_plot import show
+    from stages.config import packaged
+
+    wanted = {
+        "taggers.top.pt_min": 0,
+        **overrides(set_),
+        "taggers.top.model": packaged("models/eg.onnx"),  # none is loaded
+        "taggers.top.allow_empty": True,
+        "input.files": inputs or [],
+    }
+    effective: Any = PIPELINE.load_config(config, wanted)
+    effective = effective.model_copy(update={"taggers": {"top": effective.taggers["top"]}})
+    show(asdict(kernels(effective, Plan(repeats=repeats), output)))
+    typer.echo(f"figures  {output / 'kernels.json'}  {output / 'kernels.png'}")
