@@ -94,6 +94,8 @@ class TaggerSpec(Section):
     """Objects with |eta| below this are scored."""
     score: str = Field("egScore", pattern="^[A-Za-z][A-Za-z0-9]*$")
     """Name of the output column behind `<objects>_`."""
+    signal: int = Field(1, ge=1, le=127)
+    """The truth label of what it looks for; 0 is its background, and what has another label does not count."""
     allow_empty: bool = False
     """Go on with an empty channel where an input cannot give it."""
 
@@ -146,7 +148,7 @@ TAGGERS: dict[str, dict[str, Any]] = {
     "eg": {"objects": "Photon", "model": packaged("models/eg.onnx")},
     "qg": {"objects": "Jet"},
     "top": {"objects": "FatJet"},
-    "tau": {"objects": "FatJet"},
+    "tau": {"objects": "FatJet", "signal": 2},
 }
 """The taggers of the paper's Table 1; what is configured under their name is laid over this."""
 

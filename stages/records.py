@@ -68,6 +68,15 @@ def _positions(collection: str, what: str, channels: tuple[str, ...]) -> list[In
             for axis in "xyz"]  # fmt: skip
 
 
+UNKNOWN = -1
+"""The truth label of an object that nothing is known about."""
+
+
+def _truth(objects: str, what: str) -> InputColumn:
+    doc = f"truth: {what}, -1 unknown"
+    return InputColumn(f"{objects}_genLabel", "i1", "", doc, objects, optional=True, default=UNKNOWN)
+
+
 TRACKS = ("TrackPt", "TrackD0", "TrackDz")
 PIXELS = ("BPIX1", "BPIX2", "BPIX3", "BPIX4")
 STRIPS = ("TIB", "TOB", "TID", "TEC")
@@ -108,13 +117,15 @@ INPUT = (
                 "Photon", (), "Photon", optional=True),
     InputColumn("Photon_superClusterIdx", "i4", "", "the photon's supercluster, -1 if unknown", "Photon", (), "Photon",
                 optional=True, default=-1),
-    InputColumn("Photon_genLabel", "i1", "", "truth: 1 electron, 0 photon", "Photon", optional=True),
+    _truth("Photon", "1 electron, 0 photon"),
     InputColumn("SuperClusterCrystal_superClusterIdx", "i4", "", "the supercluster that a crystal belongs to",
                 "SuperClusterCrystal", (), "Photon", optional=True, default=-1),
     InputColumn("SuperClusterCrystal_detid", "u4", "", "raw detid of the crystal", "SuperClusterCrystal", (), "Photon",
                 optional=True),
     *_directions("Jet", "anti-kT jet with R = 0.4", "Jet"),
+    _truth("Jet", "1 light quark, 0 gluon"),
     *_directions("FatJet", "anti-kT jet with R = 0.8", "FatJet"),
+    _truth("FatJet", "2 hadronic tau, 1 hadronic top, 0 neither"),
     *_directions("PFCand", "particle that jets can be made of"),
     InputColumn("PV_x", "f4", "cm", "vertices, the first is the primary one", "PV"),
     InputColumn("PV_y", "f4", "cm", "vertices, the first is the primary one", "PV"),
