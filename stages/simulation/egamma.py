@@ -3,17 +3,9 @@
 Every event is one electron (either charge) or one photon of pT = 50 GeV, uniform in phi and in |eta| < 1.4,
 from a vertex that is smeared along the beam by 3.5 cm. Nothing but physics tells them apart: `transport`
 takes the particle through the tracker `material`, `shower` turns what arrives into crystal energies, and the
-readout below makes hits of them:
+`readout` makes hits of them. Crystals with nothing but noise are left out.
 
-- Each crystal is smeared with the terms of the test beam resolution, 2.8 % / sqrt(E) + 12 % / E + 0.3 % in
-  quadrature (P. Adzic et al., JINST 2 (2007) P04004). Photostatistics are 2.1 % / sqrt(E), the rest of that term
-  being the lateral fluctuation that `shower` makes; the noise is 40 MeV, which is 12 % / E for 3 x 3 crystals.
-  The intercalibration is good to 0.5 %, about what was reached in collisions (JINST 8 (2013) P09009).
-- Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals with a
-  transverse energy above 2 GeV, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, the threshold
-  of particle flow (JINST 12 (2017) P10003). Elsewhere crystals count from three sigma of the noise on, and those
-  with nothing but noise are left out.
-- Times have the resolution 35 ns / (E / noise) + 0.15 ns in quadrature (JINST 5 (2010) T03011).
+Times have the resolution 35 ns / (E / noise) + 0.15 ns in quadrature (JINST 5 (2010) T03011).
 
 The reported photon is the energy of 5 x 35 crystals (eta x phi) around the most energetic one, about the reach
 of the superclusters of CMS in the barrel (JINST 10 (2015) P08010), at its energy-weighted position as seen from
@@ -31,24 +23,27 @@ from stages.detector.ecal import eb_detid
 from stages.detector.grid import EB_CELL_ETA
 from stages.simulation.dice import normal, start, uniform
 from stages.simulation.material import MAX_LAYERS, cross_layers
+from stages.simulation.readout import N_EB_CELLS, N_TOWERS, NOISE_GEV, read_out_barrel
 from stages.simulation.shower import N_EB_COLUMNS, N_EB_ROWS, deposit_particle
-from stages.simulation.transport import CHARGE, COT, ENERGY, LAYER, MAX_PARTICLES, N_FIELDS, PHI, Z, transport
+from stages.simulation.transport import (
+    CHARGE,
+    COT,
+    ECAL_RADIUS_CM,
+    ENERGY,
+    LAYER,
+    MAX_PARTICLES,
+    N_FIELDS,
+    PHI,
+    Z,
+    transport,
+)
 
 PT_GEV = 50.0
 MAX_ETA = 1.4
 VERTEX_SIGMA_CM = 3.5
-NOISE_GEV = 0.040
-PHOTOSTATISTICS = 0.021
-INTERCALIBRATION = 0.005
-TOWER_ET_GEV = 2.0
-HIT_GEV = 0.080
-FAR_HIT_GEV = 3 * NOISE_GEV
 EVENTS_PER_LUMISECTION = 1000
 
-_N_CELLS = N_EB_ROWS * N_EB_COLUMNS
-_TOWER = 5  # crystals on a side
-_N_TOWERS = _N_CELLS // _TOWER**2
-_BUFFER = 4 * _N_CELLS  # hits; one event has at most _N_CELLS
+_BUFFER = 4 * N_EB_CELLS  # hits; one event has at most N_EB_CELLS
 
 
 @njit(cache=True, nogil=True)
@@ -67,54 +62,9 @@ def _fire(stream: Any, stack: Any, arrivals: Any, layers: Any, cells: Any, touch
     first[LAYER] = -1.0
     n_layers = cross_layers(eta, first[Z], layers[0], layers[1])
     n_touched = 0
-    for k in range(transport(stream, layers[0], layers[1], n_layers, stack, arrivals)):
+    for k in range(transport(stream, layers[0], layers[1], n_layers, ECAL_RADIUS_CM, stack, arrivals)):
         n_touched = deposit_particle(stream, arrivals[k], cells, touched, n_touched)
     return is_electron, n_touched
-
-
-@njit(cache=True, nogil=True)
-def _tower(cell: Any) -> Any:
-    row, column = divmod(cell, N_EB_COLUMNS)
-    return row // _TOWER * (N_EB_COLUMNS // _TOWER) + column // _TOWER
-
-
-@njit(cache=True, nogil=True)
-def _read_out(stream: Any, cells: Any, touched: Any, towers: Any, readings: Any, hits: Any) -> Any:
-    """Selective readout: fills `hits` with the cells kept, `readings` with their energies [GeV]; returns how many."""
-    n_across = N_EB_COLUMNS // _TOWER
-    towers[:] = 0.0
-    for cell in touched:
-        eta = (cell // N_EB_COLUMNS + 0.5 - 0.5 * N_EB_ROWS) * EB_CELL_ETA
-        towers[0, _tower(cell)] += cells[cell] / math.cosh(eta)
-    for tower in range(_N_TOWERS):
-        if towers[0, tower] > TOWER_ET_GEV:
-            row, column = divmod(tower, n_across)
-            for r in range(max(0, row - 1), min(N_EB_ROWS // _TOWER, row + 2)):
-                for c in range(column - 1, column + 2):
-                    towers[1, r * n_across + c % n_across] = 1.0
-    n = 0
-    for tower in range(_N_TOWERS):
-        if towers[1, tower] > 0.0:
-            row, column = divmod(tower, n_across)
-            for k in range(_TOWER * _TOWER):
-                cell = (row * _TOWER + k // _TOWER) * N_EB_COLUMNS + column * _TOWER + k % _TOWER
-                readings[cell] = _measure(stream, cells[cell])
-                if readings[cell] > HIT_GEV:
-                    hits[n] = cell
-                    n += 1
-    for cell in touched:
-        if towers[1, _tower(cell)] == 0.0:
-            readings[cell] = _measure(stream, cells[cell])
-            if readings[cell] > FAR_HIT_GEV:
-                hits[n] = cell
-                n += 1
-    return n
-
-
-@njit(cache=True, nogil=True)
-def _measure(stream: Any, energy: Any) -> Any:
-    variance = PHOTOSTATISTICS**2 * energy + (INTERCALIBRATION * energy) ** 2 + NOISE_GEV**2
-    return energy + math.sqrt(variance) * normal(stream)
 
 
 @njit(cache=True, nogil=True)
@@ -149,18 +99,18 @@ def _simulate(
     stack = np.empty((MAX_PARTICLES, N_FIELDS))
     arrivals = np.empty((MAX_PARTICLES, N_FIELDS))
     layers = np.empty((2, MAX_LAYERS))
-    deposits = np.zeros(_N_CELLS)
-    readings = np.empty(_N_CELLS)
-    touched = np.empty(_N_CELLS, np.int64)
-    hits = np.empty(_N_CELLS, np.int64)
-    towers = np.empty((2, _N_TOWERS))
+    deposits = np.zeros(N_EB_CELLS)
+    readings = np.empty(N_EB_CELLS)
+    touched = np.empty(N_EB_CELLS, np.int64)
+    hits = np.empty(N_EB_CELLS, np.int64)
+    towers = np.empty((2, N_TOWERS))
     used = 0
     for event in range(labels.size):
-        if used + _N_CELLS > cells.size:
+        if used + N_EB_CELLS > cells.size:
             return event, used
         start(stream, seed, first + np.uint64(event))
         is_electron, n_touched = _fire(stream, stack, arrivals, layers, deposits, touched)
-        n = _read_out(stream, deposits, touched[:n_touched], towers, readings, hits)
+        n = read_out_barrel(stream, deposits, touched[:n_touched], towers, readings, hits)
         energy, eta, phi = _cluster(hits[:n], readings)
         photons[0, event], photons[1, event], photons[2, event] = energy / math.cosh(eta), eta, phi
         labels[event] = is_electron

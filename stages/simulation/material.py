@@ -5,7 +5,7 @@ thickness in radiation lengths X0, at normal incidence, changes along z or r (CM
 `FastSimulation/SimplifiedGeometryPropagator`; S. Abdullin et al., J. Phys. Conf. Ser. 331 (2011) 032049). Radii
 and z of the sensitive layers are those of the detector papers (JINST 3 (2008) S08004; the pixel detector since
 2017: CMS-TDR-011). Their sum agrees with the published budget: 0.4 X0 at eta = 0, rising to 1.8 X0 at
-|eta| = 1.4 (JINST 9 (2014) P10009). What only |eta| > 1.5 reaches is left out.
+|eta| = 1.4 (JINST 9 (2014) P10009).
 """
 
 import math
@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from stages.simulation.layers import TEC_Z_CM
+
 MAX_LAYERS = 64
-"""Room for the layers on one line; no line meets more than 32."""
+"""Room for the layers on one line; no line meets more than 40."""
 
 _STRIPS = (0.0, 35.0, 66.0)
 _RODS = (0.0, 18.0, 30.0, 36.0, 46.0, 55.0, 108.7)
@@ -52,6 +54,7 @@ _DISKS: tuple[tuple[float, tuple[float, ...], tuple[float, ...]], ...] = (
     (29.1, (4.8, 16.6), (0.058,)),  # pixel disks 1..3
     (39.6, (4.8, 16.6), (0.058,)),
     (51.6, (4.8, 16.6), (0.058,)),
+    (65.1, (6.5, 10.0, 11.0, 16.0, 17.61), (0.150, 0.325, 0.250, 0.175)),  # pixel cables
     (74.0, (22.5, 53.9), (0.130,)),  # inner barrel services
     (77.5, (22.2, 34.0, 42.0, 53.9), (0.040, 0.080, 0.040)),  # inner disks 1..3
     (90.0, (22.2, 34.0, 42.0, 53.9), (0.040, 0.080, 0.040)),
@@ -62,12 +65,10 @@ _DISKS: tuple[tuple[float, tuple[float, ...], tuple[float, ...]], ...] = (
         (55.0, 60.0, 62.0, 78.0, 92.0, 111.0),
         (0.005, 0.009, 0.014, 0.016, 0.009),
     ),  # outer barrel services
-    (131.0, (39.0, 111.4), (0.050,)),  # end cap disks 1..6, without their inner rings
-    (145.0, (39.0, 111.4), (0.050,)),
-    (159.0, (39.0, 111.4), (0.050,)),
-    (173.0, (46.0, 111.4), (0.050,)),
-    (187.0, (46.0, 111.4), (0.050,)),
-    (203.5, (46.0, 111.4), (0.050,)),
+    *((z, (21.87, 24.0, 34.0, 39.0, 111.4), (0.100, 0.040, 0.080, 0.050)) for z in TEC_Z_CM[:3]),  # end cap disks
+    *((z, (29.62, 32.0, 40.0, 41.0, 46.0, 111.4), (0.115, 0.030, 0.050, 0.070, 0.050)) for z in TEC_Z_CM[3:6]),
+    *((z, (29.71, 32.0, 60.0, 111.4), (0.150, 0.030, 0.050)) for z in TEC_Z_CM[6:]),
+    (300.0, (16.24, 22.0, 28.5, 31.5, 36.0, 120.0), (1.47, 0.924, 0.693, 0.294, 0.336)),  # end cap services
 )
 
 

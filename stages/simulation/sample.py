@@ -1,7 +1,16 @@
 """Generated events as an event file."""
 
+import contextlib
 import json
+import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +21,35 @@ from stages.conversion import schema_of
 from stages.formats.root import write_events
 from stages.records import INPUT
 from stages.simulation import egamma
+from stages.simulation.processes import PROCESSES
 from streamer import __version__
-from streamer.block import Columns
-from streamer.errors import UsageError
+from streamer.block import Columns, Schema
+from streamer.errors import StreamerError, UsageError
 
 STEP_EVENTS = 2000
+"""Events of `egamma` to a step."""
+CHUNKS_AHEAD = 2
+"""So many chunks for each process may be waiting or under way."""
+CHUNKS_PER_STEP = 10
+"""Chunks that are written at a time."""
+MAX_PILEUP = 200
 
-_COLLECTIONS = ("EBRecHit", "EERecHit", "Photon", "")
-_UNKNOWN = ("Photon_seedDetId", "Photon_superClusterIdx")
+_COLLECTIONS = (
+    "EBRecHit",
+    "EERecHit",
+    "HBHERecHit",
+    "Track",
+    "PixelHit",
+    "StripHit",
+    "Photon",
+    "Jet",
+    "FatJet",
+    "PV",
+    "",
+)
+_UNKNOWN = ("Photon_seedDetId", "Photon_superClusterIdx", "HBHERecHit_time")
 _COLUMNS = [c for c in INPUT if c.collection in _COLLECTIONS and c.name not in _UNKNOWN]
+EGAMMA = "single electrons and photons in the ECAL barrel"
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -30,40 +59,160 @@ def settings_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def generate_file(n_events: int, out: Path, seed: int, on_step: Callable[[int], None] | None = None) -> None:
-    """Write `n_events` single electrons and photons; the same seed gives the same events.
+def command_of(path: Path) -> str:
+    """The command that generates a file with these events; empty for a file that was not generated."""
+    about = settings_of(path)
+    if not about:
+        return ""
+    pileup = f" --pileup {about['pileup']:g}" if about.get("pileup") else ""
+    name = about.get("sample", "egamma")
+    return f"streamer generate {name} -n {about['events']} -o {path.name} --seed {about['seed']}{pileup}"
+
+
+def generate_file(
+    n_events: int,
+    out: Path,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    process: str = "egamma",
+    pileup: float = 0.0,
+    jobs: int = 1,
+) -> None:
+    """Write generated events; the same seed gives the same events, whatever the number of jobs.
 
     Parameters
     ----------
     on_step : callable, optional
         Told how many events each step made.
+    process : str
+        `egamma`, or a key of `PROCESSES`.
+    pileup : float
+        Mean number of minimum bias events on top of each event; 0 for `egamma`.
+    jobs : int
+        Processes that generate.
 
     Raises
     ------
     UsageError
-        The file cannot be written.
+        A setting is out of range, a package is missing, or the file cannot be written.
     """
+    if process == "egamma" and pileup:
+        raise UsageError("egamma: single particles have no pile-up; leave --pileup out")
+    if not 0 <= pileup <= MAX_PILEUP:
+        raise UsageError(f"--pileup {pileup:g}: 0 to {MAX_PILEUP} minimum bias events can be added")
+    if n_events < 1 or jobs < 1:
+        raise UsageError("at least one event and one job are needed")
     schema = schema_of(_COLUMNS)
-
-    def steps() -> Iterator[Columns]:
-        for first in range(1, n_events + 1, STEP_EVENTS):
-            n = min(STEP_EVENTS, n_events + 1 - first)
-            made = egamma.generate(n, seed, first)
-            nothing = {name: array for name, array in schema.empty(n).items() if name not in made}  # the endcaps
-            yield {**nothing, **made}
-            if on_step is not None:
-                on_step(n)
-
-    settings = {
-        "process": "single electrons and photons in the ECAL barrel",
-        "pt_gev": egamma.PT_GEV,
-        "max_eta": egamma.MAX_ETA,
-        "seed": seed,
-        "events": n_events,
-        "version": __version__,
-        "numpy": np.__version__,
-    }
+    settings: dict[str, Any] = {"sample": process, "seed": seed, "events": n_events, "version": __version__}
+    if process == "egamma":
+        steps = _egamma(n_events, seed)
+        settings |= {"process": EGAMMA, "pt_gev": egamma.PT_GEV, "max_eta": egamma.MAX_ETA}
+    else:
+        steps = _collisions(process, n_events, seed, pileup, jobs)
+        sources = {source.name: list(source.settings) for source in PROCESSES[process].sources}
+        settings |= {"process": PROCESSES[process].name, "pileup": pileup, "pythia": sources}
+    settings["packages"] = {name: _version(name) for name in ("numpy", "pythia8mc", "fastjet")}
     try:
-        write_events(out, schema, steps(), title="generated events", metadata={"generator": json.dumps(settings)})
+        write_events(
+            out,
+            schema,
+            _filled(steps, schema, on_step),
+            title="generated events",
+            metadata={"generator": json.dumps(settings)},
+        )
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); nothing is kept of it") from None
+    except BrokenProcessPool:
+        raise StreamerError(f"{out}: a generating process ended by itself, perhaps for lack of memory") from None
+    finally:
+        steps.close()
+        with contextlib.suppress(OSError):
+            out.with_name(out.name + ".part").unlink(missing_ok=True)
+
+
+def _filled(steps: Iterator[Columns], schema: Schema, on_step: Callable[[int], None] | None) -> Iterator[Columns]:
+    """Each step with what it lacks, empty."""
+    for made in steps:
+        n = len(made["event"])
+        nothing = {name: array for name, array in schema.empty(n).items() if name not in made}
+        yield {**nothing, **made}
+        if on_step is not None:
+            on_step(n)
+
+
+def _egamma(n_events: int, seed: int) -> Any:
+    for first in range(1, n_events + 1, STEP_EVENTS):
+        yield egamma.generate(min(STEP_EVENTS, n_events + 1 - first), seed, first)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+_simulator: Any = None  # of a generating process
+
+
+def _begin(process: str, seed: int, pileup: float) -> None:
+    from stages.simulation.events import Simulator
+
+    global _simulator
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks for events says when it is over
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _simulator = Simulator(process, seed, pileup)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _make(first: int, n: int) -> Columns:
+    made: Columns = _simulator.make(first, n)
+    return made
+
+
+def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int) -> Any:
+    """The events in steps of some chunks, in their order."""
+    from stages.simulation.events import CHUNK, Simulator
+
+    pieces = [(first, min(CHUNK, n_events - first)) for first in range(0, n_events, CHUNK)]
+    if jobs == 1:
+        simulator = Simulator(process, seed, pileup)
+        yield from _joined(simulator.make(*piece) for piece in pieces)
+        return
+    Simulator(process, seed)  # what is missing is told here, not by a process that ends
+    pool = ProcessPoolExecutor(
+        min(jobs, len(pieces)), get_context("spawn"), initializer=_begin, initargs=(process, seed, pileup)
+    )
+    try:
+        yield from _joined(_in_order(pool, pieces, CHUNKS_AHEAD * jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, pieces: list[tuple[int, int]], most: int) -> Iterator[Columns]:
+    waiting: deque[Future[Columns]] = deque()
+    for piece in pieces:
+        waiting.append(pool.submit(_make, *piece))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _joined(chunks: Iterator[Columns]) -> Iterator[Columns]:
+    """Some chunks at a time as one step."""
+    some: list[Columns] = []
+    for chunk in chunks:
+        some.append(chunk)
+        if len(some) == CHUNKS_PER_STEP:
+            yield {name: np.concatenate([one[name] for one in some]) for name in chunk}
+            some = []
+    if some:
+        yield {name: np.concatenate([one[name] for one in some]) for name in some[0]}

@@ -1,4 +1,4 @@
-"""Electrons and photons from the vertex through the tracker to the face of the ECAL barrel.
+"""Electrons and photons from the vertex through the tracker to the face of the ECAL.
 
 In every layer a photon may become a pair and a charged particle may radiate, both with the spectra at
 complete screening of the Review of Particle Physics (Passage of particles through matter; Y.-S. Tsai, Rev.
@@ -129,16 +129,21 @@ def _scatter(stream: Any, particle: Any, x0: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def transport(stream: Any, radii: Any, thicknesses: Any, n_layers: Any, stack: Any, arrivals: Any) -> Any:
+def transport(
+    stream: Any, radii: Any, thicknesses: Any, n_layers: Any, end_radius: Any, stack: Any, arrivals: Any
+) -> Any:
     """Follow the particle in `stack[0]`, and all that comes of it, to the ECAL.
 
     Parameters
     ----------
     stream : uint64[1]
     radii, thicknesses, n_layers
-        The layers of `cross_layers`: all particles of an event keep close enough to one line to share them.
+        The layers of `cross_layers`: all that comes of a particle keeps close enough to its line to share them.
+    end_radius : float
+        Where the ECAL begins on this line [cm].
     stack, arrivals : float64[MAX_PARTICLES, N_FIELDS]
-        The particle to follow, with LAYER = -1 and LEFT = 0, and room; the particles at `ECAL_RADIUS_CM`.
+        The particle to follow, with the LAYER that it left last (-1 for none) and LEFT = 0, and room; the particles at
+        `end_radius`.
 
     Returns
     -------
@@ -156,7 +161,7 @@ def transport(stream: Any, radii: Any, thicknesses: Any, n_layers: Any, stack: A
             continue
         _scatter(stream, particle, particle[LEFT])
         layer = int(particle[LAYER]) + 1
-        if not advance(particle, radii[layer] if layer < n_layers else ECAL_RADIUS_CM):
+        if not advance(particle, radii[layer] if layer < n_layers else end_radius):
             top -= 1
         elif layer < n_layers:
             particle[LAYER], particle[LEFT] = layer, thicknesses[layer]

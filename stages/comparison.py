@@ -1,0 +1,189 @@
+"""Two samples side by side: how much each detector sees in an event, and of which energies.
+
+It is how generated events are held against real ones. Everything is counted per event, and channels as the framer
+makes them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stages import records
+from stages.config import CHANNELS, Config
+from stages.formats import open_events
+from stages.framer import Framer
+from stages.reader import with_jets
+from stages.records import INPUT_BY_NAME
+from stages.sources import channels_of, choose, look
+from streamer.block import Block
+from streamer.errors import UsageError
+
+Floats = npt.NDArray[np.float64]
+
+SPECTRA = {
+    "EBRecHit": "EBRecHit_energy",
+    "EERecHit": "EERecHit_energy",
+    "HBHERecHit": "HBHERecHit_energy",
+    "Track": "Track_pt",
+    "Jet": "Jet_pt",
+}
+"""The collections that are counted, and the column [GeV] whose spectrum is taken."""
+MIN_GEV = {"EBRecHit": 0.1, "EERecHit": 0.5, "HBHERecHit": 1.0, "Track": 1.0, "Jet": 15.0}
+"""What is below is not counted: files differ in how they suppress noise."""
+ENERGY_EDGES = np.geomspace(0.1, 2000.0, 44)
+
+
+@dataclass
+class Sample:
+    """What was counted in some files.
+
+    Attributes
+    ----------
+    name : str
+    n_events : int
+    multiplicity : dict of str to int64[n_events]
+        Members of each collection above `MIN_GEV`.
+    spectrum : dict of str to float64[n_bins]
+        Members per event in the bins of `ENERGY_EDGES`, the last edge being open.
+    occupancy : dict of str to float64[n_events]
+        Non-empty pixels (HCAL: towers) of each channel.
+    """
+
+    name: str
+    n_events: int = 0
+    multiplicity: dict[str, Floats] = field(default_factory=dict)
+    spectrum: dict[str, Floats] = field(default_factory=dict)
+    occupancy: dict[str, Floats] = field(default_factory=dict)
+
+
+def count(
+    name: str, files: Sequence[Path | str], config: Config, most: int, on_step: Callable[[int], None] | None = None
+) -> Sample:
+    """Count what is in the first `most` events of some files.
+
+    Raises
+    ------
+    UsageError
+        A file cannot be read, or there are no events.
+    """
+    sample = Sample(name)
+    multiplicity: dict[str, list[Floats]] = {}
+    occupancy: dict[str, list[Floats]] = {}
+    for path in files:
+        file = open_events(path, config.input)
+        channels = tuple(channel for channel in CHANNELS if channel in channels_of(file, config))
+        if not channels:
+            raise UsageError(f"{file.path}: no channel can be made of what it holds; see: streamer inspect {file.path}")
+        own = config.model_copy(update={"taggers": {"frame": look("Event", channels)}})
+        choice = choose(file, own)
+        extra = [INPUT_BY_NAME[c] for c in SPECTRA.values() if c in file.names]
+        wanted = list({column.name: column for column in (*choice.columns, *extra)}.values())
+        framer = Framer(own)
+        framer.setup()
+
+        def refuse(first: int, n: int, why: str, path: Path | str = file.path) -> None:
+            raise UsageError(f"{path}: {n} events from entry {first} on cannot be read: {why}")
+
+        file.wanted_images = choice.images
+        for step in file.read(wanted, refuse):
+            n = min(len(step.entries), most - sample.n_events)
+            for collection, column in SPECTRA.items():
+                if column not in step.columns:
+                    continue
+                counts = step.columns[f"n{collection}"][:n]
+                values = step.columns[column][: int(counts.sum())]
+                good = values > MIN_GEV[collection]
+                events = np.repeat(np.arange(n), counts)[good]
+                multiplicity.setdefault(collection, []).append(np.bincount(events, minlength=n).astype(np.float64))
+                found, _ = np.histogram(np.minimum(values[good], ENERGY_EDGES[-1]), ENERGY_EDGES)
+                sample.spectrum[collection] = sample.spectrum.get(collection, 0.0) + found
+            everything = {**framer.inputs.empty(len(step.entries)),
+                          **records.complete(own, with_jets(step, choice), len(step.entries))}  # fmt: skip
+            columns = framer.inputs.slice({k: everything[k] for k in framer.inputs.by_name}, 0, n)
+            frame = framer.process(Block(0, n, columns)).columns["nPixel"]
+            for k, channel in enumerate(own.channels):
+                occupancy.setdefault(channel, []).append(frame[:, k].astype(np.float64))
+            sample.n_events += n
+            if on_step is not None:
+                on_step(n)
+            if sample.n_events >= most:
+                break
+        file.close()
+        if sample.n_events >= most:
+            break
+    if not sample.n_events:
+        raise UsageError(f"{name}: no events to compare")
+    sample.multiplicity = {name: np.concatenate(parts) for name, parts in multiplicity.items()}
+    sample.occupancy = {name: np.concatenate(parts) for name, parts in occupancy.items()}
+    sample.spectrum = {name: found / sample.n_events for name, found in sample.spectrum.items()}
+    return sample
+
+
+def rows(first: Sample, second: Sample) -> list[tuple[str, float, float, float]]:
+    """What both have: (what, mean per event in the first, in the second, ratio), multiplicities before channels."""
+    out = []
+    for kind, label in (("multiplicity", "{} above {:g} GeV"), ("occupancy", "pixels of {}")):
+        one, other = getattr(first, kind), getattr(second, kind)
+        for name in one:
+            if name in other:
+                mean, of_other = float(one[name].mean()), float(other[name].mean())
+                ratio = mean / of_other if of_other else math.nan
+                out.append((label.format(name, MIN_GEV.get(name, 0.0)), mean, of_other, ratio))
+    return out
+
+
+def draw(first: Sample, second: Sample, path: Path) -> None:
+    """The picture: multiplicities, spectra and occupancies side by side.
+
+    Raises
+    ------
+    UsageError
+        It cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    samples = ((first, "#2a6fae"), (second, "#e08214"))
+    figure = Figure(figsize=(17.0, 10.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(3, len(SPECTRA))
+    for k, collection in enumerate(SPECTRA):
+        above = figure.add_subplot(grid[0, k])
+        below = figure.add_subplot(grid[1, k])
+        have = [sample.multiplicity[collection] for sample, _ in samples if collection in sample.multiplicity]
+        top = max([1.0, *(float(np.percentile(values, 99)) for values in have)])
+        edges = np.linspace(0.0, top * 1.05, 21)
+        for sample, colour in samples:
+            if collection not in sample.multiplicity:
+                continue
+            values = np.minimum(sample.multiplicity[collection], edges[-1])
+            shares = np.histogram(values, edges)[0] / sample.n_events
+            above.stairs(shares, edges, color=colour, label=sample.name)
+            spectrum = sample.spectrum[collection] / np.diff(ENERGY_EDGES)
+            below.stairs(np.where(spectrum > 0, spectrum, np.nan), ENERGY_EDGES, color=colour)
+        above.set(xlabel=f"{collection} above {MIN_GEV[collection]:g} GeV in an event", ylabel="share of events")
+        below.set(xscale="log", yscale="log", xlabel=f"{SPECTRA[collection]} [GeV]", ylabel="per event and GeV")
+    axes = figure.add_subplot(grid[2, :])
+    channels = [name for name in CHANNELS if any(name in sample.occupancy for sample, _ in samples)]
+    for k, (sample, colour) in enumerate(samples):
+        there = [j for j, name in enumerate(channels) if name in sample.occupancy]
+        values = [sample.occupancy[channels[j]] for j in there]
+        low, middle, high = (np.array([np.percentile(v, q) for v in values]) for q in (16, 50, 84))
+        places = np.array(there) + 0.3 * (k - 0.5)
+        axes.bar(places, middle, 0.28, color=colour, alpha=0.75, label=sample.name)
+        axes.errorbar(places, middle, (middle - low, high - middle), fmt="none", color="black", linewidth=1)
+    axes.set_xticks(range(len(channels)), channels)
+    axes.set(yscale="log", ylabel="non-empty pixels in an event")
+    axes.set_title("Occupancy of the channels: median, and where 68 % of the events lie", fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, [f"{s.name}, {s.n_events:,} events" for s, _ in samples], loc="outside upper center", ncols=2
+    )
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be written ({error})") from None
