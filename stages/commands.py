@@ -50,7 +50,8 @@ def run(
 ) -> None:
     """Stream events through the chain and write their scores.
 
-    Ctrl-C (or SIGTERM) drains: what was fed comes out, the file is closed, the table is printed.
+    Ctrl-C (or SIGTERM) drains: what was fed comes out, the file is closed, the table is printed. Where the input has
+    truth labels, each tagger's AUC is told too, and its ROC curve is drawn beside the scores.
 
     [bold]Examples[/bold]
 
@@ -112,7 +113,12 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     if all(outcome.reports.values()):
         show(summarise(PIPELINE.names, outcome.reports), outcome)
     error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
-    if outcome.exit_code not in (EXIT_OK, EXIT_USAGE) and "streamer finish" not in error:
+    if outcome.exit_code == EXIT_OK:
+        from stages.truth import tell
+        from stages.writer import SCORES
+
+        tell(folder / SCORES)
+    elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         from stages.writer import JOURNAL
 
         if (folder / JOURNAL).exists():
@@ -141,10 +147,12 @@ _EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
 
 def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
     """Turn the journal of a run that broke off into its scores.root."""
+    from stages.truth import tell
     from stages.writer import finish as finish_folder
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")
+    tell(path)
 
 
 def inspect(

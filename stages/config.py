@@ -141,7 +141,7 @@ class TaggerSpec(Section):
         return len(self.channels), rows, columns
 
 
-TAKEN_SCORES = ("pt", "eta", "phi", "seedRow", "seedCol")
+TAKEN_SCORES = ("pt", "eta", "phi", "genLabel", "seedRow", "seedCol")
 """The output has these columns of its objects already."""
 
 TAGGERS: dict[str, dict[str, Any]] = {
@@ -172,7 +172,7 @@ class WriterConfig(Section):
     """Where the scores go."""
 
     dir: Path = Path("streamer-out")
-    """Folder for scores.root; it is made if need be."""
+    """Folder for scores.root and the ROC pictures; it is made if need be."""
     format: Literal["ttree", "rntuple"] = "ttree"
     """What scores.root holds."""
     overwrite: bool = False

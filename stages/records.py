@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.config import CHANNELS, Config, TaggerSpec
+from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.detector.layout import TOWER
 from streamer.block import CORE_COLUMNS, Column, Columns, Schema, count_column
 
@@ -68,13 +68,16 @@ def _positions(collection: str, what: str, channels: tuple[str, ...]) -> list[In
             for axis in "xyz"]  # fmt: skip
 
 
+LABELS = {objects: f"{objects}_genLabel" for objects in SEED_CHANNEL}
+"""Objects to the column that holds their truth."""
+
 UNKNOWN = -1
 """The truth label of an object that nothing is known about."""
 
 
 def _truth(objects: str, what: str) -> InputColumn:
     doc = f"truth: {what}, -1 unknown"
-    return InputColumn(f"{objects}_genLabel", "i1", "", doc, objects, optional=True, default=UNKNOWN)
+    return InputColumn(LABELS[objects], "i1", "", doc, objects, (), objects, optional=True, default=UNKNOWN)
 
 
 TRACKS = ("TrackPt", "TrackD0", "TrackDz")
@@ -201,7 +204,9 @@ def _collections(columns: Iterable[Column]) -> list[Column]:
 
 
 def _objects(config: Config) -> list[Column]:
-    return [c.wire for c in INPUT if c.objects in config.objects and not c.optional]
+    """What goes all the way: where the objects are, and what they truly are."""
+    own = [column for column in INPUT if column.objects in config.objects]
+    return [column.wire for column in own if not column.optional or column.name in LABELS.values()]
 
 
 def hits(config: Config) -> Schema:

@@ -41,7 +41,7 @@ PACKAGED_MODEL = ROOT / "stages/models/eg.onnx"
 
 Event = dict[str, Any]
 """run, luminosityBlock, event, and lists of rows: EBRecHit and EERecHit (detid, energy, time), Photon (pt, eta, phi,
-seedDetId, genLabel). What is missing is 0 or empty."""
+seedDetId, genLabel). What is missing is 0 or empty, or what it means that it is missing."""
 
 _MEMBERS = {
     "EBRecHit": ("detid", "energy", "time"),
@@ -83,7 +83,7 @@ def columns_of(events: Sequence[Event], without: Iterable[str] = ()) -> Columns:
             counts = [len(e.get(column.collection, ())) for e in events]
             out.setdefault(f"n{column.collection}", np.array(counts, np.int32))
             rows = [row for e in events for row in e.get(column.collection, ())]
-            values = [row[place] if place < len(row) else 0 for row in rows]
+            values = [row[place] if place < len(row) else column.default for row in rows]
         out[column.name] = np.array(values).astype(column.wire.wire_dtype)
     return out
 

@@ -39,7 +39,10 @@ def some_events(n: int = 12, seed: int = 5) -> list[Event]:
         return [(int(rng.integers(0, 900)) / 8, int(rng.integers(-20, 20)) / 16, int(rng.integers(-25, 25)) / 8)
                 for _ in range(rng.integers(0, 4))]  # fmt: skip
 
-    return [event(i, EBRecHit=hits(0x32000000), EERecHit=hits(0x34000000), Photon=photons()) for i in range(n)]
+    made = [event(i, EBRecHit=hits(0x32000000), EERecHit=hits(0x34000000), Photon=photons()) for i in range(n)]
+    for e in made:
+        e["Photon"] = [(*photon, 0, k % 3 - 1) for k, photon in enumerate(e["Photon"])]
+    return made
 
 
 EVENTS = some_events()
@@ -100,7 +103,7 @@ def test_every_kind_gives_the_same_columns(tmp_path: Path, kind: str, step: int)
     assert got.entries == list(range(12))
     assert max(got.sizes) == min(step, 12)
     assert not got.reports
-    without = {"Photon_seedDetId"} if kind == "ig" else set()
+    without = {"Photon_seedDetId", "Photon_genLabel"} if kind == "ig" else set()
     assert set(NAMES) - set(got.columns) == without
     assert_same(got.columns, EVENTS)
 
@@ -189,7 +192,7 @@ def test_a_missing_column_is_told_with_the_nearest_and_the_mapping(tmp_path: Pat
 
 def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
     optional = [column.name for column in NEEDED if column.optional]
-    assert optional == ["Photon_seedDetId"]
+    assert optional == ["Photon_seedDetId", "Photon_genLabel"]
     path = write_hits(tmp_path / "x.root", EVENTS, without=optional)
     got = Read(path)
     assert set(NAMES) - set(got.columns) == set(optional)
@@ -200,6 +203,7 @@ def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
     assert set(step) == {c.name for c in reader.outputs.columns} - {"fedTime", "error"}
     assert not step["Photon_seedDetId"].any()
     assert step["Photon_seedDetId"].size == step["Photon_pt"].size
+    assert step["Photon_genLabel"].tolist() == [-1] * step["Photon_pt"].size, "which means that nothing is known"
     reader.close()
 
 

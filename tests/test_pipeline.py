@@ -677,6 +677,7 @@ def test_inspect_tells_what_is_in_a_file(hits: Path, tmp_path: Path, monkeypatch
     assert f"{hits}  ROOT TTree, {N_EVENTS} events" in out
     assert re.search(r"tagger eg \(Photon, ECAL\): can be fed", out)
     assert re.search(r"EBRecHit_energy\s+yes\s+yes\s+GeV", out)
+    assert re.search(r"Photon_genLabel\s+yes\s+optional", out)
     assert re.search(r"Jet_pt\s+no", out)
     part = write_hits(tmp_path / "part.root", EVENTS[:3], rntuple=True, without=["EBRecHit_energy"])
     code, out, _ = call("inspect", part)

@@ -225,13 +225,14 @@ def test_no_energy_counts_twice_where_jets_are_clustered_from_towers(
         (whole("BPIX2"), {"framer": {"hits_from": "vertex"}}, PV | {f"PixelHit_{n}" for n in ("x", "y", "z", "layer")}),
         (whole("ECAL"), {"framer": {"hits_from": "vertex", "tracks_at": "ecal"}}, HITS),
         (whole("HCAL"), {}, HCAL_HITS),
-        ({"objects": "Jet", "channels": ["HCAL"]}, {}, HCAL_HITS | JETS),
-        ({"objects": "Jet", "channels": ["ECAL"]}, {}, HITS | HCAL_HITS | JETS),  # the seed is in the HCAL
-        ({"objects": "FatJet", "channels": ["HCAL"]}, {}, HCAL_HITS | FAT_JETS),
+        ({"objects": "Jet", "channels": ["HCAL"]}, {}, HCAL_HITS | JETS | {"Jet_genLabel"}),
+        # The seed is in the HCAL.
+        ({"objects": "Jet", "channels": ["ECAL"]}, {}, HITS | HCAL_HITS | JETS | {"Jet_genLabel"}),
+        ({"objects": "FatJet", "channels": ["HCAL"]}, {}, HCAL_HITS | FAT_JETS | {"FatJet_genLabel"}),
         ({"objects": "FatJet", "channels": ["HCAL"]}, {"input": {"fat_jets": "Jet"}}, HCAL_HITS | JETS),
         ({"objects": "FatJet", "channels": ["HCAL"]}, {"input": {"fat_jets": "cluster"}}, HCAL_HITS | CANDIDATES),
         ({"objects": "Photon"}, {}, HITS | PHOTONS | {
-            *("Photon_seedDetId", "Photon_superClusterIdx"),
+            *("Photon_seedDetId", "Photon_superClusterIdx", "Photon_genLabel"),
             *("SuperClusterCrystal_superClusterIdx", "SuperClusterCrystal_detid")}),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stages.formats.base import EventFile, Found, Report, Step
-from stages.records import INPUT, InputColumn
+from stages.records import INPUT, LABELS, InputColumn
 from streamer.block import Columns
 from streamer.errors import UsageError
 
@@ -28,7 +28,7 @@ _COLLECTIONS = {
     "HBHERecHit": ("HBRecHits_V2", "HERecHits_V2"),
 }
 _GIVEN = (*_COLLECTIONS, "Track", "Photon", "Jet", "PV")
-_UNLINKED = ("Photon_seedDetId", "Photon_superClusterIdx", "Photon_genLabel")
+_LACKING = ("Photon_seedDetId", "Photon_superClusterIdx", *LABELS.values())
 _CM = 100.0
 
 
@@ -49,7 +49,7 @@ class IgFile(EventFile):
         if not self._entries:
             raise UsageError(f"{path}: a zip archive without Events/Run_*/Event_* files; not an .ig file")
         self.n_events = len(self._entries)
-        self.names = {c.name: c.name for c in INPUT if (c.collection in _GIVEN and c.name not in _UNLINKED)
+        self.names = {c.name: c.name for c in INPUT if (c.collection in _GIVEN and c.name not in _LACKING)
                       or not c.collection}  # fmt: skip
 
     @classmethod

@@ -1,0 +1,233 @@
+"""What the truth says of the scores: the AUC of each tagger on labelled input, and its ROC picture.
+
+It is read back from `scores.root`, so that it tells of what was written.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import typer
+import uproot
+from rich.console import Console
+from rich.table import Table
+
+from stages.performance import auc, background_rejection, roc_png
+from stages.records import LABELS
+from streamer.block import Array
+
+Int64s = npt.NDArray[np.int64]
+
+READ_EVENTS = 100_000
+"""Events that are read at a time."""
+MOST = 1_000_000
+"""A tagger's figures are of so many signal and as many background objects at most: some 500 MB, and seconds."""
+EFFICIENCY = 0.5
+"""The signal efficiency at which the background rejection is told."""
+
+_OTHER, _BACKGROUND, _SIGNAL = range(3)
+_FILE_BITS = 40  # in an event's key its file stands above so many bits of its entry
+
+
+@dataclass
+class Scored:
+    """The objects of one tagger whose truth is known and that it gave a score, each once.
+
+    Attributes
+    ----------
+    tagger, objects : str
+    label, score : str
+        The columns of them.
+    signal : int
+        The label of its signal; that of its background is 0.
+    n : int64, shape (3,)
+        Objects with another label, background and signal; at most `MOST` each.
+    labelled : bool
+        There are labels, if only of objects without a score.
+    """
+
+    tagger: str
+    objects: str
+    label: str
+    score: str
+    signal: int
+    n: Int64s = field(default_factory=lambda: np.zeros(3, np.int64))
+    labelled: bool = False
+    _scores: tuple[list[Array], ...] = field(default_factory=lambda: ([], [], []))
+    _seen: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, keys: Int64s | None, counts: Array, labels: Array, scores: Array) -> bool:
+        """Take in some events; returns whether that added anything.
+
+        Parameters
+        ----------
+        keys : int64, shape (n_events,), optional
+            Who the events are, where they can come again; they count when they come with a score for the first time.
+        counts : int, shape (n_events,)
+            Objects of each event.
+        labels : int8, shape (counts.sum(),)
+        scores : float32, shape (counts.sum(),)
+            -1 for none.
+        """
+        kind = np.where(labels == self.signal, _SIGNAL, np.where(labels == 0, _BACKGROUND, _OTHER))
+        good = (labels >= 0) & (scores != -1) & (self.n < MOST)[kind]
+        if keys is not None and good.any():
+            event = np.repeat(np.arange(counts.size), counts)
+            having = np.unique(event[good])
+            found, first = np.unique(keys[having], return_index=True)
+            places = np.searchsorted(self._seen, found)
+            new = np.append(self._seen, -1)[places] != found  # no key is negative
+            self._seen = np.insert(self._seen, places[new], found[new])
+            good &= np.isin(event, having[first[new]])
+        for of, kept in enumerate(self._scores):
+            some = scores[good & (kind == of)][: MOST - self.n[of]]
+            self.n[of] += some.size
+            if of != _OTHER:
+                kept.append(some)
+        return bool(good.any())
+
+    @property
+    def full(self) -> bool:
+        """Whether it needs no more."""
+        return bool((self.n[_BACKGROUND:] >= MOST).all())
+
+    @property
+    def truth(self) -> npt.NDArray[np.int8]:
+        """int8, shape (n_background + n_signal,): 0 and 1."""
+        return np.repeat(np.array([0, 1], np.int8), self.n[_BACKGROUND:])
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """float32, shape (n_background + n_signal,): in the order of `truth`."""
+        return np.concatenate([np.zeros(0, np.float32), *self._scores[_BACKGROUND], *self._scores[_SIGNAL]])
+
+    def why_not(self) -> str:
+        """Why there is no AUC; empty where there is one, and where nothing is labelled."""
+        others, background, signal = (int(n) for n in self.n)
+        n = others + background + signal
+        if (background and signal) or not self.labelled:
+            return ""
+        if not n:
+            return f"none of the labelled {self.objects} has a score"
+        if others:
+            return f"of {n:,} labelled {self.objects}, {signal:,} are signal and {background:,} background"
+        return f"all {n:,} labelled {self.objects} are {'signal' if signal else 'background'}"
+
+
+def read(path: Path) -> tuple[list[Scored], int]:
+    """What a `scores.root` holds of truth and scores.
+
+    An event that was fed again and again counts once for each tagger, in the first pass that gave it a score. Reading
+    ends with the file, with a whole pass that adds nothing, or where every tagger has enough.
+
+    Returns
+    -------
+    taggers : list of Scored
+        Those whose objects can have labels.
+    n_passes : int
+        Over the input.
+    """
+    with uproot.open({str(path): None}) as file:  # a mapping, or a colon in the path would mean an object
+        tree = file["Events"]
+        taggers = [
+            Scored(name, spec["objects"], LABELS[spec["objects"]], f"{spec['objects']}_{spec['score']}", spec["signal"])
+            for name, spec in json.loads(str(file["streamer_taggers"])).items()
+            if spec["objects"] in LABELS
+        ]
+        n_events, n_passes = tree.num_entries, 0
+        if n_events:
+            n_passes = 1 + int(_columns(tree, {"replay"}, n_events - 1)["replay"][0])
+        last = 0  # the pass that added something last
+        for first in range(0, n_events, READ_EVENTS):
+            wanted = [tagger for tagger in taggers if not tagger.full]
+            who = _columns(tree, {"replay", "sourceFile", "sourceEntry"} if n_passes > 1 else set(), first)
+            if not wanted or (who and who["replay"][0] > last + 1):
+                break
+            labels = _columns(tree, {tagger.label for tagger in wanted}, first)
+            wanted = [tagger for tagger in wanted if ak.any(labels[tagger.label] >= 0)]
+            scores = _columns(tree, {tagger.score for tagger in wanted}, first)
+            keys = None
+            if who:
+                keys = (np.asarray(who["sourceFile"], np.int64) << _FILE_BITS) + np.asarray(who["sourceEntry"])
+            for tagger in wanted:
+                tagger.labelled = True
+                counts = np.asarray(ak.num(labels[tagger.label]))
+                flat = (np.asarray(ak.flatten(array)) for array in (labels[tagger.label], scores[tagger.score]))
+                if tagger.add(keys, counts, *flat) and who:
+                    last = int(who["replay"][-1])
+    return taggers, n_passes
+
+
+def _columns(tree: Any, names: set[str], first: int) -> dict[str, Any]:
+    """Awkward arrays of some events from entry `first` on."""
+    if not names:
+        return {}
+    stop = min(first + READ_EVENTS, tree.num_entries)
+    found: dict[str, Any] = tree.arrays(sorted(names), entry_start=first, entry_stop=stop, how=dict)
+    return found
+
+
+def tell(path: Path) -> None:
+    """Print how good each tagger was by the labels in a `scores.root`, and draw the ROC curves beside it.
+
+    Nothing is said where nothing is labelled. What goes wrong is one line: the scores are good without.
+    """
+    try:
+        taggers, n_passes = read(path)
+    except Exception as error:  # whatever a disk or a reader of ROOT files can come up with
+        _complain(f"{path}: cannot be read back for the AUC", error)
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("tagger", "AUC", f"rejection at {EFFICIENCY:.0%}", "signal", "background", "picture"):
+        left = title in ("tagger", "picture")
+        table.add_column(title, justify="left" if left else "right", no_wrap=not title.startswith("rejection"))
+    lines = []
+    for tagger in taggers:
+        picture = path.with_name(f"roc_{tagger.tagger}.png")
+        with contextlib.suppress(OSError):
+            picture.unlink(missing_ok=True)  # it would be taken for this run's
+        if all(tagger.n[_BACKGROUND:]):
+            table.add_row(tagger.tagger, *_figures(tagger), _draw(tagger, picture))
+            if MOST in tagger.n[_BACKGROUND:]:
+                lines.append(f"{tagger.tagger}: by the first {MOST:,} of each kind at most")
+        elif why := tagger.why_not():
+            lines.append(f"{tagger.tagger}: no AUC, {why}")
+    console = Console()
+    if table.row_count:
+        console.print(table)
+        if n_passes > 1:
+            lines.append("each event of the input counts once, however often it was fed")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _figures(tagger: Scored) -> tuple[str, ...]:
+    truth, scores = tagger.truth, tagger.scores
+    area, error = auc(truth, scores)
+    rejection, its_error = background_rejection(truth, scores, EFFICIENCY)
+    told = f"{rejection:,.1f} +- {its_error:,.1f}" if np.isfinite(rejection) else "no background left"
+    return f"{area:.4f} +- {error:.4f}", told, f"{tagger.n[_SIGNAL]:,}", f"{tagger.n[_BACKGROUND]:,}"
+
+
+def _draw(tagger: Scored, picture: Path) -> str:
+    """The picture's name, or `none` where it cannot be made."""
+    part = picture.with_name(picture.name + ".part")
+    try:
+        roc_png(tagger.truth, tagger.scores, part, f"{tagger.tagger} tagger, this run")
+        part.replace(picture)
+    except Exception as error:  # a full disk, a setting of matplotlib's
+        _complain(f"{picture}: cannot be written", error)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        return "none"
+    return picture.name
+
+
+def _complain(what: str, error: Exception) -> None:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(f"{error!r}".split())[:160]
+    typer.echo(f"streamer: {what} ({why}); the scores are complete", err=True)
