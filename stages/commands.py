@@ -13,6 +13,14 @@ InputArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="INPUT...", help="Event files (.root, .ig), globs, folders or URLs.", show_default=False),
 ]
+TaggerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=MODEL.onnx]",
+        help="Score with this tagger, with its own network or another; may be repeated.",
+        show_default="eg",
+    ),
+]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
 
@@ -43,9 +51,7 @@ def run(
     rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
-    tagger: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Run this tagger; may be repeated.")
-    ] = None,
+    tagger: TaggerOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
 ) -> None:
     """Stream events through the chain and write their scores.
@@ -57,7 +63,8 @@ def run(
 
       streamer run events.root --output out
       streamer run 'data/*.ig' --rate 500 --loop
-      streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx
+      streamer run qg.root --tagger qg
+      streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
     """
     options = {
         "feed.events": events,
@@ -69,29 +76,31 @@ def run(
     }
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
-    wanted |= pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    wanted |= chosen_taggers(tagger or [])
     stream(config, {**overrides(set_), **wanted}, "streamer run")
 
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
-    events: Annotated[int, typer.Option(help="Stop after so many events.")] = 50_000,
+    events: Annotated[int, typer.Option(help="Stop after so many events.")] = 4000,
     replicas: ReplicasOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Stream the packaged events through the packaged network: five processes, no setting, no GPU needed.
+    """Stream the packaged events through the four packaged networks: five processes, no setting, no GPU needed.
 
-    The packaged events are electrons and photons of 50 GeV in the ECAL barrel, made by `streamer generate egamma`.
+    The packaged events are made by `streamer generate`: electrons and photons, jets of quarks and gluons, and top
+    quarks and tau leptons against QCD. They come again and again until there are enough.
     """
-    from stages.config import packaged
+    from stages.config import TAGGERS, packaged
 
-    wanted = {
-        "input.files": [packaged("samples/egamma.root")],
+    wanted: dict[str, Any] = {
+        "input.files": [packaged(f"samples/{name}.root") for name in ("egamma", "qg", "top", "tau")],
         "feed.loop": True,
         "feed.events": events,
         "writer.dir": str(output),
         "writer.overwrite": True,
     }
+    wanted |= chosen_taggers(list(TAGGERS))
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     stream(None, {**wanted, **overrides(set_)}, "streamer demo")
 
@@ -126,6 +135,17 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     for text in error.splitlines():
         typer.echo(f"streamer: {text}", err=True)
     raise typer.Exit(outcome.exit_code)
+
+
+def chosen_taggers(texts: list[str]) -> dict[str, Any]:
+    """`name` of a built-in tagger or `name=model` as dotted configuration keys."""
+    from stages.config import TAGGERS
+
+    own = [text.strip() for text in texts if text.strip() in TAGGERS]
+    given = [text for text in texts if text.strip() not in TAGGERS]
+    return {f"taggers.{name}.objects": TAGGERS[name]["objects"] for name in own} | pairs(
+        "--tagger", "taggers.{}.model", given, str
+    )
 
 
 def pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:
@@ -199,9 +219,7 @@ def view(
     ),
     config: ConfigOption = None,
     set_: SetOption = None,
-    tagger: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL.onnx", help="Score with this tagger; may be repeated.")
-    ] = None,
+    tagger: TaggerOption = None,
 ) -> None:
     """Draw an event: the detector frame channel by channel, photons and jets with their crops and scores.
 
@@ -214,7 +232,7 @@ def view(
     from stages.view import see
     from stages.view_plot import draw
 
-    wanted = overrides(set_) | pairs("--tagger", "taggers.{}.model", tagger or [], str)
+    wanted = overrides(set_) | chosen_taggers(tagger or [])
     names = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
     seen, notes = see(file, event, PIPELINE.load_config(config, wanted), names)  # type: ignore[arg-type]
     draw(seen, output)

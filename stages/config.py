@@ -146,9 +146,9 @@ TAKEN_SCORES = ("pt", "eta", "phi", "genLabel", "seedRow", "seedCol")
 
 TAGGERS: dict[str, dict[str, Any]] = {
     "eg": {"objects": "Photon", "model": packaged("models/eg.onnx")},
-    "qg": {"objects": "Jet"},
-    "top": {"objects": "FatJet"},
-    "tau": {"objects": "FatJet", "signal": 2},
+    "qg": {"objects": "Jet", "model": packaged("models/qg.onnx")},
+    "top": {"objects": "FatJet", "model": packaged("models/top.onnx")},
+    "tau": {"objects": "FatJet", "model": packaged("models/tau.onnx"), "signal": 2},
 }
 """The taggers of the paper's Table 1; what is configured under their name is laid over this."""
 

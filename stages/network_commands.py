@@ -10,6 +10,7 @@ import typer
 def add_networks(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(rich_help_panel="Networks")(generate)
+    app.command(rich_help_panel="Networks")(compare)
     app.command(rich_help_panel="Networks")(train)
 
 
@@ -17,72 +18,198 @@ class Process(StrEnum):
     """What can be generated."""
 
     EGAMMA = "egamma"
+    QG = "qg"
+    TOP = "top"
+    TAU = "tau"
 
 
 class Trainable(StrEnum):
     """What can be trained."""
 
     EG = "eg"
+    QG = "qg"
+    TOP = "top"
+    TAU = "tau"
+
+
+class Arch(StrEnum):
+    """What a network can be."""
+
+    SMALL = "small"
+    SIMPLENET = "simplenet"
+    VIT = "vit"
+    POINTS = "points"
 
 
 def generate(
-    process: Annotated[Process, typer.Argument(help="egamma: single electrons and photons of 50 GeV.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="The ROOT file to make.")],
+    process: Annotated[
+        Process,
+        typer.Argument(
+            help="egamma: single electrons and photons of 50 GeV; qg: QCD jets, quarks against gluons; top: hadronic "
+            "ttbar against QCD; tau: H to tau tau against QCD.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The ROOT file to make.", show_default=False)],
     n: Annotated[int, typer.Option("--events", "-n", min=1, help="How many events.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same events.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same events.")] = 1,
+    pileup: Annotated[
+        float, typer.Option(min=0, max=200, metavar="MU", help="Mean number of minimum bias events on top of each.")
+    ] = 0.0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes that generate.")] = 1,
+    strips: Annotated[
+        bool, typer.Option(help="Hits in the silicon strips: half of the file, and no built-in tagger sees them.")
+    ] = True,
 ) -> None:
-    """Make events with truth labels, by a fast simulation of the tracker material and the ECAL barrel.
+    """Make events with truth labels: PYTHIA 8 collisions at 13 TeV and a fast simulation of the CMS detector.
 
-    streamer generate egamma -n 10000 -o events.root
+    The file has hits, tracks and jets in our own layout, as `streamer inspect` shows. All but egamma need the extra
+    'generate'.
+
+    [bold]Examples[/bold]
+
+      streamer generate egamma -n 10000 -o egamma.root
+      streamer generate top -n 20000 -o top.root --seed 7 --jobs 2
+      streamer generate qg -n 1000 -o busy.root --pileup 30
     """
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stages.simulation.sample import generate_file
 
-    with Progress(transient=True) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
         task = progress.add_task(f"generating {process}", total=n)
-        generate_file(n, out, seed, lambda done: progress.advance(task, done))
+        done = lambda made: progress.advance(task, made)  # noqa: E731
+        generate_file(n, out, seed, done, process=process, pileup=pileup, jobs=jobs, strips=strips)
     print(f"{n:,} events in {out}")
 
 
-def train(
-    tagger: Annotated[Trainable, typer.Argument(help="eg: electrons against photons.")],
-    input: Annotated[list[Path], typer.Option("--input", "-i", help="Labelled event file; may be repeated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to make.")],
-    test: Annotated[
-        list[Path] | None, typer.Option(help="Events for the final AUC (by default a fifth of the input).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and mirroring.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the events at most.")] = 15,
-    threads: Annotated[int, typer.Option(min=1, help="Threads; their number can change the last digits.")] = 2,
+def compare(
+    first: Annotated[str, typer.Argument(help="Event file, glob or folder.", show_default=False)],
+    second: Annotated[str, typer.Argument(help="Another.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")] = Path(
+        "compare.png"
+    ),
+    events: Annotated[int, typer.Option(min=1, help="Take so many events of each at most.")] = 1000,
 ) -> None:
-    """Train a network, and write it as ONNX with a model card and its ROC picture beside it. Needs the extra 'train'.
+    """Hold two samples against each other: multiplicities, energies and the occupancy of each channel.
 
-    streamer train eg --input train.root --output my.onnx
+    streamer compare generated.root 'real/*.ig' -o compare.png
     """
     from rich.console import Console
+    from rich.table import Table
 
-    from stages.training.session import train_egamma
+    from stages.comparison import count, draw, rows
+    from stages.config import Config
+    from stages.inputs import expand
+
+    console = Console()
+    samples = []
+    for text in (first, second):
+        with console.status(f"counting {text}"):
+            samples.append(count(Path(text).name or text, expand([text]), Config(), events))
+    draw(samples[0], samples[1], output)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("mean in an event")
+    for title in (*(sample.name for sample in samples), "ratio"):
+        table.add_column(title, justify="right")
+    for what, one, other, ratio in rows(samples[0], samples[1]):
+        table.add_row(what, f"{one:,.1f}", f"{other:,.1f}", f"{ratio:.2f}")
+    console.print(table)
+    print(output)
+
+
+def train(
+    tagger: Annotated[
+        Trainable,
+        typer.Argument(
+            help="eg: electrons against photons; qg: jets of quarks against gluons; top and tau: their jets against "
+            "others.",
+            show_default=False,
+        ),
+    ],
+    input: Annotated[
+        list[Path],
+        typer.Option("--input", "-i", help="Event file with truth labels; may be repeated.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to make.", show_default=False)],
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(help="Events for the final AUC; may be repeated.", show_default="the last fifth of each input"),
+    ] = None,
+    arch: Annotated[
+        Arch,
+        typer.Option(
+            help="small: a small SimpleNet, fast and good; simplenet: the published one, 30 times slower; vit: a "
+            "vision transformer; points: Deep Sets on the brightest pixels, the fastest."
+        ),
+    ] = Arch.SMALL,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the events at most; four without progress end it.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and mirroring.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; their number can change the last digits.")] = 2,
+    batch: Annotated[int | None, typer.Option(min=1, help="Crops in a step.", show_default="by network")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="At the top of its cycle.", show_default="by network")
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(metavar="A,B", help="See only these of the tagger's channels.", show_default="all")
+    ] = None,
+    shuffle_labels: Annotated[
+        bool,
+        typer.Option("--shuffle-labels", help="Deal out the labels anew: unless truth leaks in, the AUC must be 0.5."),
+    ] = False,
+) -> None:
+    """Train a network on labelled events. Needs the extra 'train'.
+
+    It is written as ONNX, ready for `streamer run --tagger`, with a model card and its ROC picture beside it. The
+    figures on them are of events that it never saw. A GPU is used where there is one. Ctrl-C ends the training and
+    keeps the best network so far.
+
+    [bold]Examples[/bold]
+
+      streamer generate qg -n 20000 -o qg.root --seed 1
+      streamer train qg --input qg.root --output qg.onnx
+      streamer train qg -i qg.root -o check.onnx --shuffle-labels --epochs 3
+      streamer train top -i top.root --test other.root -o top.onnx --arch points
+      streamer run other.root --output out --tagger top=top.onnx
+    """
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from stages.training.session import train_tagger
+    from stages.training.settings import Settings
 
     console = Console(stderr=True)
+    picked = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
+    settings = Settings(tagger, arch, epochs, seed, threads, batch, learning_rate or None, picked, shuffle_labels)
     command = f"streamer train {tagger} {' '.join(f'--input {path.name}' for path in input)}"
     command += "".join(f" --test {path.name}" for path in test or [])
-    command += f" --output {output.name} --seed {seed} --epochs {epochs} --threads {threads}"
-    with console.status("starting") as status:
-
-        def tell(line: str) -> None:
-            console.log(line)
-            status.update(line)
-
-        done = train_egamma(
-            input,
-            test or [],
-            output,
-            seed=seed,
-            epochs=epochs,
-            threads=threads,
-            command=command,
-            tell=tell,
-        )
+    command += f" --output {output.name} --arch {arch} --seed {seed} --epochs {epochs} --threads {threads}"
+    command += f" --batch {batch}" if batch else ""
+    command += f" --learning-rate {learning_rate:g}" if learning_rate else ""
+    command += f" --channels {','.join(picked)}" if picked else ""
+    command += " --shuffle-labels" if shuffle_labels else ""
+    try:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("batches", total=None)
+            done = train_tagger(
+                settings,
+                input,
+                test or [],
+                output,
+                command=command,
+                tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
+                on_batch=lambda k, n: progress.update(task, completed=k, total=n),
+            )
+    except KeyboardInterrupt:
+        print("streamer: stopped before there was a network to keep; nothing is written", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"AUC {done.auc:.4f} +- {done.auc_error:.4f} on events it never saw")
     print(f"{done.model}, {done.card}, {done.roc}")
+    if done.stopped:
+        print(f"streamer: stopped by hand after {done.epochs} epochs; the best so far is kept", file=sys.stderr)
+        raise typer.Exit(130)

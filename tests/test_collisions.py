@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import uproot
+from typer.testing import CliRunner
 
 from stages.config import Config, InputConfig
 from stages.detector.hcal import hcal_tower
 from stages.formats import open_events
+from stages.network_commands import add_networks
 from stages.simulation.labels import label_background, label_partons, label_taus, label_tops
 from stages.simulation.processes import MINIMUM_BIAS, PROCESSES
 from stages.simulation.response import DEPOSIT, PX, PY, PZ, X0, Q
@@ -242,9 +245,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize("arguments", [("-n", "0"), ("--jobs", "0"), ("--seed", "-1"), ("--pileup", "201")])
     def test_on_the_command_line(self, tmp_path: Path, arguments: tuple[str, str]) -> None:
-        done = self.run("top", "-o", str(tmp_path / "out.root"), *arguments)
-        assert done.returncode == 2
-        assert arguments[0] in done.stderr
+        app = typer.Typer()
+        add_networks(app)
+        done = CliRunner().invoke(app, ["generate", "top", "-o", str(tmp_path / "out.root"), *arguments])
+        assert done.exit_code == 2
+        assert arguments[0] in done.output
+        assert "Invalid value" in done.output
         assert list(tmp_path.iterdir()) == []
 
     def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
@@ -252,7 +258,7 @@ class TestRefusals:
         done = self.run("egamma", "-n", "10", "-o", str(tmp_path / "no" / "out.root"))
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
-        assert "cannot be written (Not a directory)" in done.stderr
+        assert "cannot be written (File exists)" in done.stderr
 
     def test_a_disk_that_fills_up_leaves_nothing_behind(self, tmp_path: Path) -> None:
         def small() -> None:  # writing beyond fails as on a full disk, with another number

@@ -564,7 +564,7 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         (["run", "{hits}", "--replicas", "reader=2"], "replicas.reader = 2: a stream has one reader"),
         (["run", "{hits}", "--replicas", "frame=2"], "no stage 'frame' in reader > framer >"),
         (["run", "{hits}", "--replicas", "framer=0"], "configuration: 'replicas.framer': "),
-        (["run", "{hits}", "--tagger", "eg"], "--tagger 'eg': write name=value, such as eg=MODEL.onnx"),
+        (["run", "{hits}", "--tagger", "my"], "--tagger 'my': write name=value, such as eg=MODEL.onnx"),
         (["run", "{hits}", "--events", "-1"], "configuration: 'feed.events': "),
         (["run", "{hits}", "--rate", "inf"], "configuration: 'feed.rate': "),
         (["run", "{hits}", "--set", "tagger.max_batch"], "--set 'tagger.max_batch': write key=value"),

@@ -1,4 +1,4 @@
-"""Showers in all of the calorimeter, fast enough for the hundreds of particles of a collision.
+"""Showers in all of the calorimeter: barrel and endcaps of the ECAL, and the HCAL behind them.
 
 Electromagnetic showers have the shape of `shower` (Grindhammer and Peters), but are laid down in ten slices of equal
 energy, whose depths come from the Wilson-Hilferty approximation to the quantiles of a gamma distribution, and with a

@@ -24,7 +24,7 @@ from stages.simulation.response import (
     Z0,
     Q,
 )
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
 
 NEEDS = "generating collisions needs pythia8mc and fastjet: pip install 'e2e-streamer[generate]'"
 
@@ -36,7 +36,7 @@ _MOST_SEED = 900_000_000
 _STABLE_KIND = {22: PHOTON, 11: ELECTRON, 13: MUON}
 _CHARGED = (11, 13, 211, 321, 2212, 3112, 3222, 3312, 3334)
 _INVISIBLE = (12, 14, 16)
-_QUARTER = {11: -1, 13: -1, 3112: -1, 3312: -1, 3334: -1}  # charges of the particles, where it is not +1
+_NEGATIVE = (11, 13, 3112, 3312, 3334)  # those of them whose particle has the charge -1
 
 
 @dataclass
@@ -86,9 +86,18 @@ class Generator:
             raise UsageError("PYTHIA does not start with its settings")
 
     def make(self, n: int, seed: int) -> Collisions:
-        """Generate n events; the same seed gives the same events, whatever was generated before."""
+        """Generate n events; the same seed gives the same events, whatever was generated before.
+
+        Raises
+        ------
+        StreamerError
+            PYTHIA gave up.
+        """
         self._pythia.rndm.init(1 + seed % _MOST_SEED)
-        return _read(self._pythia.nextBatch(n))
+        batch = self._pythia.nextBatch(n)
+        if len(batch) != n:
+            raise StreamerError(f"PYTHIA made {len(batch)} of {n} events; try another seed")
+        return _read(batch)
 
 
 def _read(batch: Any) -> Collisions:
@@ -121,7 +130,7 @@ def _stable(pdg: Ints, momentum: Floats, mass: Floats, place: Floats) -> Floats:
     """Rows for `response` from PDG ids, px, py, pz, E, m [GeV] and the vertex [mm]."""
     size = abs(pdg)
     charged = np.isin(size, _CHARGED)
-    sign = np.where(np.isin(size, list(_QUARTER)), -1, 1) * np.sign(pdg)
+    sign = np.where(np.isin(size, _NEGATIVE), -1, 1) * np.sign(pdg)
     out = np.zeros((pdg.size, N_COLUMNS))
     out[:, KIND] = np.where(charged, CHARGED_HADRON, NEUTRAL_HADRON)
     for code, kind in _STABLE_KIND.items():

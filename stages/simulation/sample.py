@@ -64,9 +64,10 @@ def command_of(path: Path) -> str:
     about = settings_of(path)
     if not about:
         return ""
-    pileup = f" --pileup {about['pileup']:g}" if about.get("pileup") else ""
+    more = f" --pileup {about['pileup']:g}" if about.get("pileup") else ""
+    more += "" if about.get("strips", True) else " --no-strips"
     name = about.get("sample", "egamma")
-    return f"streamer generate {name} -n {about['events']} -o {path.name} --seed {about['seed']}{pileup}"
+    return f"streamer generate {name} -n {about['events']} -o {path.name} --seed {about['seed']}{more}"
 
 
 def generate_file(
@@ -78,6 +79,7 @@ def generate_file(
     process: str = "egamma",
     pileup: float = 0.0,
     jobs: int = 1,
+    strips: bool = True,
 ) -> None:
     """Write generated events; the same seed gives the same events, whatever the number of jobs.
 
@@ -91,6 +93,8 @@ def generate_file(
         Mean number of minimum bias events on top of each event; 0 for `egamma`.
     jobs : int
         Processes that generate.
+    strips : bool
+        Keep the hits in the silicon strips, which are half of a file.
 
     Raises
     ------
@@ -103,8 +107,9 @@ def generate_file(
         raise UsageError(f"--pileup {pileup:g}: 0 to {MAX_PILEUP} minimum bias events can be added")
     if n_events < 1 or jobs < 1:
         raise UsageError("at least one event and one job are needed")
-    schema = schema_of(_COLUMNS)
-    settings: dict[str, Any] = {"sample": process, "seed": seed, "events": n_events, "version": __version__}
+    schema = schema_of([column for column in _COLUMNS if strips or column.collection != "StripHit"])
+    settings: dict[str, Any] = {"sample": process, "seed": seed, "events": n_events, "strips": strips}
+    settings["version"] = __version__
     if process == "egamma":
         steps = _egamma(n_events, seed)
         settings |= {"process": EGAMMA, "pt_gev": egamma.PT_GEV, "max_eta": egamma.MAX_ETA}

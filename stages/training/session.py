@@ -1,16 +1,22 @@
 """One training from event files to an ONNX file with its card and its ROC picture."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.config import Config
-from stages.simulation.sample import settings_of
-from stages.training.dataset import load_crops
-from streamer.errors import UsageError
+import numpy as np
+
+from stages.training.dataset import Crops, load_crops
+from stages.training.settings import Settings
+from streamer.errors import StreamerError, UsageError
 
 NEEDS = "training needs torch: pip install 'e2e-streamer[train]'"
+
+TEST, VALIDATION = 1 / 5, 1 / 10
+"""Of the events for the figures on the card, and of the others for the choice of the best epoch."""
 
 
 @dataclass(frozen=True)
@@ -22,109 +28,164 @@ class Trained:
     roc: Path
     auc: float
     auc_error: float
+    epochs: int
+    stopped: bool
+    """By Ctrl-C, with the best of the epochs that were done."""
 
 
-def train_egamma(
-    inputs: list[Path],
-    tests: list[Path],
+def train_tagger(
+    settings: Settings,
+    inputs: Sequence[Path],
+    tests: Sequence[Path],
     out: Path,
     *,
-    seed: int,
-    epochs: int,
-    threads: int,
     command: str,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None] = lambda line: None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Trained:
-    """Train the E/Gamma network.
+    """Train a tagger's network.
 
     Parameters
     ----------
     tests : list of Path
-        Events for the figures on the card; where there are none, the last fifth of the inputs.
+        Events for the figures on the card; where there are none, the last fifth of the events of each input.
     command : str
         For the card: how to get this result again.
     tell : callable
         Given a line on progress now and then.
+    on_batch : callable, optional
+        Called behind each batch with its number in the epoch, from 1, and their number.
 
     Raises
     ------
     UsageError
-        torch is not there, or an input cannot be used.
+        torch is not there, an input cannot be used, or the output cannot be written.
+    KeyboardInterrupt
+        Ctrl-C before the first epoch was done.
     """
     try:
-        from stages.training import egamma
+        import onnxscript  # noqa: F401 - for the export, after hours of training
+
+        from stages.training import export, networks, train
     except ImportError as error:
         raise UsageError(f"{NEEDS} ({error})") from None
-    from stages.training.card import write_card
-    from stages.training.metrics import auc, roc_png
+    from stages.performance import auc
+    from stages.training.card import Result, write_results
 
-    config = Config()
+    _check_output(out)
+    _check_inputs([*inputs, *tests])
+    config = settings.config
+    (spec,) = config.taggers.values()
+    arch = networks.ARCHITECTURES[settings.arch]
     tell("reading crops")
-    crops, labels = load_crops(inputs, config)
-    if tests:
-        test_crops, test_labels = load_crops(tests, config)
-    else:
-        cut = len(crops) * 4 // 5
-        crops, test_crops, labels, test_labels = crops[:cut], crops[cut:], labels[:cut], labels[cut:]
-    cut = len(crops) * 9 // 10
-    if not cut or not len(test_crops) or len(set(labels.tolist())) < 2:
-        raise UsageError(f"{len(crops):,} crops are too few to train on, or all have one label; generate more events")
+    crops = load_crops(inputs, config)
+    test = load_crops(tests, config) if tests else None
+    if settings.shuffle_labels:
+        crops = crops.shuffled(settings.seed)
+        test = test and test.shuffled(settings.seed)
+    if test is None:
+        crops, test = crops.split(TEST)
+    training, validation = crops.split(VALIDATION)
+    for part, what in ((training, "training"), (validation, "validation"), (test, "test")):
+        _check_classes(part, what, spec.signal)
+    del crops
+    tell(
+        f"training on {len(training):,} crops ({_share(training)} signal), {len(validation):,} for validation, "
+        f"{len(test):,} for the test"
+    )
 
     def on_epoch(epoch: Any) -> None:
-        tell(f"epoch {epoch.number}: loss {epoch.loss:.4f}, validation AUC {epoch.auc:.4f}")
-
-    tell(f"training on {cut:,} crops, {len(crops) - cut:,} for validation")
-    try:
-        model = egamma.train(
-            crops[:cut],
-            labels[:cut],
-            validation=(crops[cut:], labels[cut:]),
-            seed=seed,
-            epochs=epochs,
-            threads=threads,
-            on_epoch=on_epoch,
+        left = (settings.epochs - epoch.number) * epoch.seconds / 60
+        tell(
+            f"epoch {epoch.number}/{settings.epochs}: loss {epoch.loss:.4f}, validation AUC {epoch.auc:.4f} +- "
+            f"{epoch.auc_error:.4f}, {epoch.seconds:.1f} s" + (f", {left:.1f} min left at most" if left else "")
         )
-    except ValueError as error:
-        raise UsageError(f"training: {error}") from None
-    egamma.export_onnx(model, out)
-    scores = egamma.score_onnx(out, test_crops)
-    card, roc = out.with_suffix(".md"), out.with_suffix(".png")
-    write_card(
-        card,
-        onnx_path=out,
-        title="E/Gamma tagger",
-        task="Tells electrons (score near 1) from photons (near 0) by one 32 x 32 crop of ECAL energies in GeV.",
-        data=_data(inputs, tests),
-        commands=[*_generated(inputs + tests), command],
-        seed=seed,
-        n_train=cut,
-        n_validation=len(crops) - cut,
-        labels=test_labels,
-        scores=scores,
-        n_parameters=model.n_parameters,
-        n_macs=model.n_macs,
-        notes="It has seen particles of 50 GeV in the barrel alone, from a fast simulation and without pile-up; "
-        "on other data its scores are numbers, not measurements.",
+
+    model = train.train(
+        lambda: arch.make(spec.channels, spec.crop),
+        training,
+        validation=validation,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch or arch.batch,
+        learning_rate=settings.learning_rate or arch.learning_rate,
+        threads=settings.threads,
+        on_batch=on_batch,
+        on_epoch=on_epoch,
     )
-    roc_png(test_labels, scores, roc, "E/Gamma tagger, events it never saw")
-    area, area_error = auc(test_labels, scores)
-    return Trained(out, card, roc, area, area_error)
+    tell("writing the network and measuring it")
+    sample = test.dense(np.arange(min(8, len(test))))
+    onnx = export.export_onnx(model.network, sample)
+    scores = export.score_onnx(onnx, test)
+    area, area_error = auc(test.labels, scores)
+    card, roc = out.with_suffix(".md"), out.with_suffix(".png")
+    result = Result(
+        settings=settings,
+        spec=spec,
+        inputs=list(inputs),
+        tests=list(tests),
+        command=command,
+        n_train=len(training),
+        n_validation=len(validation),
+        test=test,
+        scores=scores,
+        model=model,
+        n_parameters=networks.n_parameters(model.network),
+        n_macs=networks.n_macs(model.network, test.shape),
+        milliseconds={n: export.milliseconds(onnx, test, n) for n in (1, 32)},
+        onnx=onnx,
+        about=arch.about,
+    )
+    with _parts(out, card, roc) as (onnx_part, card_part, roc_part):
+        write_results(result, onnx_part, card_part, roc_part, out.name)
+    return Trained(out, card, roc, area, area_error, len(model.epochs), model.stopped)
 
 
-def _generated(paths: list[Path]) -> list[str]:
-    """The commands that made those of the files that were generated."""
-    return [
-        f"streamer generate egamma -n {about['events']} -o {path.name} --seed {about['seed']}"
-        for path in paths
-        if (about := settings_of(path))
-    ]
+def _check_output(out: Path) -> None:
+    """Whether the results could be written, before the long work."""
+    folder = out.parent
+    if out.suffix != ".onnx":
+        raise UsageError(f"--output {out}: name a file that ends in .onnx")
+    if not folder.is_dir():
+        raise UsageError(f"--output {out}: there is no folder {folder}; make it first")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {out}: cannot be written; name another file")
 
 
-def _data(inputs: list[Path], tests: list[Path]) -> str:
-    lines = []
-    for what, paths in (("training and validation", inputs), ("test", tests)):
-        for path in paths:
-            about = settings_of(path)
-            known = f"{about['events']:,} {about['process']}, seed {about['seed']}" if about else "of unknown origin"
-            lines.append(f"`{path.name}` ({what}): {known}.")
-    return " ".join(lines)
+def _check_inputs(paths: list[Path]) -> None:
+    """Whether a file stands there twice: what is trained on must not be tested on."""
+    known: set[Path] = set()
+    for path in paths:
+        if path.resolve() in known:
+            raise UsageError(f"{path}: is given twice; no event may be used twice")
+        known.add(path.resolve())
+
+
+def _check_classes(crops: Crops, what: str, signal: int) -> None:
+    n_signal = int(crops.labels.sum())
+    n_background = len(crops) - n_signal
+    if not n_signal or not n_background:
+        raise UsageError(
+            f"{what}: {n_signal:,} crops of the signal (label {signal}) and {n_background:,} of the background "
+            "(label 0); both are needed: give more events, or a file of the other kind"
+        )
+
+
+def _share(crops: Crops) -> str:
+    return f"{100 * crops.labels.mean():.0f} %"
+
+
+@contextlib.contextmanager
+def _parts(*paths: Path) -> Any:
+    """Names to write to; the files get their own names when all are complete, or vanish."""
+    parts = [path.with_name(f"{path.stem}.part{path.suffix}") for path in paths]
+    try:
+        yield parts
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StreamerError(f"{paths[0]}: cannot be written ({why}); make room, or name another folder") from None
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
