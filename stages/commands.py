@@ -82,7 +82,7 @@ def run(
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
-    events: Annotated[int, typer.Option(help="Stop after so many events.")] = 4000,
+    events: Annotated[int, typer.Option(help="Stop after so many events.")] = 20_000,
     replicas: ReplicasOption = None,
     set_: SetOption = None,
 ) -> None:

@@ -107,3 +107,18 @@ def test_the_stream_gets_the_auc_of_the_cards_on_fresh_events(tmp_path: Path) ->
         assert error < 0.03
         assert (tmp_path / "out" / f"roc_{tagger}.png").stat().st_size > 5000
         assert re.search(rf"^{tagger} +0\.\d{{4}} \+- ", done.stdout, re.MULTILINE)
+
+
+def test_the_demo_tells_of_all_four(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamer", "demo", "--events", "2775", "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2,775 fed = 2,775 scored + 0 errors" in done.stdout
+    for tagger in TAGGERS:
+        found = re.search(rf"^{tagger} +(0\.\d+) \+- (0\.\d+)", done.stdout, re.MULTILINE)
+        assert found, done.stdout
+        assert float(found[1]) > FIGURE[tagger] - 3 * float(found[2])
