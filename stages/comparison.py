@@ -24,16 +24,31 @@ from streamer.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 
-SPECTRA = {
-    "EBRecHit": "EBRecHit_energy",
-    "EERecHit": "EERecHit_energy",
-    "HBHERecHit": "HBHERecHit_energy",
-    "Track": "Track_pt",
-    "Jet": "Jet_pt",
+
+@dataclass(frozen=True)
+class Part:
+    """Something that is counted: members of a collection with more than `least` GeV, of one subdetector if need be."""
+
+    collection: str
+    column: str
+    least: float
+    subdetector: int | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What must be read for it."""
+        return (self.column,) if self.subdetector is None else (self.column, f"{self.collection}_detid")
+
+
+PARTS = {
+    "EB hits": Part("EBRecHit", "EBRecHit_energy", 0.1),
+    "EE hits": Part("EERecHit", "EERecHit_energy", 0.5),
+    "HB hits": Part("HBHERecHit", "HBHERecHit_energy", 1.0, 1),
+    "HE hits": Part("HBHERecHit", "HBHERecHit_energy", 1.0, 2),
+    "tracks": Part("Track", "Track_pt", 1.0),
+    "AK4 jets": Part("Jet", "Jet_pt", 15.0),
 }
-"""The collections that are counted, and the column [GeV] whose spectrum is taken."""
-MIN_GEV = {"EBRecHit": 0.1, "EERecHit": 0.5, "HBHERecHit": 1.0, "Track": 1.0, "Jet": 15.0}
-"""What is below is not counted: files differ in how they suppress noise."""
+"""What is counted. The least energies [GeV] are above the thresholds of most files, which differ in their noise."""
 ENERGY_EDGES = np.geomspace(0.1, 2000.0, 44)
 
 
@@ -46,7 +61,7 @@ class Sample:
     name : str
     n_events : int
     multiplicity : dict of str to int64[n_events]
-        Members of each collection above `MIN_GEV`.
+        Of each of `PARTS`.
     spectrum : dict of str to float64[n_bins]
         Members per event in the bins of `ENERGY_EDGES`, the last edge being open.
     occupancy : dict of str to float64[n_events]
@@ -80,7 +95,7 @@ def count(
             raise UsageError(f"{file.path}: no channel can be made of what it holds; see: streamer inspect {file.path}")
         own = config.model_copy(update={"taggers": {"frame": look("Event", channels)}})
         choice = choose(file, own)
-        extra = [INPUT_BY_NAME[c] for c in SPECTRA.values() if c in file.names]
+        extra = [INPUT_BY_NAME[c] for part in PARTS.values() for c in part.columns if c in file.names]
         wanted = list({column.name: column for column in (*choice.columns, *extra)}.values())
         framer = Framer(own)
         framer.setup()
@@ -91,16 +106,19 @@ def count(
         file.wanted_images = choice.images
         for step in file.read(wanted, refuse):
             n = min(len(step.entries), most - sample.n_events)
-            for collection, column in SPECTRA.items():
-                if column not in step.columns:
+            for what, part in PARTS.items():
+                if not all(column in step.columns for column in part.columns):
                     continue
-                counts = step.columns[f"n{collection}"][:n]
-                values = step.columns[column][: int(counts.sum())]
-                good = values > MIN_GEV[collection]
+                counts = step.columns[f"n{part.collection}"][:n]
+                values = step.columns[part.column][: int(counts.sum())]
+                good = values > part.least
+                if part.subdetector is not None:
+                    detids = step.columns[f"{part.collection}_detid"][: len(values)]
+                    good &= (detids >> 25) & 7 == part.subdetector
                 events = np.repeat(np.arange(n), counts)[good]
-                multiplicity.setdefault(collection, []).append(np.bincount(events, minlength=n).astype(np.float64))
+                multiplicity.setdefault(what, []).append(np.bincount(events, minlength=n).astype(np.float64))
                 found, _ = np.histogram(np.minimum(values[good], ENERGY_EDGES[-1]), ENERGY_EDGES)
-                sample.spectrum[collection] = sample.spectrum.get(collection, 0.0) + found
+                sample.spectrum[what] = sample.spectrum.get(what, 0.0) + found
             everything = {**framer.inputs.empty(len(step.entries)),
                           **records.complete(own, with_jets(step, choice), len(step.entries))}  # fmt: skip
             columns = framer.inputs.slice({k: everything[k] for k in framer.inputs.by_name}, 0, n)
@@ -126,13 +144,13 @@ def count(
 def rows(first: Sample, second: Sample) -> list[tuple[str, float, float, float]]:
     """What both have: (what, mean per event in the first, in the second, ratio), multiplicities before channels."""
     out = []
-    for kind, label in (("multiplicity", "{} above {:g} GeV"), ("occupancy", "pixels of {}")):
+    for kind in ("multiplicity", "occupancy"):
         one, other = getattr(first, kind), getattr(second, kind)
         for name in one:
             if name in other:
                 mean, of_other = float(one[name].mean()), float(other[name].mean())
-                ratio = mean / of_other if of_other else math.nan
-                out.append((label.format(name, MIN_GEV.get(name, 0.0)), mean, of_other, ratio))
+                label = f"{name} above {PARTS[name].least:g} GeV" if name in PARTS else f"pixels of {name}"
+                out.append((label, mean, of_other, mean / of_other if of_other else math.nan))
     return out
 
 
@@ -148,25 +166,25 @@ def draw(first: Sample, second: Sample, path: Path) -> None:
     from matplotlib.figure import Figure
 
     samples = ((first, "#2a6fae"), (second, "#e08214"))
-    figure = Figure(figsize=(17.0, 10.0), layout="constrained")
+    figure = Figure(figsize=(20.0, 10.0), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, len(SPECTRA))
-    for k, collection in enumerate(SPECTRA):
+    grid = figure.add_gridspec(3, len(PARTS))
+    for k, (what, part) in enumerate(PARTS.items()):
         above = figure.add_subplot(grid[0, k])
         below = figure.add_subplot(grid[1, k])
-        have = [sample.multiplicity[collection] for sample, _ in samples if collection in sample.multiplicity]
+        have = [sample.multiplicity[what] for sample, _ in samples if what in sample.multiplicity]
         top = max([1.0, *(float(np.percentile(values, 99)) for values in have)])
         edges = np.linspace(0.0, top * 1.05, 21)
         for sample, colour in samples:
-            if collection not in sample.multiplicity:
+            if what not in sample.multiplicity:
                 continue
-            values = np.minimum(sample.multiplicity[collection], edges[-1])
+            values = np.minimum(sample.multiplicity[what], edges[-1])
             shares = np.histogram(values, edges)[0] / sample.n_events
             above.stairs(shares, edges, color=colour, label=sample.name)
-            spectrum = sample.spectrum[collection] / np.diff(ENERGY_EDGES)
+            spectrum = sample.spectrum[what] / np.diff(ENERGY_EDGES)
             below.stairs(np.where(spectrum > 0, spectrum, np.nan), ENERGY_EDGES, color=colour)
-        above.set(xlabel=f"{collection} above {MIN_GEV[collection]:g} GeV in an event", ylabel="share of events")
-        below.set(xscale="log", yscale="log", xlabel=f"{SPECTRA[collection]} [GeV]", ylabel="per event and GeV")
+        above.set(xlabel=f"{what} above {part.least:g} GeV in an event", ylabel="share of events")
+        below.set(xscale="log", yscale="log", xlabel=f"{part.column} [GeV], {what}", ylabel="per event and GeV")
     axes = figure.add_subplot(grid[2, :])
     channels = [name for name in CHANNELS if any(name in sample.occupancy for sample, _ in samples)]
     for k, (sample, colour) in enumerate(samples):
@@ -179,10 +197,8 @@ def draw(first: Sample, second: Sample, path: Path) -> None:
     axes.set_xticks(range(len(channels)), channels)
     axes.set(yscale="log", ylabel="non-empty pixels in an event")
     axes.set_title("Occupancy of the channels: median, and where 68 % of the events lie", fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, [f"{s.name}, {s.n_events:,} events" for s, _ in samples], loc="outside upper center", ncols=2
-    )
+    names = [f"{sample.name}, {sample.n_events:,} events" for sample, _ in samples]
+    figure.legend(axes.get_legend_handles_labels()[0], names, loc="outside upper center", ncols=2)
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

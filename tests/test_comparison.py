@@ -9,7 +9,7 @@ import pytest
 import uproot
 from PIL import Image
 
-from stages.comparison import ENERGY_EDGES, MIN_GEV, Sample, count, draw, rows
+from stages.comparison import ENERGY_EDGES, PARTS, Sample, count, draw, rows
 from stages.config import Config, packaged
 from streamer.errors import UsageError
 
@@ -27,18 +27,21 @@ def test_it_counts_what_is_in_the_files(samples: tuple[Sample, Sample]) -> None:
     with uproot.open(QG) as file:
         energies = file["Events"]["EBRecHit_energy"].array(library="np")
     assert qg.n_events == len(energies)
-    high = [(energy > MIN_GEV["EBRecHit"]).sum() for energy in energies]
-    np.testing.assert_array_equal(qg.multiplicity["EBRecHit"], high)
-    assert qg.spectrum["EBRecHit"].sum() == pytest.approx(np.mean(high))
-    assert qg.spectrum["EBRecHit"].size == len(ENERGY_EDGES) - 1
+    high = [(energy > PARTS["EB hits"].least).sum() for energy in energies]
+    np.testing.assert_array_equal(qg.multiplicity["EB hits"], high)
+    assert qg.spectrum["EB hits"].sum() == pytest.approx(np.mean(high))
+    assert qg.spectrum["EB hits"].size == len(ENERGY_EDGES) - 1
+    both = qg.multiplicity["HB hits"].sum() + qg.multiplicity["HE hits"].sum()
+    with uproot.open(QG) as file:
+        assert both == (np.concatenate(file["Events"]["HBHERecHit_energy"].array(library="np")) > 1.0).sum()
     assert "BPIX1" in qg.occupancy
     assert "TIB" not in qg.occupancy
 
 
 def test_harder_jets_give_more_of_everything(samples: tuple[Sample, Sample]) -> None:
     table = {what: ratio for what, _, _, ratio in rows(*samples)}
-    assert table["EBRecHit above 0.1 GeV"] > 1.2
-    assert table["HBHERecHit above 1 GeV"] > 1.2
+    assert table["EB hits above 0.1 GeV"] > 1.2
+    assert table["HB hits above 1 GeV"] > 1.2
     assert table["pixels of TrackPt"] > 1.2
     assert all(name.split()[-1] != "TOB" for name in table)  # neither file has strips
 
