@@ -15,7 +15,20 @@ from stages.simulation.dice import normal, start, uniform
 from stages.simulation.egamma import generate
 from stages.simulation.material import MAX_LAYERS, cross_layers, material_budget
 from stages.simulation.shower import deposit_particle, gamma_cdf
-from stages.simulation.transport import CHARGE, COT, ENERGY, LAYER, MAX_PARTICLES, N_FIELDS, PHI, X, Y, Z, transport
+from stages.simulation.transport import (
+    CHARGE,
+    COT,
+    ECAL_RADIUS_CM,
+    ENERGY,
+    LAYER,
+    MAX_PARTICLES,
+    N_FIELDS,
+    PHI,
+    X,
+    Y,
+    Z,
+    transport,
+)
 
 Floats = npt.NDArray[np.float64]
 Sample = dict[str, npt.NDArray[Any]]
@@ -107,7 +120,7 @@ def shoot(charge: float, eta: float, event: int, layers: tuple[list[float], list
     stack, arrivals = np.zeros((MAX_PARTICLES, N_FIELDS)), np.zeros((MAX_PARTICLES, N_FIELDS))
     stack[0, [CHARGE, ENERGY, COT, LAYER]] = charge, 50 * math.cosh(eta), math.sinh(eta), -1
     radii, thicknesses = np.array(layers[0], float), np.array(layers[1], float)
-    n = transport(stream(11, event), radii, thicknesses, radii.size, stack, arrivals)
+    n = transport(stream(11, event), radii, thicknesses, radii.size, ECAL_RADIUS_CM, stack, arrivals)
     return arrivals[:n]
 
 
