@@ -46,22 +46,19 @@ def branches(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
     """A few collisions of every source."""
-    return {
-        source.truth + source.name: Generator(source.settings).make(40, 7)
-        for process in PROCESSES.values()
-        for source in process.sources
-    }
+    settings = {s.truth + s.name: s.settings for process in PROCESSES.values() for s in process.sources}
+    return {name: Generator(own).make(40, 7) for name, own in {**settings, "minimum bias": MINIMUM_BIAS}.items()}
 
 
 class TestTruth:
     def test_charge_is_that_of_two_protons(self, made: dict[str, Any]) -> None:
         """Wrong charges, and particles that were forgotten, would show."""
-        for collisions in (*made.values(), Generator(MINIMUM_BIAS).make(40, 7)):
+        for collisions in made.values():
             assert [rows[:, Q].sum() for rows in collisions.particles] == [2] * 40
 
     def test_energy_is_that_of_two_beams(self, made: dict[str, Any]) -> None:
         """But for neutrinos, which the detector does not see."""
-        for collisions in (made["partonsQCD"], Generator(MINIMUM_BIAS).make(40, 7)):
+        for collisions in (made["partonsQCD"], made["minimum bias"]):
             energy = np.array([rows[:, DEPOSIT].sum() for rows in collisions.particles])
             momentum = np.array([rows[:, [PX, PY, PZ]].sum(axis=0) for rows in collisions.particles])
             assert np.median(energy) == pytest.approx(13_000, rel=0.01)

