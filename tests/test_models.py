@@ -18,7 +18,7 @@ from stages.tagger import Model
 PROCESS = {"eg": "egamma", "qg": "qg", "top": "top", "tau": "tau"}
 FIGURE = {"eg": 0.80, "qg": 0.75, "top": 0.93, "tau": 0.93}
 """AUC that each packaged network must have on events that training never saw."""
-N_FRESH = {"eg": 2000, "qg": 300, "top": 200, "tau": 300}
+N_FRESH = {"eg": 2000, "qg": 250, "top": 150, "tau": 250}
 FRESH_SEED = 20261125
 MOST_BYTES = 4_000_000
 

@@ -64,6 +64,21 @@ class Collisions:
         return len(self.particles)
 
 
+def require_pythia() -> Any:
+    """PYTHIA 8 as a module.
+
+    Raises
+    ------
+    UsageError
+        It is not installed; the line names the extra that brings it.
+    """
+    try:
+        import pythia8mc
+    except ImportError as error:
+        raise UsageError(f"{NEEDS} ({error})") from None
+    return pythia8mc
+
+
 class Generator:
     """PYTHIA 8 for one process.
 
@@ -74,11 +89,7 @@ class Generator:
     """
 
     def __init__(self, settings: tuple[str, ...]) -> None:
-        try:
-            import pythia8mc
-        except ImportError as error:
-            raise UsageError(f"{NEEDS} ({error})") from None
-        self._pythia = pythia8mc.Pythia("", False)
+        self._pythia = require_pythia().Pythia("", False)
         for line in (*_COMMON, *settings):
             if not self._pythia.readString(line):
                 raise UsageError(f"PYTHIA does not know the setting '{line}'")

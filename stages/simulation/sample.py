@@ -184,6 +184,8 @@ def _make(first: int, n: int) -> Columns:
 
 def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int) -> Any:
     """The events in steps of some chunks, in their order."""
+    from stages.jets import require_fastjet
+    from stages.simulation.collisions import require_pythia
     from stages.simulation.events import CHUNK, Simulator
 
     pieces = [(first, min(CHUNK, n_events - first)) for first in range(0, n_events, CHUNK)]
@@ -191,7 +193,8 @@ def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int
         simulator = Simulator(process, seed, pileup)
         yield from _joined(simulator.make(*piece) for piece in pieces)
         return
-    Simulator(process, seed)  # what is missing is told here, not by a process that ends
+    require_pythia()  # what is missing is told here, not by a process that ends
+    require_fastjet()
     pool = ProcessPoolExecutor(
         min(jobs, len(pieces)), get_context("spawn"), initializer=_begin, initargs=(process, seed, pileup)
     )
