@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages import records
 from stages.config import SEED_CHANNEL, Config, TaggerSpec
@@ -12,6 +11,7 @@ from stages.detector.ecal import eb_pixel
 from stages.detector.grid import column_of_phi, row_of_eta
 from stages.detector.hcal import tower_of_direction
 from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_TOWER_COLUMNS, N_TOWER_ROWS, TOWER
+from stages.kernels import njit
 from stages.records import crop_index_dtype
 from streamer.block import Array, Block, Columns, offsets, readonly
 from streamer.stage import Stage

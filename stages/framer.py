@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages import records
 from stages.channels import DROPPED, INVALID, OUTSIDE, SKIPPED, Channels, Entries
 from stages.config import Config
 from stages.detector.ecal import eb_pixel, ee_pixel_table, load_ee_geometry
 from stages.detector.layout import N_PIXELS, N_TOWER_COLUMNS, N_TOWERS
+from stages.kernels import njit
 from streamer.block import Block, Columns, offsets, readonly
 from streamer.errors import UsageError
 from streamer.stage import Stage

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numba import njit
 
 from stages import records
 from stages.config import Config, TaggerSpec
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
+from stages.kernels import njit
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema, offsets, readonly
 from streamer.errors import UsageError

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages.detector.grid import EB_CELL_ETA, ETA_EDGES, column_of_phi, phi_of_column
 from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS
+from stages.kernels import njit
 
 Int32s = npt.NDArray[np.int32]
 Uint32s = npt.NDArray[np.uint32]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import vectorize
 
 from stages.detector.layout import N_COLUMNS, N_ROWS
+from stages.kernels import vectorize
 
 EB_CELL_ETA = 0.01745
 """Width in eta of a barrel crystal, which is one degree, as it is in phi."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, vectorize
 
 from stages.detector.grid import HE_TOWER_EDGES, column_of_phi
 from stages.detector.layout import N_TOWER_COLUMNS, N_TOWER_ROWS, N_TOWERS
+from stages.kernels import njit, vectorize
 
 Uint32s = npt.NDArray[np.uint32]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages.detector.grid import ETA_EDGES, column_of_phi
 from stages.detector.layout import N_COLUMNS, N_ROWS
+from stages.kernels import njit
 
 Floats = npt.NDArray[np.float64]
 Int16s = npt.NDArray[np.int16]

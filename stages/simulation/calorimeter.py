@@ -19,12 +19,12 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stages.detector.grid import EB_CELL_ETA
 from stages.detector.hcal import TOWER_EDGES
 from stages.detector.layout import N_TOWER_COLUMNS, N_TOWER_ROWS
 from stages.detector.tracker import ECAL_RADIUS_CM, ECAL_Z_CM
+from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
 from stages.simulation.endcap import ee_cell
 from stages.simulation.readout import N_EB_CELLS

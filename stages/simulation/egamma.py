@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages.detector.ecal import eb_detid
 from stages.detector.grid import EB_CELL_ETA
+from stages.kernels import njit
 from stages.simulation.dice import normal, start, uniform
 from stages.simulation.material import MAX_LAYERS, cross_layers
 from stages.simulation.readout import N_EB_CELLS, N_TOWERS, NOISE_GEV, read_out_barrel

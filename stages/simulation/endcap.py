@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stages.detector.ecal import ee_centres, ee_crystals
 from stages.detector.tracker import ECAL_Z_CM
+from stages.kernels import njit
 
 _BIN_CM = 0.5
 _HALF_WIDTH_CM = 175.0

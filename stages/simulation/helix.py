@@ -10,9 +10,8 @@ with the curvature k = -0.3 B q / pT (0.00299792458 per cm, T and GeV). A neutra
 import math
 from typing import Any
 
-from numba import njit
-
 from stages.detector.tracker import FIELD_T
+from stages.kernels import njit
 
 
 @njit(cache=True, nogil=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from stages.kernels import njit
 from stages.simulation.layers import TEC_Z_CM
 
 MAX_LAYERS = 64

@@ -16,11 +16,10 @@
 import math
 from typing import Any
 
-from numba import njit
-
 from stages.detector.ecal import N_EE_INDICES
 from stages.detector.grid import EB_CELL_ETA
 from stages.detector.layout import N_TOWER_COLUMNS, N_TOWER_ROWS
+from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
 from stages.simulation.endcap import EE_COSH_ETA, EE_CRYSTALS
 from stages.simulation.shower import N_EB_COLUMNS, N_EB_ROWS

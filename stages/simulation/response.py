@@ -14,9 +14,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stages.detector.tracker import ECAL_RADIUS_CM, ECAL_Z_CM
+from stages.kernels import njit
 from stages.simulation.calorimeter import (
     MAX_ETA,
     deposit_em,

@@ -14,9 +14,8 @@ that leaks from the rear into the diodes.
 import math
 from typing import Any
 
-from numba import njit
-
 from stages.detector.grid import EB_CELL_ETA
+from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
 from stages.simulation.transport import (
     CHARGE,

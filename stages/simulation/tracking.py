@@ -15,8 +15,7 @@ for dz, cosh(eta).
 import math
 from typing import Any
 
-from numba import njit
-
+from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
 from stages.simulation.helix import along, closest_approach, curvature_of, path_to_radius
 from stages.simulation.layers import BPIX, CYLINDERS, DISKS

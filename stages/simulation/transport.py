@@ -17,8 +17,7 @@ cross-section below 1 GeV.
 import math
 from typing import Any
 
-from numba import njit
-
+from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
 
 ECAL_RADIUS_CM = 129.0

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stages import records
 from stages.config import Config
@@ -16,6 +15,7 @@ from stages.cropper import Cropper
 from stages.detector.layout import TOWER
 from stages.formats import open_events
 from stages.framer import Framer
+from stages.kernels import njit
 from stages.reader import with_jets
 from stages.records import INPUT_BY_NAME
 from stages.sources import choose
