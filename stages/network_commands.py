@@ -77,10 +77,14 @@ def generate(
     from stages.simulation.sample import generate_file
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(f"generating {process}", total=n)
-        done = lambda made: progress.advance(task, made)  # noqa: E731
-        generate_file(n, out, seed, done, process=process, pileup=pileup, jobs=jobs, strips=strips)
+    try:
+        with Progress(*columns, transient=True) as progress:
+            task = progress.add_task(f"generating {process}", total=n)
+            done = lambda made: progress.advance(task, made)  # noqa: E731
+            generate_file(n, out, seed, done, process=process, pileup=pileup, jobs=jobs, strips=strips)
+    except KeyboardInterrupt:
+        typer.echo(f"streamer: stopped; nothing is kept of {out}", err=True)
+        raise typer.Exit(130) from None
     print(f"{n:,} events in {out}")
 
 
