@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from stages.detector.ecal import ee_centres, ee_crystals
-from stages.detector.hcal import tower_of_direction
 from stages.detector.tracker import TIB, TOB, propagate
 from stages.simulation import dice
-from stages.simulation.calorimeter import deposit_em, deposit_hadron, deposit_muon, hcal_tower_of
+from stages.simulation.calorimeter import deposit_em, deposit_hadron, deposit_muon
 from stages.simulation.endcap import EE_TABLE, ee_cell
 from stages.simulation.helix import along, closest_approach, curvature_of, path_to_radius
 from stages.simulation.layers import BPIX
@@ -215,12 +214,6 @@ class TestCalorimeter:
         sums, *_ = self.deposit("muon", 40.0, 0.5, 300)
         assert sums[:, 0].mean() == pytest.approx(0.25, abs=0.03)
         assert sums[:, 1].mean() == pytest.approx(2.0, abs=0.1)
-
-    def test_towers_are_those_of_the_framer(self) -> None:
-        rng = np.random.default_rng(2)
-        eta, phi = rng.uniform(-3.1, 3.1, 5000), rng.uniform(-np.pi, np.pi, 5000)
-        own = [hcal_tower_of(e, p) for e, p in zip(eta, phi, strict=True)]
-        np.testing.assert_array_equal(own, tower_of_direction(eta, phi))
 
     def test_endcap_crystals_are_found_at_their_centres(self) -> None:
         centres, exists = ee_centres().reshape(-1, 3), ee_crystals().ravel()

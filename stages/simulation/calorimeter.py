@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from stages.detector.grid import EB_CELL_ETA
-from stages.detector.hcal import TOWER_EDGES
-from stages.detector.layout import N_TOWER_COLUMNS, N_TOWER_ROWS
+from stages.detector.hcal import TOWER_EDGES, tower_of_direction
 from stages.detector.tracker import ECAL_RADIUS_CM, ECAL_Z_CM
 from stages.kernels import njit
 from stages.simulation.dice import exponential, normal, uniform
@@ -54,24 +53,6 @@ _MOST_RADIUS_CM = 60.0
 def _gamma_quantile(shape: Any, z: Any) -> Any:
     """Quantile of a gamma distribution (scale 1) where that of a normal one is z."""
     return shape * max(0.02, 1.0 - 1.0 / (9.0 * shape) + z / (3.0 * math.sqrt(shape))) ** 3
-
-
-@njit(cache=True, nogil=True)
-def hcal_tower_of(eta: Any, phi: Any) -> Any:
-    """Tower of a direction, -1 beyond |eta| = 3: as `hcal.tower_of_direction`, for kernels."""
-    size = abs(eta)
-    if size < TOWER_EDGES[16]:
-        ring = int(size / 0.087)
-    else:
-        ring = 16
-        while ring < 28 and size >= TOWER_EDGES[ring + 1]:
-            ring += 1
-        if ring >= 28:
-            return -1
-    half = N_TOWER_ROWS // 2
-    row = half + ring if eta >= 0.0 else half - 1 - ring
-    column = (math.floor(math.degrees(phi)) + 10) % 360
-    return row * N_TOWER_COLUMNS + column // 5
 
 
 @njit(cache=True, nogil=True)
@@ -128,7 +109,7 @@ def _em_shower(
         r = math.hypot(x, y)
         eta, phi = math.asinh(z / r), math.atan2(y, x)
         if inside > ECAL_LENGTH_CM:
-            tower = hcal_tower_of(eta, phi)
+            tower = tower_of_direction(eta, phi)
             if tower >= 0:
                 hcal[tower] += energy / N_SLICES
             continue
@@ -286,7 +267,7 @@ def deposit_hadron(
         r = math.hypot(x, y)
         eta, phi = math.asinh(z / r) + a / r, math.atan2(y, x) + b / r
         if in_hcal:
-            tower = hcal_tower_of(eta, phi)
+            tower = tower_of_direction(eta, phi)
             if tower >= 0:
                 hcal[tower] += share
                 seen += share
@@ -310,7 +291,7 @@ def deposit_muon(
     _ecal_spot(eta, phi, at[0], at[1], at[2], lost, table, ecal, touched, n)
     path = _to_hcal(at, along)
     x, y, z = at[0] + path * along[0], at[1] + path * along[1], at[2] + path * along[2]
-    tower = hcal_tower_of(math.asinh(z / math.hypot(x, y)), math.atan2(y, x))
+    tower = tower_of_direction(math.asinh(z / math.hypot(x, y)), math.atan2(y, x))
     if tower >= 0:
         hcal[tower] += min(energy - lost, MIP_HCAL_GEV * max(0.3, 1.0 + 0.25 * normal(stream)))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.detector.hcal import tower_of_direction
 from stages.detector.tracker import ECAL_RADIUS_CM, ECAL_Z_CM
 from stages.kernels import njit
 from stages.simulation.calorimeter import (
@@ -23,7 +24,6 @@ from stages.simulation.calorimeter import (
     deposit_hadron,
     deposit_muon,
     enters_barrel,
-    hcal_tower_of,
 )
 from stages.simulation.dice import normal
 from stages.simulation.endcap import EE_TABLE
@@ -208,7 +208,7 @@ def _group_photons(seen: Any, n_seen: Any, hcal: Any, photons: Any) -> Any:
         if pt < MIN_PHOTON_PT_GEV:
             continue
         eta, phi = seen[i, 1] + eta / pt, seen[i, 2] + phi / pt
-        tower = hcal_tower_of(eta, phi)
+        tower = tower_of_direction(eta, phi)
         if tower >= 0 and hcal[tower] < MAX_H_OVER_E * pt * math.cosh(eta):
             photons[n, 0], photons[n, 1], photons[n, 2] = pt, eta, phi
             n += 1
