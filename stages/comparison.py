@@ -60,7 +60,7 @@ class Sample:
     ----------
     name : str
     n_events : int
-    multiplicity : dict of str to int64[n_events]
+    multiplicity : dict of str to float64[n_events]
         Of each of `PARTS`.
     spectrum : dict of str to float64[n_bins]
         Members per event in the bins of `ENERGY_EDGES`, the last edge being open.
@@ -149,7 +149,11 @@ def rows(first: Sample, second: Sample) -> list[tuple[str, float, float, float]]
         for name in one:
             if name in other:
                 mean, of_other = float(one[name].mean()), float(other[name].mean())
-                label = f"{name} above {PARTS[name].least:g} GeV" if name in PARTS else f"pixels of {name}"
+                label = (
+                    f"{name} above {PARTS[name].least:g} GeV"
+                    if name in PARTS
+                    else f"{'towers' if name == 'HCAL' else 'pixels'} of {name}"
+                )
                 out.append((label, mean, of_other, mean / of_other if of_other else math.nan))
     return out
 
@@ -195,7 +199,7 @@ def draw(first: Sample, second: Sample, path: Path) -> None:
         axes.bar(places, middle, 0.28, color=colour, alpha=0.75, label=sample.name)
         axes.errorbar(places, middle, (middle - low, high - middle), fmt="none", color="black", linewidth=1)
     axes.set_xticks(range(len(channels)), channels)
-    axes.set(yscale="log", ylabel="non-empty pixels in an event")
+    axes.set(yscale="log", ylabel="non-empty pixels (HCAL: towers) in an event")
     axes.set_title("Occupancy of the channels: median, and where 68 % of the events lie", fontsize=10)
     names = [f"{sample.name}, {sample.n_events:,} events" for sample, _ in samples]
     figure.legend(axes.get_legend_handles_labels()[0], names, loc="outside upper center", ncols=2)

@@ -61,7 +61,7 @@ def generate(
         bool, typer.Option(help="Hits in the silicon strips: half of the file, and no built-in tagger sees them.")
     ] = True,
 ) -> None:
-    """Make events with truth labels: PYTHIA 8 collisions at 13 TeV and a fast simulation of the CMS detector.
+    """Make events with truth labels: PYTHIA 8 collisions at 13 TeV, or single particles, in a fast simulation of CMS.
 
     The file has hits, tracks and jets in our own layout, as `streamer inspect` shows. All but egamma need the extra
     'generate'.
@@ -105,13 +105,14 @@ def compare(
 
     from stages.comparison import count, draw, rows
     from stages.config import Config
-    from stages.inputs import expand
+    from stages.inputs import expand, shown
 
     console = Console()
     samples = []
     for text in (first, second):
-        with console.status(f"counting {text}"):
-            samples.append(count(Path(text).name or text, expand([text]), Config(), events))
+        name = Path(str(shown(text))).name or text
+        with console.status(f"counting {name}"):
+            samples.append(count(name, expand([text]), Config(), events))
     draw(samples[0], samples[1], output)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("mean in an event")
@@ -151,18 +152,18 @@ def train(
     epochs: Annotated[
         int, typer.Option(min=1, help="Passes over the events at most; four without progress end it.")
     ] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and mirroring.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of weights, order and mirroring.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads; their number can change the last digits.")] = 2,
     batch: Annotated[int | None, typer.Option(min=1, help="Crops in a step.", show_default="by network")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="At the top of its cycle.", show_default="by network")
+        float | None, typer.Option(min=1e-9, max=10.0, help="At the top of its cycle.", show_default="by network")
     ] = None,
     channels: Annotated[
         str | None, typer.Option(metavar="A,B", help="See only these of the tagger's channels.", show_default="all")
     ] = None,
     shuffle_labels: Annotated[
         bool,
-        typer.Option("--shuffle-labels", help="Deal out the labels anew: unless truth leaks in, the AUC must be 0.5."),
+        typer.Option("--shuffle-labels", help="Deal out the labels anew: nothing to learn, the AUC must be 0.5."),
     ] = False,
 ) -> None:
     """Train a network on labelled events. Needs the extra 'train'.
@@ -189,7 +190,7 @@ def train(
 
     console = Console(stderr=True)
     picked = tuple(name.strip() for name in (channels or "").split(",") if name.strip())
-    settings = Settings(tagger, arch, epochs, seed, threads, batch, learning_rate or None, picked, shuffle_labels)
+    settings = Settings(tagger, arch, epochs, seed, threads, batch, learning_rate, picked, shuffle_labels)
     command = f"streamer train {tagger} {' '.join(f'--input {path.name}' for path in input)}"
     command += "".join(f" --test {path.name}" for path in test or [])
     command += f" --output {output.name} --arch {arch} --seed {seed} --epochs {epochs} --threads {threads}"

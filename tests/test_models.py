@@ -59,6 +59,13 @@ def test_the_network_fits_its_tagger(tagger: str) -> None:
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
+@pytest.mark.parametrize("tagger", list(TAGGERS))
+def test_a_network_tells_nothing_of_the_machine_that_made_it(tagger: str) -> None:
+    model = Path(packaged(f"models/{tagger}.onnx")).read_bytes()
+    for trace in (b'File "', b"site-packages", b"/tmp", b"/home"):
+        assert trace not in model
+
+
 def test_networks_and_samples_are_small() -> None:
     for folder, suffix in (("models", "onnx"), ("samples", "root")):
         files = list(Path(packaged(folder)).glob(f"*.{suffix}"))

@@ -51,6 +51,7 @@ def test_a_trained_network_is_the_same_in_the_tagger(parts: tuple[Crops, Crops],
     model = trained(parts, arch, n=16)
     path = tmp_path / "network.onnx"
     path.write_bytes(export_onnx(model.network, validation.dense(np.arange(3))))
+    assert b'File "' not in path.read_bytes()
     wanted = model.scores(validation, 4)
     np.testing.assert_allclose(score_onnx(path.read_bytes(), validation, 7), wanted, atol=1e-4)
     spec = Settings("qg").config.taggers["qg"]

@@ -8,7 +8,7 @@
 - Selective readout (N. Almeida et al., JINST 3 (2008) P02011): around a trigger tower of 5 x 5 crystals with a
   transverse energy above 2 GeV, 3 x 3 towers are read whole. Of these, hits above 80 MeV are kept, in the endcaps
   above 300 MeV, the thresholds of particle flow (JINST 12 (2017) P10003). Elsewhere crystals count from three sigma
-  of the noise on.
+  of the noise on, and so do all those of the endcaps that hold nothing but noise.
 - A tower of the HCAL is one hit, above 0.7 GeV in the barrel and 0.8 GeV in the endcaps; its noise is 0.2 GeV. The
   sampling fluctuations are those of the showers.
 """

@@ -6,8 +6,8 @@ charged particle that has one, the energy in the ECAL of an electron or photon (
 and what the calorimeters see of the rest, without an energy threshold. Charged particles of pile-up are left out of
 the jets, as CMS does.
 
-Photons are groups of electrons and photons within 0.1 of the most energetic of them, above 10 GeV, with less than 15 %
-of their energy in the HCAL tower behind.
+Photons are groups of electrons and photons within 0.1 of the most energetic of them, which has at least 5 GeV. They
+have more than 10 GeV, and less than 15 % of that in the HCAL tower behind.
 """
 
 import math

@@ -107,6 +107,8 @@ def generate_file(
         raise UsageError(f"--pileup {pileup:g}: 0 to {MAX_PILEUP} minimum bias events can be added")
     if n_events < 1 or jobs < 1:
         raise UsageError("at least one event and one job are needed")
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder; name a file")
     schema = schema_of([column for column in _COLUMNS if strips or column.collection != "StripHit"])
     settings: dict[str, Any] = {"sample": process, "seed": seed, "events": n_events, "strips": strips}
     settings["version"] = __version__
@@ -117,7 +119,8 @@ def generate_file(
         steps = _collisions(process, n_events, seed, pileup, jobs)
         sources = {source.name: list(source.settings) for source in PROCESSES[process].sources}
         settings |= {"process": PROCESSES[process].name, "pileup": pileup, "pythia": sources}
-    settings["packages"] = {name: _version(name) for name in ("numpy", "pythia8mc", "fastjet")}
+    packages = ("numpy",) if process == "egamma" else ("numpy", "pythia8mc", "fastjet")
+    settings["packages"] = {name: _version(name) for name in packages}
     try:
         write_events(
             out,

@@ -1,15 +1,15 @@
 """Charged particles through the tracker: the hits they leave, and the tracks that are found.
 
 A particle flies on its helix until it leaves the tracker, has made half a turn, or meets a nucleus: the material is
-that of `material`, and a nuclear interaction length is 3.4 radiation lengths of it, as the published budgets are in
-proportion (0.4 X0 and 0.12 lambda at eta = 0, JINST 9 (2014) P10009). It loses no energy on the way. 98.5 % of the
+that of `material`, and a nuclear interaction length is 3.4 radiation lengths of it, about as the published budgets are
+in proportion (0.4 X0 and 0.12 lambda at eta = 0, JINST 9 (2014) P10009). It loses no energy on the way. 98.5 % of the
 crossings give a hit, at the point of the crossing smeared by 20 um (pixels) or 0.02 cm (strips). Left out: hits of
 secondaries and of converted photons, noise hits, and the strip modules without stereo, which measure one coordinate.
 
 A track is found for pT > 0.3 GeV and |eta| < 2.5 if it began within 30 cm of the beam and left eight hits, with the
-efficiency of `_efficiency`. Its resolutions are those of the same paper at |eta| < 1.4, a constant and a term in
-1 / pT: d0 22 um, 87 um GeV; dz 40 um, 145 um GeV; pT 1.2 % and 0.025 % pT / GeV. They widen by cosh(eta)^0.5 or,
-for dz, cosh(eta).
+efficiency of `_efficiency`. Its resolutions are those of the same paper at |eta| < 1.4, in quadrature: d0 22 um and
+87 um GeV / pT; dz 40 um and 145 um GeV / pT; pT 1.2 % and 0.025 % pT / GeV. They widen by cosh(eta)^0.5 or, for dz,
+cosh(eta). The directions are good to 0.1 mrad and 1 mrad GeV / pT in phi and to 4e-4 in eta.
 """
 
 import math

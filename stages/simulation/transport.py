@@ -9,9 +9,9 @@ Mod. Phys. 46 (1974) 815), x in X0::
 
 A charged particle is scattered by each layer (Highland's formula, same source) and turns in the solenoid's
 3.8 T between them; a photon goes straight. Secondaries below 0.1 GeV are left with their parent if radiated
-and dropped if charged: such a particle curls up in the field and never reaches the ECAL. So does any below pT
-= 0.73 GeV. Left out: ionisation (30 MeV in 1 X0), the opening angles (m / E), and the fall of the pair
-cross-section below 1 GeV.
+and dropped if charged: such a particle curls up in the field and never reaches the ECAL. In the barrel so
+does any below pT = 0.73 GeV. Left out: ionisation (30 MeV in 1 X0), the opening angles (m / E), and the fall of the
+pair cross-section below 1 GeV.
 """
 
 import math
