@@ -143,9 +143,8 @@ def chosen_taggers(texts: list[str]) -> dict[str, Any]:
 
     own = [text.strip() for text in texts if text.strip() in TAGGERS]
     given = [text for text in texts if text.strip() not in TAGGERS]
-    return {f"taggers.{name}.objects": TAGGERS[name]["objects"] for name in own} | pairs(
-        "--tagger", "taggers.{}.model", given, str
-    )
+    built_in: dict[str, Any] = {f"taggers.{name}": {} for name in own}
+    return built_in | pairs("--tagger", "taggers.{}.model", given, str)
 
 
 def pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:

@@ -5,7 +5,7 @@ makes them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,15 +75,13 @@ class Sample:
     occupancy: dict[str, Floats] = field(default_factory=dict)
 
 
-def count(
-    name: str, files: Sequence[Path | str], config: Config, most: int, on_step: Callable[[int], None] | None = None
-) -> Sample:
+def count(name: str, files: Sequence[Path | str], config: Config, most: int) -> Sample:
     """Count what is in the first `most` events of some files.
 
     Raises
     ------
     UsageError
-        A file cannot be read, or there are no events.
+        A file cannot be read or holds other things than the first one, or there are no events.
     """
     sample = Sample(name)
     multiplicity: dict[str, list[Floats]] = {}
@@ -95,6 +93,9 @@ def count(
             raise UsageError(f"{file.path}: no channel can be made of what it holds; see: streamer inspect {file.path}")
         own = config.model_copy(update={"taggers": {"frame": look("Event", channels)}})
         choice = choose(file, own)
+        holds = [what for what, part in PARTS.items() if all(column in file.names for column in part.columns)]
+        if sample.n_events and (channels != tuple(occupancy) or holds != list(multiplicity)):
+            raise UsageError(f"{file.path}: holds other collections than {files[0]}; compare files of one kind")
         extra = [INPUT_BY_NAME[c] for part in PARTS.values() for c in part.columns if c in file.names]
         wanted = list({column.name: column for column in (*choice.columns, *extra)}.values())
         framer = Framer(own)
@@ -126,8 +127,6 @@ def count(
             for k, channel in enumerate(own.channels):
                 occupancy.setdefault(channel, []).append(frame[:, k].astype(np.float64))
             sample.n_events += n
-            if on_step is not None:
-                on_step(n)
             if sample.n_events >= most:
                 break
         file.close()

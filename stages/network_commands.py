@@ -1,8 +1,9 @@
 """The commands that make networks: generate events with truth labels, and train on them."""
 
+import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +58,7 @@ def generate(
         float, typer.Option(min=0, max=200, metavar="MU", help="Mean number of minimum bias events on top of each.")
     ] = 0.0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes that generate.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     strips: Annotated[
         bool, typer.Option(help="Hits in the silicon strips: half of the file, and no built-in tagger sees them.")
     ] = True,
@@ -77,15 +79,23 @@ def generate(
     from stages.simulation.sample import generate_file
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    signal.signal(signal.SIGINT, _interrupt_once)
     try:
         with Progress(*columns, transient=True) as progress:
             task = progress.add_task(f"generating {process}", total=n)
             done = lambda made: progress.advance(task, made)  # noqa: E731
-            generate_file(n, out, seed, done, process=process, pileup=pileup, jobs=jobs, strips=strips)
+            options = {"pileup": pileup, "jobs": jobs, "strips": strips, "overwrite": overwrite}
+            generate_file(n, out, seed, done, process=process, **options)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         typer.echo(f"streamer: stopped; nothing is kept of {out}", err=True)
         raise typer.Exit(130) from None
     print(f"{n:,} events in {out}")
+
+
+def _interrupt_once(number: int, frame: Any) -> None:
+    """A second Ctrl-C must not break into the clearing up, which leaves no process and no half of a file behind."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def compare(
@@ -200,6 +210,7 @@ def train(
     command += " --shuffle-labels" if shuffle_labels else ""
     try:
         with Progress(console=console, transient=True) as progress:
+            reading = progress.add_task("events read", total=None)
             task = progress.add_task("batches", total=None)
             done = train_tagger(
                 settings,
@@ -208,6 +219,7 @@ def train(
                 output,
                 command=command,
                 tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
+                on_read=lambda n: progress.advance(reading, n),
                 on_batch=lambda k, n: progress.update(task, completed=k, total=n),
             )
     except KeyboardInterrupt:

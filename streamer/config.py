@@ -166,7 +166,10 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
         data = data.setdefault(table, {})
         if not isinstance(data, dict):
             raise UsageError(f"--set {key}: '{table}' is a value, not a table")
-    data[last] = value
+    if value != {}:  # an empty table only says that there is one
+        data[last] = value
+    else:
+        data.setdefault(last, {})
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stages.comparison import ENERGY_EDGES, PARTS, Sample, count, draw, rows
 from stages.config import Config, packaged
+from stages.simulation.sample import generate_file
 from streamer.errors import UsageError
 
 QG, TAU, EGAMMA = (Path(packaged(f"samples/{name}.root")) for name in ("qg", "tau", "egamma"))
@@ -64,5 +65,9 @@ def test_the_command_draws_and_tells(tmp_path: Path) -> None:
 def test_refusals(samples: tuple[Sample, Sample], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing"):
         count("x", [tmp_path / "nothing.root"], Config(), 10)
+    bare = tmp_path / "bare.root"
+    generate_file(10, bare, 1)
+    with pytest.raises(UsageError, match=r"holds other collections than .*; compare files of one kind"):
+        count("x", [bare, QG], Config(), 100)
     with pytest.raises(UsageError, match="cannot be written"):
         draw(*samples, tmp_path / "c.xyz")

@@ -355,3 +355,15 @@ class Deep(CoreConfig):
 
 def test_a_table_of_values_is_explained() -> None:
     assert '[inner]\n# Counts.\n"a" = 1' in to_toml(Deep())
+
+
+def test_a_built_in_tagger_is_laid_under_what_the_file_says_of_it(tmp_path: Path) -> None:
+    from stages.commands import chosen_taggers
+
+    path = tmp_path / "my.toml"
+    path.write_text('[taggers.top]\nobjects = "Jet"\nmodel = "my.onnx"\n')
+    config = load(Config, path, chosen_taggers(["top", "qg", "my=other.onnx"]))
+    assert config.taggers["top"].objects == "Jet"
+    assert str(config.taggers["top"].model) == "my.onnx"
+    assert str(config.taggers["qg"].model).endswith("models/qg.onnx")
+    assert set(config.taggers) == {"top", "qg", "my"}

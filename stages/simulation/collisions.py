@@ -60,9 +60,6 @@ class Collisions:
     tops: list[Floats]
     taus: list[Floats]
 
-    def __len__(self) -> int:
-        return len(self.particles)
-
 
 def require_pythia() -> Any:
     """PYTHIA 8 as a module.

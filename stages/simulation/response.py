@@ -66,6 +66,7 @@ MIN_PT_GEV = 0.1
 """Charged particles below curl up in the tracker and are left out."""
 MIN_PHOTON_PT_GEV, PHOTON_SEED_PT_GEV, PHOTON_RADIUS, MAX_H_OVER_E = 10.0, 5.0, 0.1, 0.15
 
+# Room for twice of what 200 minimum bias events leave.
 _MOST_PIXEL_HITS, _MOST_STRIP_HITS, _MOST_TRACKS, _MOST_CANDIDATES, _MOST_PHOTONS = 40_000, 160_000, 10_000, 40_000, 100
 
 

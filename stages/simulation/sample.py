@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
@@ -80,6 +80,7 @@ def generate_file(
     pileup: float = 0.0,
     jobs: int = 1,
     strips: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Write generated events; the same seed gives the same events, whatever the number of jobs.
 
@@ -95,11 +96,15 @@ def generate_file(
         Processes that generate.
     strips : bool
         Keep the hits in the silicon strips, which are half of a file.
+    overwrite : bool
+        Replace `out`.
 
     Raises
     ------
     UsageError
-        A setting is out of range, a package is missing, or the file cannot be written.
+        A setting is out of range, a package is missing, or there cannot be such a file.
+    StreamerError
+        The disk is full, or a process ended. Nothing is left then.
     """
     if process == "egamma" and pileup:
         raise UsageError("egamma: single particles have no pile-up; leave --pileup out")
@@ -107,13 +112,15 @@ def generate_file(
         raise UsageError(f"--pileup {pileup:g}: 0 to {MAX_PILEUP} minimum bias events can be added")
     if n_events < 1 or jobs < 1:
         raise UsageError("at least one event and one job are needed")
-    if out.is_dir():
-        raise UsageError(f"{out}: is a folder; name a file")
+    if not out.parent.is_dir() or out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"{out}: cannot be written; name a file in a folder that is there")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists; choose another name, or --overwrite")
     schema = schema_of([column for column in _COLUMNS if strips or column.collection != "StripHit"])
     settings: dict[str, Any] = {"sample": process, "seed": seed, "events": n_events, "strips": strips}
     settings["version"] = __version__
     if process == "egamma":
-        steps = _egamma(n_events, seed)
+        steps = _egamma(n_events, seed, jobs)
         settings |= {"process": EGAMMA, "pt_gev": egamma.PT_GEV, "max_eta": egamma.MAX_ETA}
     else:
         steps = _collisions(process, n_events, seed, pileup, jobs)
@@ -130,7 +137,8 @@ def generate_file(
             metadata={"generator": json.dumps(settings)},
         )
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); nothing is kept of it") from None
+        why = error.strerror or str(error)
+        raise StreamerError(f"{out}: cannot be written ({why}); nothing is kept of it, make room") from None
     except BrokenProcessPool:
         raise StreamerError(f"{out}: a generating process ended by itself, perhaps for lack of memory") from None
     finally:
@@ -149,9 +157,11 @@ def _filled(steps: Iterator[Columns], schema: Schema, on_step: Callable[[int], N
             on_step(n)
 
 
-def _egamma(n_events: int, seed: int) -> Any:
-    for first in range(1, n_events + 1, STEP_EVENTS):
-        yield egamma.generate(min(STEP_EVENTS, n_events + 1 - first), seed, first)
+def _egamma(n_events: int, seed: int, jobs: int) -> Any:
+    """Single particles in their order, by threads: the kernel lets go of the interpreter."""
+    pieces = [(first, min(STEP_EVENTS, n_events + 1 - first)) for first in range(1, n_events + 1, STEP_EVENTS)]
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from _in_order(pool, lambda first, n: egamma.generate(n, seed, first), pieces, CHUNKS_AHEAD * jobs)
 
 
 def _version(name: str) -> str:
@@ -168,7 +178,6 @@ def _begin(process: str, seed: int, pileup: float) -> None:
     from stages.simulation.events import Simulator
 
     global _simulator
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks for events says when it is over
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _simulator = Simulator(process, seed, pileup)
 
@@ -202,15 +211,29 @@ def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int
         min(jobs, len(pieces)), get_context("spawn"), initializer=_begin, initargs=(process, seed, pileup)
     )
     try:
-        yield from _joined(_in_order(pool, pieces, CHUNKS_AHEAD * jobs))
+        yield from _joined(_in_order(pool, _make, pieces, CHUNKS_AHEAD * jobs))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, pieces: list[tuple[int, int]], most: int) -> Iterator[Columns]:
+@contextlib.contextmanager
+def _sigint_waits() -> Iterator[None]:
+    """Ctrl-C comes afterwards, and never to a process that is started meanwhile: this one says when it is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_order(
+    pool: Executor, work: Callable[[int, int], Columns], pieces: list[tuple[int, int]], most: int
+) -> Iterator[Columns]:
+    """The pieces as they come back, with at most so many under way."""
     waiting: deque[Future[Columns]] = deque()
     for piece in pieces:
-        waiting.append(pool.submit(_make, *piece))
+        with _sigint_waits():
+            waiting.append(pool.submit(work, *piece))
         if len(waiting) == most:
             yield waiting.popleft().result()
     while waiting:

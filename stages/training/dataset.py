@@ -84,11 +84,6 @@ class Crops:
         """Channels, rows and columns of a crop."""
         return len(self.channels), self.size, self.size
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the pixels take."""
-        return self.index.nbytes + self.value.nbytes + self.counts.nbytes
-
     def take(self, chosen: npt.ArrayLike) -> "Crops":
         """The chosen crops, by place or by mask, in that order."""
         chosen = np.asarray(chosen)

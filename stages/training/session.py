@@ -41,6 +41,7 @@ def train_tagger(
     *,
     command: str,
     tell: Callable[[str], None] = lambda line: None,
+    on_read: Callable[[int], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train a tagger's network.
@@ -53,6 +54,8 @@ def train_tagger(
         For the card: how to get this result again.
     tell : callable
         Given a line on progress now and then.
+    on_read : callable, optional
+        Told how many events each step read.
     on_batch : callable, optional
         Called behind each batch with its number in the epoch, from 1, and their number.
 
@@ -78,8 +81,8 @@ def train_tagger(
     (spec,) = config.taggers.values()
     arch = networks.ARCHITECTURES[settings.arch]
     tell("reading crops")
-    crops = load_crops(inputs, config)
-    test = load_crops(tests, config) if tests else None
+    crops = load_crops(inputs, config, on_read)
+    test = load_crops(tests, config, on_read) if tests else None
     if settings.shuffle_labels:
         crops = crops.shuffled(settings.seed)
         test = test and test.shuffled(settings.seed)
@@ -148,8 +151,9 @@ def _check_output(out: Path) -> None:
         raise UsageError(f"--output {out}: name a file that ends in .onnx")
     if not folder.is_dir():
         raise UsageError(f"--output {out}: there is no folder {folder}; make it first")
-    if out.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"--output {out}: cannot be written; name another file")
+    for path in (out, out.with_suffix(".md"), out.with_suffix(".png")):
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"--output {out}: {path} cannot be written; name another file")
 
 
 def _check_inputs(paths: list[Path]) -> None:
