@@ -4,11 +4,11 @@ from stages.config import Config
 from streamer.pipeline import Pipeline, StageSpec
 
 CHAIN = (
-    StageSpec("reader", "stages.reader:Reader", scalable=False),
+    StageSpec("reader", "stages.reader:Reader"),
     StageSpec("framer", "stages.framer:Framer"),
     StageSpec("cropper", "stages.cropper:Cropper"),
     StageSpec("tagger", "stages.tagger:Tagger"),
-    StageSpec("writer", "stages.writer:Writer", scalable=False),
+    StageSpec("writer", "stages.writer:Writer"),
 )
 
 PIPELINE = Pipeline(
@@ -17,4 +17,5 @@ PIPELINE = Pipeline(
     chain=CHAIN,
     add_commands="stages.commands:add_commands",
     checks="stages.commands:checks",
+    finish="stages.writer:finish_run",
 )

@@ -1,6 +1,7 @@
 """The commands that know events: run, demo, finish, inspect, convert, view; those of networks and bench are apart."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,13 @@ ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, s
 def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
     from stages.bench_commands import add_bench
+    from stages.ledger_command import ledger
     from stages.network_commands import add_networks
 
     app.command(rich_help_panel="Stream")(run)
     app.command(rich_help_panel="Stream")(demo)
     app.command(rich_help_panel="Stream")(finish)
+    app.command(rich_help_panel="Stream")(ledger)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Event files")(view)
@@ -53,6 +56,10 @@ def run(
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on with the run of this output folder, with its configuration."),
+    ] = None,
 ) -> None:
     """Stream events through the chain and write their scores.
 
@@ -64,8 +71,16 @@ def run(
       streamer run events.root --output out
       streamer run 'data/*.ig' --rate 500 --loop
       streamer run qg.root --tagger qg
+      streamer run --resume out
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
     """
+    if resume is not None:
+        from stages.writer import resumed
+
+        for option, given in (("INPUT", inputs), ("--output", output), ("--config", config), ("--tagger", tagger)):
+            if given:
+                raise UsageError(f"--resume goes on with the run's own configuration; leave {option} out")
+        overwrite = False
     options = {
         "feed.events": events,
         "feed.rate": rate,
@@ -77,7 +92,8 @@ def run(
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     wanted |= chosen_taggers(tagger or [])
-    stream(config, {**overrides(set_), **wanted}, "streamer run")
+    begun = {} if resume is None else resumed(resume)
+    stream(config, {**begun, **overrides(set_), **wanted}, "streamer run")
 
 
 def demo(
@@ -120,7 +136,11 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     with LiveLine(title) as line:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
     if all(outcome.reports.values()):
-        show(summarise(PIPELINE.names, outcome.reports), outcome)
+        from stages.books import read_books
+
+        books = read_books(config.writer.dir)  # type: ignore[attr-defined]
+        summary = summarise(PIPELINE.names, outcome.reports)
+        show(replace(summary, ledger=books.ledger, problems=tuple(books.why_not)), outcome)
     error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
     if outcome.exit_code == EXIT_OK:
         from stages.truth import tell
@@ -128,10 +148,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
 
         tell(folder / SCORES)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
-        from stages.writer import JOURNAL
-
-        if (folder / JOURNAL).exists():
-            error += f"; what was committed is safe, save it with: streamer finish {folder}"
+        error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
         typer.echo(f"streamer: {text}", err=True)
     raise typer.Exit(outcome.exit_code)
@@ -165,7 +182,7 @@ _EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
 
 
 def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
-    """Turn the journal of a run that broke off into its scores.root."""
+    """Turn what a run that broke off has on disk into ROOT files. To go on with it: streamer run --resume."""
     from stages.truth import tell
     from stages.writer import finish as finish_folder
 

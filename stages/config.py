@@ -176,7 +176,15 @@ class WriterConfig(Section):
     format: Literal["ttree", "rntuple"] = "ttree"
     """What scores.root holds."""
     overwrite: bool = False
-    """Replace the scores.root of an earlier run."""
+    """Replace the results of an earlier run."""
+    resume: bool = False
+    """Go on behind what an earlier run brought to disk in this folder, where there is one."""
+    segment_events: int = Field(1_000_000, ge=1)
+    """A file of scores is finished when it has so many events, and the next one is begun."""
+    segment_interval: PositiveSeconds = 3600.0
+    """... or when it is so old."""
+    disk_patience: Seconds = 60.0
+    """A disk that is full is tried again for so long; the feed waits meanwhile."""
     commit_interval: PositiveSeconds = 0.05
     """Results are brought to disk (fsync) at least so often."""
     commit_events: int = Field(2048, ge=1)
@@ -227,6 +235,11 @@ class Config(CoreConfig):
                     f"set another taggers.{name}.score"
                 )
         return self
+
+    @property
+    def books(self) -> Path:
+        """Folder for journals, manifests and the books of what was fed."""
+        return self.writer.dir / "books"
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from stages.records import INPUT_BY_NAME
 from stages.sources import RADII, Choice, choose
 from streamer.block import Array, Columns
 from streamer.errors import UsageError, nearest
-from streamer.stage import Source
+from streamer.stage import Missing, Source, everything
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,12 @@ class Reader(Source):
                 jets.require_fastjet()
             except UsageError as error:
                 problems.append(str(error))
+        if self.n_replicas > len(self._files) and not problems:
+            n_files = len(self._files)
+            problems.append(f"replicas.reader = {self.n_replicas}: there are not so many input files ({n_files})")
         if problems:
             raise UsageError("\n".join(problems))
+        self._firsts = list(itertools.accumulate((file.n_events for file, _ in self._files), initial=0))
         self._tell()
 
     def _tell(self) -> None:
@@ -86,16 +90,25 @@ class Reader(Source):
     def about(self) -> dict[str, Any]:
         return {"files": len(self._files), "events_per_pass": sum(file.n_events for file, _ in self._files)}
 
-    def read(self) -> Iterator[Columns]:
-        passes = itertools.count() if self.config.feed.loop else range(1)
-        for replay in passes:
+    def identity(self) -> list[Any]:
+        return [[str(shown(file.path)), file.n_events] for file, _ in self._files]
+
+    def read(self, missing: Missing = everything) -> Iterator[Columns]:
+        """The files of this replica's share, one after the other; an event's number is its place in all of them."""
+        for replay in itertools.count() if self.config.feed.loop else range(1):
             n_pass = 0
-            for number, (file, choice) in enumerate(self._files):
-                for step in file.read(choice.columns, self._reporter(file)):
+            for number in range(self.replica, len(self._files), self.n_replicas):
+                file, choice = self._files[number]
+                begin = replay * self._firsts[-1] + self._firsts[number]
+                wanted = missing(begin, begin + file.n_events - 1)
+                n_pass += file.n_events if not wanted else 0
+                first = wanted[0][0] - begin if wanted else file.n_events
+                for step in file.read(choice.columns, self._reporter(file), first):
                     n = len(step.entries)
                     if n:
                         n_pass += n
-                        yield self._complete(with_jets(step, choice), number, step.entries, replay)
+                        columns = self._complete(with_jets(step, choice), number, step.entries, replay)
+                        yield columns | {"sequence": begin + step.entries}
             if not n_pass:
                 return
 

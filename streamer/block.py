@@ -178,7 +178,7 @@ class Block:
     Attributes
     ----------
     id : int
-        Given by the reader; kept to the end. With `attempt` it names one try of one block.
+        The sequence number of its first event; the others follow without a gap. With `attempt` it names one try.
     n_events : int
     columns : dict of str to numpy.ndarray
         As the schema of the hop declares; read-only when they came from the wire.
@@ -195,6 +195,13 @@ class Block:
     def with_columns(self, columns: Columns) -> "Block":
         """The same events with other columns."""
         return replace(self, columns=columns)
+
+    def part(self, schema: Schema, start: int, stop: int) -> "Block":
+        """The events `start` to `stop`, as a block of its own."""
+        if (start, stop) == (0, self.n_events):
+            return self
+        columns = schema.slice(self.columns, start, stop)
+        return replace(self, id=self.id + start, n_events=stop - start, columns=columns)
 
 
 def offsets(counts: Array) -> npt.NDArray[np.int64]:

@@ -89,6 +89,19 @@ class HopConfig(Section):
         return self
 
 
+class SupervisorConfig(Section):
+    """How `streamer run` keeps its processes alive."""
+
+    restart_limit: int = Field(20, ge=0)
+    """A process that has died more often within `restart_interval` is given up, and the run stops."""
+    restart_interval: PositiveSeconds = 300.0
+    """See `restart_limit`."""
+    backoff: PositiveSeconds = 0.1
+    """Wait before a process is started again; twice as long after each death, up to `backoff_max`."""
+    backoff_max: PositiveSeconds = 10.0
+    """See `backoff`."""
+
+
 class MetricsConfig(Section):
     """Where every process serves /metrics and /healthz."""
 
@@ -104,8 +117,14 @@ class CoreConfig(Section):
     feed: FeedConfig = FeedConfig()
     hop: HopConfig = HopConfig()
     metrics: MetricsConfig = MetricsConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""
+
+    @property
+    def books(self) -> Path | None:
+        """Folder for the books of what was fed; None keeps none."""
+        return None
 
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)

@@ -53,9 +53,10 @@ class CreditBook:
             return 0
         return max(0, peer.received + peer.spare - peer.sent)
 
-    def choose(self, now: float) -> bytes | None:
-        """The route of the peer with the most to spare, or None when nobody has any."""
-        best = max(self.peers, key=lambda route: self.available(self.peers[route], now), default=None)
+    def choose(self, now: float, owner: str | None = None) -> bytes | None:
+        """The route of the peer with the most to spare, of those called `owner`; None when nobody has any."""
+        routes = [route for route, peer in self.peers.items() if owner is None or peer.name == owner]
+        best = max(routes, key=lambda route: self.available(self.peers[route], now), default=None)
         if best is None or not self.available(self.peers[best], now):
             return None
         return best

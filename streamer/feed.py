@@ -29,11 +29,6 @@ class Feed:
         if config.rate:
             self._most = min(self._most, 1 + int(config.block_wait * config.rate))
 
-    @property
-    def over(self) -> bool:
-        """Whether the wanted number of events has been fed."""
-        return bool(self.config.events) and self.fed >= self.config.events
-
     def next(self, available: int, now_ns: int) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
 
@@ -43,8 +38,6 @@ class Feed:
             Events at hand, at least one; the block takes the first `result.size` of them.
         """
         n = min(max(self._most, self._overdue(now_ns)), available)
-        if self.config.events:
-            n = min(n, self.config.events - self.fed)
         if self.config.rate:
             places = np.arange(self.fed, self.fed + n)
             seconds = np.minimum(places / self.config.rate, FAR_S)

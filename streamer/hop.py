@@ -6,8 +6,8 @@ block is sent only against a credit, and nothing is forgotten before the writer 
 Ends
 ----
 The upstream replica holds an **outlet** (ROUTER, binds). Each downstream replica holds an **inlet** (one DEALER
-per outlet, connects). The writer also holds a **commit sender** (DEALER), the reader a **commit receiver** (ROUTER).
-Each end draws a random *life* when it is made, so that a restarted peer is not mistaken for its predecessor.
+per outlet, connects). How commits come back stands in `streamer.commits`. Each end draws a random *life* when it is
+made, so that a restarted peer is not mistaken for its predecessor.
 
 Messages
 --------
@@ -28,7 +28,6 @@ leave      inlet to outlet     {life}: "send me nothing more"; the outlet answer
 end        outlet to inlet     {life, final}: nothing follows. `final`: the stream is over; else only this outlet
                                goes away, and one with another life may take its place.
 bye        inlet to outlet     {life}: everything before the end has arrived; the outlet may close.
-commit     writer to reader    {ids: [[first, last], ...]}: these blocks are safely on disk.
 =========  ==================  ============================================================================
 
 States
@@ -38,12 +37,13 @@ its bye; a peer that comes after the end is told at once. It may send a block to
 `received + spare - sent > 0`, counted in events, so that flow control means the same for blocks of 1 and of 1000
 events; it chooses the peer with the most to spare. A peer silent for `peer_timeout` gets nothing until it speaks
 again. When a connection was cut and comes back under another routing id, what was under way in it counts as
-received: its blocks are not on disk, so the reader sends them again.
+received: its blocks are not on disk, so the reader sends them again. Before the last stage a block goes to the one
+replica that keeps its events (`streamer.ledger.Stripes`), and waits for it if need be.
 
 Once and only once
 ------------------
 The reader keeps every block in its window (`streamer.ledger.Window`) until its commit comes, and sends again, with
-the next attempt number, what is overdue. The writer drops a block id it has (`streamer.ledger.IdSet`). So: at least
+the next attempt number, what is overdue. The writer drops events that it has (`streamer.ledger.IdSet`). So: at least
 once on the way, exactly once on disk. The stream ends from the front: the reader sends end only when its window is
 empty, so that no data is under way when processes stop.
 """
@@ -53,7 +53,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgpack
@@ -82,18 +82,29 @@ def address(config: HopConfig, run_dir: str, place: int, name: str) -> str:
     return f"tcp://{config.host}:{config.base_port + place}"
 
 
-def _message(kind: str, run: str, **fields: Any) -> bytes:
+def message(kind: str, run: str, **fields: Any) -> bytes:
+    """A control message."""
     return MAGIC + bytes(msgpack.packb({"kind": kind, "run": run, **fields}))
 
 
-def _control(frame: Any, run: str) -> dict[str, Any]:
-    header = read_header(frame, MAX_CONTROL_BYTES)
+def control(frames: Sequence[Any], run: str) -> dict[str, Any]:
+    """The fields of a control message.
+
+    Raises
+    ------
+    WireError
+        It is none of this run.
+    """
+    if len(frames) != 1:
+        raise WireError("frames", f"{len(frames)} frames in a control message")
+    header = read_header(frames[0], MAX_CONTROL_BYTES)
     if header.get("run") != run:
         raise WireError("token", "not a message of this run")
     return header
 
 
-def _field(header: dict[str, Any], key: str, kind: type) -> Any:
+def field(header: dict[str, Any], key: str, kind: type) -> Any:
+    """One field of a message, checked."""
     value: Any = header.get(key)
     if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 62):
         raise WireError("header", f"{header['kind']} without a valid {key}")
@@ -113,6 +124,8 @@ class Outlet:
         How many inlets there should be; the end waits for each of them to come and say bye.
     refused : callable
         Told the reason for each refused message.
+    owner : callable, optional
+        Says which peer a block must go to; without it, it is the one with the most to spare.
 
     Raises
     ------
@@ -128,16 +141,18 @@ class Outlet:
         config: HopConfig,
         n_peers: int,
         refused: Refused,
+        owner: Callable[[Block], str] | None = None,
     ) -> None:
         self.run, self.config, self.n_peers, self._refused = run, config, n_peers, refused
+        self._owner = owner
         self.life = secrets.token_hex(8)
         self.book = CreditBook(config.peer_timeout)
         self.bytes_sent = 0
         self._final: bool | None = None  # what is told to whoever comes after the end
         self._byes: set[str] = set()
         self._changed = asyncio.Event()
-        self._socket = _bound_router(context, at, config)
-        self._listener = _task(self._listen(), f"outlet {at}")
+        self._socket = bound_router(context, at, config)
+        self._listener = task(self._listen(), f"outlet {at}")
 
     async def _listen(self) -> None:
         while True:
@@ -149,16 +164,14 @@ class Outlet:
             self._changed.set()
 
     async def _hear(self, route: bytes, frames: Sequence[bytes]) -> None:
-        if len(frames) != 1:
-            raise WireError("frames", f"{len(frames)} frames in a control message")
-        header = _control(frames[0], self.run)
-        kind, life = header["kind"], _field(header, "life", str)
+        header = control(frames, self.run)
+        kind, life = header["kind"], field(header, "life", str)
         if kind == "credit":
-            if _field(header, "of", str) != self.life:
+            if field(header, "of", str) != self.life:
                 await self._say(route, "welcome")
                 return
-            received, spare = (_field(header, key, int) for key in ("received", "spare"))
-            name = _field(header, "name", str)
+            received, spare = (field(header, key, int) for key in ("received", "spare"))
+            name = field(header, "name", str)
             self.book.credit(route, name, life, received, spare, time.monotonic())
             if self._final is not None:
                 await self._end(route, final=self._final)
@@ -172,9 +185,7 @@ class Outlet:
             raise WireError("header", f"an outlet is not told {kind[:20]!r}")
 
     async def _say(self, route: bytes, kind: str, **fields: Any) -> None:
-        try:
-            await self._socket.send_multipart([route, _message(kind, self.run, life=self.life, **fields)])
-        except zmq.ZMQError:  # unroutable: the peer's connection is gone; when it comes back it will speak first
+        if not await say(self._socket, route, message(kind, self.run, life=self.life, **fields)):
             self.book.peers.pop(route, None)
 
     async def _end(self, route: bytes, *, final: bool) -> None:
@@ -183,10 +194,11 @@ class Outlet:
         await self._say(route, "end", final=final)
 
     async def send(self, block: Block) -> None:
-        """Send a block to the peer with the most to spare; waits until somebody can take it."""
+        """Send a block to its owner, or the peer with the most to spare; waits until it can be taken."""
         frames = pack(encode(block, self.run))
+        owner = self._owner and self._owner(block)
         while True:
-            route = self.book.choose(time.monotonic())
+            route = self.book.choose(time.monotonic(), owner)
             if route is None:
                 self._changed.clear()
                 await _wait(self._changed, self.config.heartbeat)
@@ -227,7 +239,7 @@ class Outlet:
             await _wait(self._changed, 0.1)
 
     async def close(self) -> None:
-        await _cancel(self._listener)
+        await cancel(self._listener)
         self._socket.close(linger=500)
 
 
@@ -281,6 +293,10 @@ class Inlet:
         """Blocks that have arrived and are not taken yet."""
         return self._arrived.qsize()
 
+    def outlet_is_over(self, place: int) -> None:
+        """The outlet at this place of the addresses has ended the stream, and told so when we were not there."""
+        self._links[place].over()
+
     async def leave(self) -> None:
         """Ask for nothing more; `receive` gives out what is under way and then None."""
         for link in self._links:
@@ -318,14 +334,10 @@ class Link:
         self._received = self._held = self._told = 0
         self._leaving = self._ended = False
         self.complete = False
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._socket.connect(at)
+        self._socket = dealer(context, at, config)
         self._tasks = [
-            _task(self._listen(), f"inlet {at}"),
-            _task(self._repeat_credit(), f"credit {at}"),
+            task(self._listen(), f"inlet {at}"),
+            task(self._repeat_credit(), f"credit {at}"),
         ]
 
     async def _listen(self) -> None:
@@ -342,16 +354,14 @@ class Link:
         if kind == "block":
             self._take(header, frames)
             return
-        if len(frames) != 1:
-            raise WireError("frames", f"{len(frames)} frames in a control message")
-        header = _control(frames[0], self._run)
-        life = _field(header, "life", str)
+        header = control(frames, self._run)
+        life = field(header, "life", str)
         if kind == "welcome":
             if life != self._of:
                 self._of, self._received = life, 0
             await self._credit()
         elif kind == "end":
-            final = _field(header, "final", bool)
+            final = field(header, "final", bool)
             await self._say("bye")
             self.complete = final
             if final or self._leaving:
@@ -375,13 +385,19 @@ class Link:
         block.stamps["arrived"] = time.time_ns()
         self._inlet._arrived.put_nowait((block, self))
 
+    def over(self) -> None:
+        """The stream is over on this link: everything is on disk."""
+        if not self._ended:
+            self.complete = True
+            self._finish()
+
     def _finish(self) -> None:
         if not self._ended:
             self._ended = True
             self._inlet._arrived.put_nowait(None)
 
     async def _say(self, kind: str, **fields: Any) -> None:
-        await self._socket.send(_message(kind, self._run, life=self.life, **fields))
+        await self._socket.send(message(kind, self._run, life=self.life, **fields))
 
     async def _credit(self) -> None:
         if not self._ended and not self._leaving:
@@ -414,72 +430,37 @@ class Link:
 
     async def close(self) -> None:
         for task in self._tasks:
-            await _cancel(task)
+            await cancel(task)
         self._socket.close(linger=500)
 
 
-class CommitReceiver:
-    """The reader's end of the way back. Hands each commit's block id intervals to `on_commit`."""
-
-    def __init__(
-        self,
-        context: zmq.asyncio.Context,
-        at: str,
-        run: str,
-        config: HopConfig,
-        on_commit: Callable[[list[tuple[int, int]]], None],
-        refused: Refused,
-    ) -> None:
-        self._run, self._on_commit, self._refused = run, on_commit, refused
-        self._socket = _bound_router(context, at, config)
-        self._listener = _task(self._listen(), "commits")
-
-    async def _listen(self) -> None:
-        while True:
-            _, *frames = await self._socket.recv_multipart()
-            try:
-                if len(frames) != 1:
-                    raise WireError("frames", f"{len(frames)} frames in a commit")
-                header = _control(frames[0], self._run)
-                if header["kind"] != "commit":
-                    raise WireError("header", f"a reader is not told {header['kind'][:20]!r}")
-                self._on_commit(_intervals(_field(header, "ids", list)))
-            except WireError as error:
-                self._refused(error.reason)
-
-    async def close(self) -> None:
-        await _cancel(self._listener)
-        self._socket.close(linger=0)
+def dealer(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
+    """A socket that goes on trying to reach `at`."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.connect(at)
+    return socket
 
 
-class CommitSender:
-    """The writer's end of the way back."""
-
-    _PER_MESSAGE = 100  # intervals; keeps a commit under MAX_CONTROL_BYTES
-
-    def __init__(self, context: zmq.asyncio.Context, at: str, run: str) -> None:
-        self._run = run
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.connect(at)
-
-    async def commit(self, intervals: Iterable[tuple[int, int]]) -> None:
-        """Tell the reader which block ids (closed intervals) are safely on disk."""
-        ids = [list(interval) for interval in intervals]
-        for start in range(0, len(ids), self._PER_MESSAGE):
-            await self._socket.send(_message("commit", self._run, ids=ids[start : start + self._PER_MESSAGE]))
-
-    async def close(self) -> None:
-        self._socket.close(linger=500)
+async def say(socket: zmq.asyncio.Socket, route: bytes, text: bytes) -> bool:
+    """Send a router's control message; False when the peer's connection is gone."""
+    try:
+        await socket.send_multipart([route, text])
+    except zmq.ZMQError:  # unroutable; when it comes back it will speak first
+        return False
+    return True
 
 
-def _intervals(ids: list[Any]) -> list[tuple[int, int]]:
-    for pair in ids:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair)):
-            raise WireError("header", "a commit that is not a list of intervals")
-    return [(first, last) for first, last in ids]
+def bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
+    """A socket that answers whoever comes to `at`.
 
-
-def _bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
+    Raises
+    ------
+    UsageError
+        The address is taken.
+    """
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)  # a router is only ever told control messages
@@ -495,7 +476,7 @@ def _bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> z
     return socket
 
 
-def _task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+def task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
     """A task that does not fail in silence: what it raises goes to the loop's exception handler at once."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(lambda done: None if done.cancelled() else done.result())
@@ -509,7 +490,8 @@ async def _wait(event: asyncio.Event, timeout: float) -> None:
             await event.wait()
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
+async def cancel(task: "asyncio.Task[None]") -> None:
+    """End a task and wait for its end."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

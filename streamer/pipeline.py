@@ -17,14 +17,10 @@ ENTRY_POINTS = "streamer.pipeline"
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A place in the chain; `target` is `module:Class`, imported only in the process that needs it.
-
-    `scalable` says whether it may have replicas.
-    """
+    """A place in the chain; `target` is `module:Class`, imported only in the process that needs it."""
 
     name: str
     target: str
-    scalable: bool = True
 
     def make(self, config: CoreConfig) -> Unit:
         module, _, name = self.target.partition(":")
@@ -41,6 +37,9 @@ class Pipeline:
     ----------
     add_commands : str
         `module:function`; called with the command line's typer application.
+    finish : str
+        `module:function`; called with a configuration after everything is on disk and a process of the last stage
+        could not end in order: makes of it what it would have made.
     checks : str
         `module:function`; called with a valid configuration, returns one line per problem that only a look at
         files and models can show.
@@ -51,6 +50,7 @@ class Pipeline:
     chain: tuple[StageSpec, ...]
     add_commands: str
     checks: str
+    finish: str = ""
 
     @cached_property
     def names(self) -> list[str]:
@@ -65,9 +65,8 @@ class Pipeline:
     def load_config(self, path: Path | None, overrides: dict[str, Any] | None = None) -> CoreConfig:
         """The effective configuration, with the replicas checked against the chain."""
         config = load(self.config, path, overrides)
-        for name, n in config.replicas.items():
-            if not self.chain[self.place(name)].scalable and n != 1:
-                raise UsageError(f"replicas.{name} = {n}: a stream has one {name}")
+        for name in config.replicas:
+            self.place(name)
         return config
 
     def replicas(self, config: CoreConfig) -> list[tuple[str, int]]:

@@ -62,6 +62,7 @@ class Summary:
     stages: tuple[StageSummary, ...]
     output: str
     provider: str
+    problems: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -246,9 +247,7 @@ def show(summary: Summary, outcome: Outcome) -> None:
             f"{stage.rss_bytes >> 20} MB",
         )
     console.print(table)
-    if not books.closes:
-        console.print(
-            f"[bold red]the books do not close:[/] {books.fed - books.scored - books.errors:,} events missing"
-        )
+    for line in summary.problems:
+        console.print(f"[bold red]the books do not close:[/] {line}", highlight=False, soft_wrap=True)
     if outcome.exit_code == 0:
         console.print(f"[bold]scores[/]  {summary.output}", soft_wrap=True)

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from streamer import hop
 from streamer.block import Block
 from streamer.config import CoreConfig
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
+from streamer.ledger import Stripes
 from streamer.metrics import StageMetrics, serve
 from streamer.pipeline import Pipeline
 from streamer.roles import play
@@ -40,7 +42,6 @@ from streamer.stage import Unit
 
 log = logging.getLogger(__name__)
 
-ORPHAN_GRACE_S = 30.0
 MAX_SOCKET_PATH = 107
 """Bytes that Linux takes as the path of a socket."""
 
@@ -53,6 +54,11 @@ class Run:
 
     dir: Path
     token: str
+
+    @property
+    def id(self) -> str:
+        """A name that may be told, unlike the token."""
+        return hashlib.sha256(self.token.encode()).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -129,6 +135,9 @@ class Process:
         self.stopping = asyncio.Event()
         self.facts: dict[str, Any] = {}
         self._supervised = supervised
+        self._half_line = b""
+        self._over: set[str] = set()
+        self._inlet: hop.Inlet | None = None
         self._crashed: asyncio.Future[None] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._bytes_in = self._bytes_out = 0
@@ -144,11 +153,13 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         if self._supervised:
-            loop.add_reader(sys.stdin.fileno(), self._parent_gone)
+            die_with_parent()
+            loop.add_reader(sys.stdin.fileno(), self._hear_supervisor)
         server = unit = context = None
         try:
             unit = self.pipeline.chain[self.place].make(self.config)
-            unit.mark = self.place + 1
+            unit.mark, unit.run_id = self.place + 1, self.run.id
+            unit.replica, unit.n_replicas = self.replica, self.config.n_replicas(self.name)
             self.metrics = StageMetrics(self.name, self.replica, unit.tallies)
             host, port = self.config.metrics.host, self.config.metrics.base_port
             if port:
@@ -194,16 +205,24 @@ class Process:
             log.error(line)
         return code
 
-    def _parent_gone(self) -> None:
-        """Our supervisor closed its end: drain, and do not stay for ever."""
-        if os.read(sys.stdin.fileno(), 4096):
-            return
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(sys.stdin.fileno())
-        log.warning("the supervisor is gone; draining")
-        if self.place == 0:
-            self.stopping.set()
-        loop.call_later(ORPHAN_GRACE_S, os._exit, EXIT_FAILED)
+    def _hear_supervisor(self) -> None:
+        """Standard input: a JSON object a line, `{"over": ["reader-0", ...]}` names who has ended the stream.
+
+        At its end our supervisor has died: leave at once. What is on disk is safe, and the run can be resumed.
+        """
+        said = os.read(sys.stdin.fileno(), 1 << 16)
+        if not said:
+            os._exit(EXIT_FAILED)
+        *lines, self._half_line = (self._half_line + said).split(b"\n")
+        for line in lines:
+            self._over.update(json.loads(line)["over"])
+        if self._inlet is not None:
+            self._tell_over(self._inlet)
+
+    def _tell_over(self, inlet: hop.Inlet) -> None:
+        for place, name in enumerate(self.replicas_of(self.pipeline.names[self.place - 1])):
+            if name in self._over:
+                inlet.outlet_is_over(place)
 
     async def _until_crash(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, unless something in the background reports that it cannot go on."""
@@ -257,10 +276,18 @@ class Process:
     def _address(self, name: str, replica: int) -> str:
         return self._socket(self.pipeline.replicas(self.config).index((name, replica)), f"{name}-{replica}")
 
+    def commit_address(self, source: int) -> str:
+        """Where this replica of the first stage listens for commits."""
+        return self._socket(len(self.pipeline.replicas(self.config)) + source, f"commit-{source}")
+
+    def replicas_of(self, stage: str) -> list[str]:
+        """The names of all processes of a stage, such as `writer-0`."""
+        return [f"{stage}-{k}" for k in range(self.config.n_replicas(stage))]
+
     @property
-    def commit_address(self) -> str:
-        """Where the reader listens for commits."""
-        return self._socket(len(self.pipeline.replicas(self.config)), "commit")
+    def stripes(self) -> Stripes:
+        """Which replica of the last stage keeps which events."""
+        return Stripes(self.config.n_replicas(self.pipeline.names[-1]), self.config.feed.block_events)
 
     def _socket(self, place: int, name: str) -> str:
         at = hop.address(self.config.hop, str(self.run.dir), place, name)
@@ -270,6 +297,9 @@ class Process:
                 "or hop.transport = 'tcp'"
             )
         return at
+
+    def _sink_of(self, block: Block) -> str:
+        return f"{self.pipeline.names[-1]}-{self.stripes.owner(block.id)}"
 
     def refused(self, reason: str) -> None:
         """Book a message that was refused."""
@@ -281,7 +311,8 @@ class Process:
         """The way to the next stage. It is bound when this is entered, which makes the process ready."""
         at = self._address(self.name, self.replica)
         n_peers = self.config.n_replicas(self.pipeline.names[self.place + 1])
-        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, n_peers, self.refused)
+        owner = self._sink_of if self.place + 2 == len(self.pipeline.names) else None
+        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, n_peers, self.refused, owner)
         self.metrics.credits.set_function(outlet.credits)
         try:
             self.tell("ready")
@@ -306,10 +337,14 @@ class Process:
         )
         self.metrics.limits(inlet_events=budget * len(addresses))
         stopper = asyncio.create_task(self._leave_when_stopped(inlet))
+        self._inlet = inlet
+        self._tell_over(inlet)
         self.tell("running")
         try:
             yield inlet
         finally:
+            self._inlet = None
+            self.facts["complete"] = inlet.complete
             stopper.cancel()
             await inlet.close()
 
@@ -370,6 +405,13 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_trim_threshold, size)
         libc.mallopt(m_mmap_threshold, size)
+
+
+def die_with_parent() -> None:
+    """Let Linux kill this process when its parent dies; that works on a stopped one, too."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere the end of standard input must do
+        ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _cpu_seconds() -> float:

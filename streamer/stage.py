@@ -17,7 +17,7 @@ All have `setup()` (may raise `UsageError`; "ready" means it has succeeded) and 
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from streamer.batcher import Part
@@ -36,10 +36,18 @@ class Unit:
     tallies : dict
         Own counters: name to the reasons that can be counted. Each becomes a metric.
     mark : int
-        The value of the column `error` for an event that this stage cannot process; set by the runner.
+        The value of the column `error` for an event that this stage cannot process.
+    replica, n_replicas : int
+        Which process of this stage it is, and how many there are.
+    run_id : str
+        Names the run; a process that is started again finds the same.
+
+    The last four are set by the runner.
     """
 
     mark = 0
+    replica, n_replicas = 0, 1
+    run_id = ""
 
     inputs: Schema = NO_COLUMNS
     outputs: Schema = NO_COLUMNS
@@ -72,15 +80,34 @@ class Unit:
         return tally
 
 
+Missing = Callable[[int, int], list[tuple[int, int]]]
+
+
+def everything(first: int, last: int) -> list[tuple[int, int]]:
+    """What is missing where nothing is on disk."""
+    return [(first, last)] if first <= last else []
+
+
 class Source(Unit, ABC):
     """The first stage."""
 
     @abstractmethod
-    def read(self) -> Iterator[Columns]:
-        """Steps of events with all columns of `outputs` but the core's own. Runs in a thread that reads ahead.
+    def read(self, missing: Missing = everything) -> Iterator[Columns]:
+        """Steps of events with all columns of `outputs` but the core's own, and with the column `sequence`.
 
-        A step that cannot be read is reported, counted and left out; the events around it come.
+        Runs in a thread that reads ahead. `sequence` (int64, rising) is the number of each event, from 0: its place in
+        the whole input, such that a later run finds the same number for the same event. An event that cannot be read
+        is reported, counted and left out, and so is its number. Of several replicas each gives a share of the events.
+
+        Parameters
+        ----------
+        missing : callable
+            Which of the events `first` to `last` are not on disk yet; the others need not be given.
         """
+
+    def identity(self) -> list[Any]:
+        """What tells whether the input is still the same: `[name, n_events]` of each of its parts."""
+        return []
 
 
 class Stage(Unit, ABC):
@@ -138,6 +165,10 @@ class Sink(Unit, ABC):
 
     commit_interval: float
     commit_events: int
+
+    def kept(self) -> Iterable[tuple[int, int]]:
+        """What is on disk from an earlier life, as intervals of this sink's own events; known after `setup`."""
+        return ()
 
     @abstractmethod
     def write(self, block: Block) -> None:

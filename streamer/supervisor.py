@@ -1,8 +1,9 @@
-"""Starts one process per replica, watches them, and lets the stream end in order.
+"""Starts one process per replica, starts again what dies, and lets the stream end in order.
 
 The end comes from the front: the reader stops feeding (end of input, or SIGTERM), waits until everything it fed is
 on disk, and says so down the chain; each process leaves after the one before it. So a stop is one signal to the
-reader. When a process fails, the run cannot be complete: the others are stopped and the reason is told.
+reader. A process that dies is started again, after a wait that grows; the stream goes on meanwhile, and nothing is lost
+(`streamer.hop`). One that cannot come back stops the run, and the reason is told.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.config import CoreConfig, to_toml
-from streamer.errors import EXIT_FAILED, EXIT_OK, UsageError
-from streamer.pipeline import Pipeline
+from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Child:
     error: str = ""
     exit_code: int | None = None
     ended_at: float | None = None
+    deaths: list[float] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
@@ -96,6 +98,7 @@ class Supervisor:
         self.pipeline, self.config, self.on_progress = pipeline, config, on_progress
         self.children: list[Child] = []
         self._failure: Child | None = None
+        self._unfinished = False
         self._signals = 0
         self._last = (time.monotonic(), 0)
 
@@ -106,11 +109,14 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled)
         async with self._run_dir() as run_dir:
             try:
-                self.children = [await self._start(run_dir, *who) for who in self.pipeline.replicas(self.config)]
-                watchers = [asyncio.create_task(self._watch(child)) for child in self.children]
+                for stage, replica in self.pipeline.replicas(self.config):
+                    self.children.append(Child(stage, replica, await self._start(run_dir, stage, replica)))
+                keepers = [asyncio.create_task(self._keep(run_dir, child)) for child in self.children]
                 poller = asyncio.create_task(self._poll())
-                await asyncio.gather(*watchers)
+                await asyncio.gather(*keepers)
                 poller.cancel()
+                if self._unfinished and self._failure is None and self._signals < 2:
+                    await asyncio.to_thread(resolve(self.pipeline.finish), self.config)
             finally:
                 for child in self.children:
                     self._signal(child, signal.SIGKILL)
@@ -135,7 +141,7 @@ class Supervisor:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    async def _start(self, run_dir: Path, stage: str, replica: int) -> Child:
+    async def _start(self, run_dir: Path, stage: str, replica: int) -> asyncio.subprocess.Process:
         arguments = [
             "--replica",
             str(replica),
@@ -144,7 +150,7 @@ class Supervisor:
             "--run-dir",
             str(run_dir),
         ]
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
@@ -152,16 +158,59 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C is ours alone
             limit=MAX_LINE,
         )
-        return Child(stage, replica, process)
 
-    async def _watch(self, child: Child) -> None:
-        await asyncio.gather(self._hear(child), self._pass_log(child))
-        code = await child.process.wait()
-        child.exit_code, child.ended_at = code, time.monotonic()
-        if code != EXIT_OK and self._failure is None and self._signals < 2:
+    async def _keep(self, run_dir: Path, child: Child) -> None:
+        """Watch a process to its end, and those that are started in its place."""
+        while True:
+            await asyncio.gather(self._hear(child), self._pass_log(child))
+            code = await child.process.wait()
+            child.exit_code, child.ended_at = code, time.monotonic()
+            if self._failure is not None or self._signals >= 2:
+                return
+            if code == EXIT_OK and child.report.get("complete"):
+                self._tell_over(self.children)
+                return
             child.error = child.error or _died(code)
-            self._failure = child
-            await self._break_off()
+            if self._over:  # everything is on disk; what is left is to close the files
+                log.warning("%s %s at the end of the stream", child.name, child.error)
+                self._unfinished = True
+                await self._break_off()
+                return
+            wait = None if code == EXIT_USAGE else self._backoff(child)
+            if wait is None:
+                self._failure = child
+                await self._break_off()
+                return
+            log.warning("%s %s; it is started again in %.1f s", child.name, child.error, wait)
+            await asyncio.sleep(wait)
+            if self._failure is not None or self._signals >= 2:
+                return
+            child.state, child.metrics_url, child.error = "starting", "", ""
+            child.exit_code = child.ended_at = None
+            child.process, child.report = await self._start(run_dir, child.stage, child.replica), {}
+            self._tell_over([child])
+
+    def _tell_over(self, children: list[Child]) -> None:
+        """Tell who has ended the stream: a process that was started again may have missed it."""
+        over = [child.name for child in self.children if child.report.get("complete")]
+        for child in children:
+            if over and child.exit_code is None and child.process.stdin is not None:
+                with contextlib.suppress(ConnectionError):  # it is just leaving
+                    child.process.stdin.write(json.dumps({"over": over}).encode() + b"\n")
+
+    @property
+    def _over(self) -> bool:
+        """Whether every source has left in order: then all that was fed is on disk."""
+        return all(c.report.get("complete") for c in self.children if c.stage == self.pipeline.names[0])
+
+    def _backoff(self, child: Child) -> float | None:
+        """How long to wait before a process is started again; None when it has died too often."""
+        settings, now = self.config.supervisor, time.monotonic()
+        child.deaths = [at for at in child.deaths if now - at < settings.restart_interval] + [now]
+        if len(child.deaths) > settings.restart_limit:
+            child.error += f", and {len(child.deaths) - 1} times in the last {settings.restart_interval:g} s"
+            return None
+        return min(settings.backoff * 2.0 ** (len(child.deaths) - 1), settings.backoff_max)
 
     async def _hear(self, child: Child) -> None:
         assert child.process.stdout is not None
@@ -175,7 +224,7 @@ class Supervisor:
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
             child.report = news.get("report", child.report)
-            if self._signals == 1 and child is self.children[0] and child.state == "starting":
+            if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
             if "metrics" in news and all(c.metrics_url for c in self.children):
                 self._tell_metrics()
@@ -245,8 +294,9 @@ class Supervisor:
         self._signals += 1
         if self._signals == 1:
             log.warning("stopping: what was fed comes out first (again to break off)")
-            if self.children and self.children[0].metrics_url:  # else it is told with its first sign of life
-                self._signal(self.children[0], signal.SIGTERM)
+            for child in self.children:
+                if child.stage == self.pipeline.names[0] and child.metrics_url:  # else with its first sign of life
+                    self._signal(child, signal.SIGTERM)
         else:
             for child in self.children:
                 self._signal(child, signal.SIGKILL)
@@ -270,6 +320,8 @@ class Supervisor:
         reports = {child.name: child.report for child in self.children}
         if self._failure is not None:
             code = self._failure.exit_code or EXIT_FAILED
+            if len(self._failure.deaths):  # it had been running: no mistake of the start
+                code = EXIT_FAILED
             where = "" if code == 2 else f"{self._failure.name}: "
             return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports)
         if self._signals > 1:
@@ -280,7 +332,7 @@ class Supervisor:
 def _died(code: int) -> str:
     if code < 0:
         return f"died of {signal.Signals(-code).name}"
-    return f"ended with code {code}"
+    return f"ended with code {code}" if code else "left before the end of the stream"
 
 
 def scrape(url: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from streamer.block import CORE_COLUMNS, Array, Block, Column, Columns, Schema, 
 from streamer.config import CoreConfig, HopConfig
 from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Process, Run
-from streamer.stage import BatchStage, Sink, Source, Stage, Unit
+from streamer.stage import BatchStage, Missing, Sink, Source, Stage, Unit, everything
 
 TOY = Schema(
     [
@@ -86,13 +86,13 @@ class ToySource(Source):
         self.given = 0
         self.go = threading.Event()
 
-    def read(self) -> Iterator[Columns]:
+    def read(self, missing: Missing = everything) -> Iterator[Columns]:
         while self.given < self.n_events:
             if self.given == self.pause_at:
                 self.go.wait()
             n = min(self.step, self.n_events - self.given)
             self.given += n
-            yield toy_columns(n, self.given - n)
+            yield toy_columns(n, self.given - n) | {"sequence": np.arange(self.given - n, self.given)}
 
 
 class ToyStage(Stage):

@@ -220,7 +220,8 @@ BLOCKS = [
 
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10}
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
-_COMMIT = {"kind": "commit", "run": RUN, "ids": [[1, 2]]}
+_COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]]}
+_WELCOME = {"kind": "welcome", "run": RUN, "life": "l"}
 
 
 def _control(good: dict[str, Any], **change: object) -> list[bytes]:
@@ -237,7 +238,7 @@ TO_OUTLET = [
     Hostile("a leave with the wrong token", [message({"kind": "leave", "run": "guess", "life": "l"})], "token"),
     Hostile("a bye with the wrong token", [message({"kind": "bye", "run": "guess", "life": "l"})], "token"),
     Hostile("an end to an outlet", _control(_END), "header"),
-    Hostile("a commit to an outlet", _control(_COMMIT, life="l"), "header"),
+    Hostile("a commit to an outlet", _control(_COMMIT), "header"),
 ]
 
 
@@ -280,5 +281,32 @@ TO_READER = [
     Hostile("a float id to commit", _control(_COMMIT, ids=[[1.0, 2]]), "header"),
     Hostile("a bool id to commit", _control(_COMMIT, ids=[[True, 2]]), "header"),
     Hostile("good and bad ids together", _control(_COMMIT, ids=[[1, 2], ["3", 4]]), "header"),
+    Hostile("an interval upside down", _control(_COMMIT, ids=[[2, 1]]), "header"),
+    Hostile("an interval up to 2**62", _control(_COMMIT, ids=[[1, 1 << 62]]), "header"),
+    Hostile("a commit without a life", _control(_COMMIT, life=...), "header"),
+    Hostile("a commit that is for nobody", _control(_COMMIT, of=None), "header"),
     Hostile("a credit to a reader", _control(_CREDIT), "header"),
+    Hostile("a welcome to a reader", _control(_WELCOME), "header"),
+]
+
+
+def false_haves(life: str) -> list[Hostile]:
+    """What somebody says to have who knows the token and the reader's life, and still may not say just anything."""
+    known = {**_COMMIT, "kind": "have", "of": life, "name": "writer-0", "part": 0, "parts": 1}
+    return [
+        Hostile("a have without a name", _control(known, name=...), "header"),
+        Hostile("a have of a stranger", _control(known, name="writer-7"), "header"),
+        Hostile("a part beyond the last", _control(known, part=1), "header"),
+        Hostile("a part of none", _control(known, parts=0), "header"),
+        Hostile("a million parts", _control(known, parts=1_000_000), "header"),
+        Hostile("a negative part", _control(known, part=-1), "header"),
+        Hostile("a have upside down", _control(known, ids=[[5, 1]]), "header"),
+    ]
+
+
+TO_WRITER = [
+    Hostile("a welcome to a writer with the wrong token", _control(_WELCOME, run="guess"), "token"),
+    Hostile("a welcome to a writer without a life", _control(_WELCOME, life=...), "header"),
+    Hostile("a welcome to a writer with an extra frame", [*_control(_WELCOME), b""], "frames"),
+    Hostile("a commit to a writer", _control(_COMMIT), "header"),
 ]

@@ -52,23 +52,6 @@ def test_schedule_does_not_drift() -> None:
     assert abs(int(last) - START - round((900_000 - 1) / 30_000 * 1e9)) <= 1
 
 
-@pytest.mark.parametrize("events", [1, 5, 6])
-def test_feed_is_over_after_the_wanted_number_of_events(events: int) -> None:
-    limited = feed(events=events, block_events=3)
-    sizes = []
-    while not limited.over:
-        sizes.append(limited.next(100, START).size)
-    assert sum(sizes) == events == limited.fed
-    assert max(sizes) <= 3
-
-
-def test_without_a_number_the_feed_is_never_over() -> None:
-    endless = feed()
-    for _ in range(10):
-        endless.next(1000, START)
-    assert not endless.over
-
-
 @pytest.mark.parametrize("rate", [1e-300, 1e-9])
 def test_hopeless_rates_lie_in_the_far_future_and_not_in_the_past(rate: float) -> None:
     hopeless = feed(rate=rate)

@@ -200,7 +200,7 @@ def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
     reader = Reader(Config.model_validate({"input": {"files": [str(path)]}}))
     reader.setup()
     (step,) = reader.read()
-    assert set(step) == {c.name for c in reader.outputs.columns} - {"fedTime", "error"}
+    assert set(step) == {c.name for c in reader.outputs.columns} - {"fedTime", "error"} | {"sequence"}
     assert not step["Photon_seedDetId"].any()
     assert step["Photon_seedDetId"].size == step["Photon_pt"].size
     assert step["Photon_genLabel"].tolist() == [-1] * step["Photon_pt"].size, "which means that nothing is known"

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import hostile_wire
@@ -13,7 +13,8 @@ import zmq.asyncio
 from hostile_wire import RUN, Hostile, good, header_of, message
 
 from streamer import hop
-from streamer.block import Block, Column, Schema, decode, encode
+from streamer.block import Block, Column, Schema, decode, encode, read_header
+from streamer.commits import CommitReceiver, CommitSender
 from streamer.config import HopConfig
 from streamer.errors import UsageError
 from streamer.runner import Run
@@ -49,6 +50,7 @@ class Bench:
             credit_events=32,
         )
         self.refused: list[str] = []
+        self.told: list[Any] = []
         self.context = hop.new_context()
         self._made: list[Any] = []
 
@@ -67,12 +69,16 @@ class Bench:
         inlet = hop.Inlet(self.context, addresses, name, RUN, self.config, schema, self.refused.append)
         return self._keep(inlet)
 
-    def commits(self, on_commit: Callable[[list[tuple[int, int]]], None]) -> hop.CommitReceiver:
-        receiver = hop.CommitReceiver(self.context, self.at, RUN, self.config, on_commit, self.refused.append)
-        return self._keep(receiver)
+    def commits(self, came: list[tuple[int, int]], n_writers: int = 1) -> CommitReceiver:
+        """A reader's end; what writers have comes into `self.told`."""
+        writers = [f"writer-{k}" for k in range(n_writers)]
+        hear = lambda *told: self.told.append(told)  # noqa: E731
+        at, refused = self.at, self.refused.append
+        return self._keep(CommitReceiver(self.context, at, RUN, self.config, writers, came.extend, hear, refused))
 
-    def committer(self, run: str = RUN) -> hop.CommitSender:
-        return self._keep(hop.CommitSender(self.context, self.at, run))
+    def committer(self, have: Sequence[tuple[int, int]] = (), run: str = RUN, name: str = "writer-0") -> CommitSender:
+        at, refused = self.at, self.refused.append
+        return self._keep(CommitSender(self.context, at, run, self.config, name, lambda: have, refused))
 
     def hand_made(self, name: str = "hand-made-0", run: str = RUN, at: str = "") -> "HandMade":
         return self._keep(HandMade(self.context, at or self.at, name, run))
@@ -628,7 +634,7 @@ async def test_peer_that_comes_while_the_outlet_goes_away_does_not_hold_it(run: 
 async def test_commits_arrive(transport: str, run: Run) -> None:
     async with bench(transport, run) as ends:
         came: list[tuple[int, int]] = []
-        ends.commits(came.extend)
+        ends.commits(came)
         sender = ends.committer()
         await sender.commit([])
         await sender.commit([(1, 3), (5, 5)])
@@ -637,6 +643,47 @@ async def test_commits_arrive(transport: str, run: Run) -> None:
         await until(lambda: len(came) == 1002)
         assert came == [(1, 3), (5, 5), *many]
         assert ends.refused == []
+
+
+@both
+async def test_a_reader_learns_what_every_writer_has_before_it_feeds(transport: str, run: Run) -> None:
+    async with bench(transport, run) as ends:
+        much = [(i, i + 1) for i in range(1 << 40, (1 << 40) + 3000, 3)]  # ten messages
+        reader = ends.commits([], n_writers=2)
+        knows = asyncio.create_task(reader.everything())
+        ends.committer(much)
+        await until(lambda: ends.told)
+        assert ends.told == [(0, much, False)]
+        assert not knows.done()
+        ends.committer([], name="writer-1")
+        await asyncio.wait_for(knows, 20)
+        assert ends.told[1:] == [(1, [], False)]
+        assert ends.refused == []
+
+
+async def test_a_reader_that_is_started_again_is_told_anew(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        have = [(0, 9)]
+        first = ends.commits([])
+        writer = ends.committer(have)
+        await asyncio.wait_for(first.everything(), 20)
+        await first.close()
+        have.append((20, 29))
+        second = ends.commits([])
+        await asyncio.wait_for(second.everything(), 20)
+        assert ends.told == [(0, [(0, 9)], False), (0, have, False)]
+        await writer.commit([(30, 30)])
+
+
+async def test_a_writer_that_is_started_again_is_known_to_be_another(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        reader = ends.commits([])
+        first = ends.committer([(0, 9)])
+        await asyncio.wait_for(reader.everything(), 20)
+        await first.close()
+        ends.committer([(0, 4)])
+        await until(lambda: len(ends.told) == 2)
+        assert ends.told == [(0, [(0, 9)], False), (0, [(0, 4)], True)]
 
 
 # --- Strangers ---
@@ -682,15 +729,28 @@ async def test_outlet_refuses_the_corpus_and_goes_on(transport: str, run: Run) -
 async def test_reader_refuses_the_corpus_and_goes_on(transport: str, run: Run) -> None:
     async with bench(transport, run) as ends:
         came: list[tuple[int, int]] = []
-        ends.commits(came.extend)
+        reader = ends.commits(came)
         writer, stranger = ends.committer(), ends.hand_made("stranger-0")
-        corpus = [*FOR_ROUTERS, *hostile_wire.TO_READER]
+        corpus = [*FOR_ROUTERS, *hostile_wire.TO_READER, *hostile_wire.false_haves(reader.life)]
         await throw(stranger.socket, corpus)
-        wanted = [of_router(h) for h in FOR_ROUTERS] + [h.reason for h in hostile_wire.TO_READER]
+        wanted = [of_router(h) for h in FOR_ROUTERS] + [h.reason for h in corpus[len(FOR_ROUTERS) :]]
         await assert_refused(ends, corpus, wanted)
         assert came == []
         await writer.commit([(7, 8)])
         await until(lambda: came == [(7, 8)])
+
+
+async def test_writer_refuses_the_corpus_and_goes_on(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        router, _ = ends.router(), ends.committer([(3, 4)])
+        route, _ = await router.recv_multipart()
+        await throw(router, hostile_wire.TO_WRITER, [route])
+        await assert_refused(ends, hostile_wire.TO_WRITER, [h.reason for h in hostile_wire.TO_WRITER])
+        await router.send_multipart([route, message({"kind": "welcome", "run": RUN, "life": "new"})])
+        while (said := read_header((await router.recv_multipart())[1]))["kind"] != "have":
+            pass
+        assert (said["of"], said["name"], said["ids"]) == ("new", "writer-0", [[3, 4]])
+        router.close(linger=0)
 
 
 @both
@@ -743,13 +803,13 @@ async def test_stranger_without_the_token_gets_nothing(run: Run) -> None:
 async def test_stranger_without_the_token_cannot_commit(run: Run) -> None:
     async with bench("tcp", run) as ends:
         came: list[tuple[int, int]] = []
-        ends.commits(came.extend)
+        ends.commits(came)
         await ends.committer(run="a guess").commit([(1, 1000)])
         await until(lambda: ends.refused)
         await ends.committer().commit([(2, 2)])
         await until(lambda: came)
         assert came == [(2, 2)]
-        assert ends.refused == ["token"]
+        assert set(ends.refused) == {"token"}
 
 
 async def test_stranger_cannot_end_the_stream(run: Run) -> None:
@@ -772,7 +832,7 @@ async def test_port_in_use_is_told_with_a_hint(run: Run) -> None:
         with pytest.raises(UsageError, match=r"127\.0\.0\.1:\d+ cannot be bound .*in use.*hop\.base_port"):
             ends.outlet()
         with pytest.raises(UsageError, match=r"hop\.base_port"):
-            ends.commits(print)
+            ends.commits([])
 
 
 async def test_folder_that_cannot_hold_a_socket_is_told_with_a_hint(run: Run) -> None:

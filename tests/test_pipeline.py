@@ -370,7 +370,7 @@ def test_sigterm_in_the_middle_drains(streamer: Processes, model: Path, hits: Pa
     assert (scored, errors) == (fed, 0)
     assert fed >= 300
     assert_first_events(read_scores(tmp_path / "out/scores.root"), fed)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.root"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["books", "scores.root"]
 
 
 def test_a_stop_before_the_first_event_is_heard(streamer: Processes, model: Path, hits: Path, tmp_path: Path) -> None:
@@ -384,6 +384,9 @@ def test_a_stop_before_the_first_event_is_heard(streamer: Processes, model: Path
 
 
 # ---- dying
+
+
+COMMITTED = "streamer_commit_latency_seconds_count"
 
 
 @dataclass
@@ -405,7 +408,19 @@ def broken(folder: Path, model: Path, hits: Path) -> Iterator[dict[str, Broken]]
         with contextlib.suppress(pytest.skip.Exception):
             outs["disk"] = stack.enter_context(small_disk(folder / "disk", "40m")) / "out"
         runs = {
-            name: streamer("run", hits, "--output", out, "--tagger", f"eg={model}", "--loop", "--rate", 500)
+            name: streamer(
+                "run",
+                hits,
+                "--output",
+                out,
+                "--tagger",
+                f"eg={model}",
+                "--loop",
+                "--rate",
+                500,
+                "--set",
+                "writer.disk_patience=1",
+            )
             for name, out in outs.items()
         }
         families = {}
@@ -414,13 +429,15 @@ def broken(folder: Path, model: Path, hits: Path) -> Iterator[dict[str, Broken]]
             families[name] = process.children()
             code, _, err = call("finish", outs[name])
             assert code == 2
-            assert "a run is writing it; let that end first" in err
-        n_seen = {name: int(process.metrics("writer-0")["streamer_commit_latency_seconds_count"])
+            assert "a run is writing there; let that end first" in err
+        n_seen = {name: int(process.metrics("writer-0")[COMMITTED])
                   for name, process in runs.items()}  # fmt: skip
         runs["stage"].stage("cropper-0").kill()
         runs["supervisor"].popen.kill()
         if "disk" in outs:
             fill_disk(outs["disk"].parent / "ballast")
+        runs["stage"].wait_for_events(int(runs["stage"].metrics("writer-0")[COMMITTED]) + 500)
+        runs["stage"].popen.terminate()
         results = {}
         for name, process in runs.items():
             process.wait()
@@ -447,15 +464,17 @@ def test_what_was_committed_is_saved_whatever_happens(broken: dict[str, Broken],
     assert_first_events(run.found, len(run.found["event"]))
 
 
-def test_a_stage_that_is_killed_ends_the_run(broken: dict[str, Broken], folder: Path) -> None:
-    process = broken["stage"].process.check(1)
-    rescue = f"what was committed is safe, save it with: streamer finish {folder / 'stage-killed'}"
-    assert one_line(process) == f"cropper-0: died of SIGKILL; {rescue}"
-    assert broken["stage"].left == ["scores.journal"]
+def test_a_stage_that_is_killed_is_started_again(broken: dict[str, Broken], folder: Path) -> None:
+    process = broken["stage"].process.check()
+    assert "cropper-0 died of SIGKILL; it is started again in 0.1 s" in process.err
+    assert broken["stage"].left == ["books", "scores.root"]
+    code, said, _ = call("ledger", folder / "stage-killed")
+    assert code == 0
+    assert "the books close" in said
 
 
-def test_a_supervisor_that_is_killed_leaves_a_drained_run(broken: dict[str, Broken]) -> None:
-    assert broken["supervisor"].left in (["scores.root"], ["scores.journal"])
+def test_a_supervisor_that_is_killed_takes_its_processes_along(broken: dict[str, Broken]) -> None:
+    assert broken["supervisor"].left == ["books"]
 
 
 def test_a_disk_that_fills_up_ends_the_run(broken: dict[str, Broken], folder: Path) -> None:
@@ -463,9 +482,10 @@ def test_a_disk_that_fills_up_ends_the_run(broken: dict[str, Broken], folder: Pa
         pytest.skip("a small disk cannot be mounted here")
     out = folder / "disk/out"
     line = one_line(broken["disk"].process.check(1))
-    assert line.startswith(f"writer-0: {out / 'scores.journal'}: results cannot be written (No space left on device)")
-    assert f"streamer finish {out}" in line
-    assert broken["disk"].left == ["scores.journal"]
+    assert line.startswith(f"writer-0: {out}: ")
+    assert "the disk is full" in line or "cannot be written (No space left on device)" in line
+    assert f"go on with: streamer run --resume {out}" in line
+    assert broken["disk"].left == ["books"]
 
 
 # ---- without a supervisor
@@ -561,7 +581,6 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         (["run"], "no input; name event files, globs or folders, or run: streamer demo"),
         (["run", "{hits}", "--replicas", "framer"], "--replicas 'framer': write name=value, such as framer=2,tagger=1"),
         (["run", "{hits}", "--replicas", "framer=two"], "--replicas 'framer=two': write name=value"),
-        (["run", "{hits}", "--replicas", "reader=2"], "replicas.reader = 2: a stream has one reader"),
         (["run", "{hits}", "--replicas", "frame=2"], "no stage 'frame' in reader > framer >"),
         (["run", "{hits}", "--replicas", "framer=0"], "configuration: 'replicas.framer': "),
         (["run", "{hits}", "--tagger", "my"], "--tagger 'my': write name=value, such as eg=MODEL.onnx"),
@@ -582,7 +601,10 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         (["convert", "{nothing}", "{nothing}.root"], "{nothing}: cannot be read (No such file or directory)"),
         (["convert", "{hits}", "{hits}"], "{hits}: exists; choose another name, or --overwrite"),
         (["convert", "{hits}", "{hits}/x.root"], "{hits}/x.root: cannot be written ("),
-        (["finish", "{nothing}"], "{nothing}/scores.journal: no such file; there is nothing to finish"),
+        (["run", "--resume", "{nothing}"], "{nothing}: no run was begun there"),
+        (["run", "{hits}", "--resume", "{nothing}"], "--resume goes on with the run's own configuration; leave INPUT"),
+        (["ledger", "{nothing}"], "{nothing}: no run was begun there"),
+        (["finish", "{nothing}"], "{nothing}: no run broke off there; there is nothing to finish"),
         (["stage", "tager"], "no stage 'tager' in reader > framer > cropper > tagger > writer; did you mean 'tagger'?"),
         (["stage", "tagger", "--replica", "3"], "--replica 3: the configuration has replicas.tagger = 1"),
     ],

@@ -17,9 +17,12 @@ import pytest
 from streamer.block import Block, Columns
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
+from streamer.feeding import Feeding
+from streamer.ledger import Stripes
 from streamer.metrics import StageMetrics
-from streamer.roles import _Feeding, _process
+from streamer.roles import _process
 from streamer.runner import Process, Run
+from streamer.stage import Missing
 from streamer.testing import (
     TOY,
     ToyBatchStage,
@@ -84,7 +87,7 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
         assert await made.codes() == [0, 0, 0, 0]
         assert sink.events == list(range(400))
         assert sink.ended == "finished"
-        assert sorted(sink.synced) == list(range(1, len(sink.blocks) + 1))
+        assert sorted(sink.synced) == [block.id for block in sink.blocks]
         for process in processes:
             assert (done_events(process), done_events(process, "error"), redelivered(process)) == (400, 0, 0)
             assert process.context.closed
@@ -188,11 +191,11 @@ async def test_no_more_is_under_way_than_the_window_allows(run: Run) -> None:
 
 
 async def test_a_commit_between_looking_and_waiting_is_not_missed() -> None:
-    process: Any = SimpleNamespace(config=config(), metrics=StageMetrics("reader", 0, {}))
-    feeding = _Feeding(process, ToySource(0))
-    feeding.window.add(toy_block(1), 0.0)
+    process: Any = SimpleNamespace(config=config(), metrics=StageMetrics("reader", 0, {}), stripes=Stripes())
+    feeding = Feeding(process, ToySource(0))
+    feeding.window.add(toy_block(1, 4), 0.0)
     waiting = feeding.more_space()
-    feeding.committed([(1, 1)])  # the last one: no other commit will wake us
+    feeding.committed([(1, 4)])  # the last one: no other commit will wake us
     await asyncio.wait_for(waiting, 20)
     assert len(feeding.window) == 0
 
@@ -284,8 +287,8 @@ async def test_a_lost_block_is_sent_again(run: Run) -> None:
     lost: list[int] = []
 
     def lose(block: Block) -> Block:
-        """The first tries of blocks 3 and 4 are no blocks for the next stage: it refuses them."""
-        if block.id in (3, 4) and block.attempt == 1:
+        """The first tries of blocks 16 and 24 are no blocks for the next stage: it refuses them."""
+        if block.id in (16, 24) and block.attempt == 1:
             lost.append(block.id)
             return block.with_columns({n: array for n, array in block.columns.items() if n != "Cell_index"})
         return block
@@ -294,9 +297,9 @@ async def test_a_lost_block_is_sent_again(run: Run) -> None:
         sink = ToySink()
         reader, _, tagger, writer = start(made, ToySource(120), ToyStage(lose), sink=sink)
         assert await made.codes() == [0] * 4
-        assert lost == [3, 4]
+        assert lost == [16, 24]
         assert sorted(sink.events) == list(range(120))
-        assert {block.id: block.attempt for block in sink.blocks if block.id in (3, 4)} == {3: 2, 4: 2}
+        assert {block.id: block.attempt for block in sink.blocks if block.id in (16, 24)} == {16: 2, 24: 2}
         assert tagger.metrics.refused["schema"]._value.get() == 2
         assert redelivered(reader) >= 2
         assert done_events(writer) == 120
@@ -304,8 +307,8 @@ async def test_a_lost_block_is_sent_again(run: Run) -> None:
 
 async def test_a_process_that_dies_costs_nothing(run: Run) -> None:
     def die(block: Block) -> Block:
-        """Block 6 and what comes after it are lost with the process."""
-        if block.id < 6:
+        """Event 40 and what comes after it are lost with the process."""
+        if block.id < 40:
             return block
         framer.crash(RuntimeError("killed by the test"))
         return block.with_columns({n: array for n, array in block.columns.items() if n != "Cell_index"})
@@ -450,8 +453,8 @@ async def test_a_stop_after_the_end_of_the_stream_changes_nothing(run: Run) -> N
 
 
 class Broken(ToySource):
-    def read(self) -> Iterator[Columns]:
-        yield from super().read()
+    def read(self, missing: Missing) -> Iterator[Columns]:
+        yield from super().read(missing)
         raise OSError(5, "Input/output error", "events.root")
 
 

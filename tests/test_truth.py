@@ -15,7 +15,7 @@ from stages import records, truth
 from stages.config import Config, packaged
 from stages.detector.ecal import eb_detid
 from stages.truth import read, tell
-from stages.writer import JOURNAL, SCORES, Writer, write_scores
+from stages.writer import SCORES, Writer, write_scores
 from streamer.block import Block, Columns
 
 SAMPLE = Path(packaged("samples/egamma.root"))
@@ -92,7 +92,7 @@ def test_events_that_come_again_count_once(streamed: dict[str, Process], folder:
 def test_there_is_a_picture(streamed: dict[str, Process], folder: Path) -> None:
     for name, process in streamed.items():
         assert process.complaints == []
-        assert sorted(path.name for path in (folder / name).iterdir()) == ["roc_eg.png", "scores.root"]
+        assert sorted(path.name for path in (folder / name).iterdir()) == ["books", "roc_eg.png", "scores.root"]
         assert (folder / name / "roc_eg.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -135,7 +135,7 @@ def test_labels_of_all_sorts_keep_their_places(tmp_path: Path, tiny_model: Path)
     assert told(made["many"])[3:] == (2, 4)
     assert read_scores(tmp_path / "none/scores.root")["Photon_genLabel"] == [[-1], [-1]]
     assert made["none"].out.splitlines()[-1].startswith("scores ")
-    assert [path.name for path in (tmp_path / "none").iterdir()] == ["scores.root"]
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["books", "scores.root"]
 
 
 def test_no_score_is_called_as_the_label() -> None:
@@ -305,7 +305,7 @@ async def test_a_run_that_is_finished_later_has_its_auc_too(tmp_path: Path) -> N
     writer.write(block([[(1, 0.75), (0, 0.25)]]))
     await writer.sync()
     writer.close()
-    assert (tmp_path / JOURNAL).exists()
+    assert not (tmp_path / SCORES).exists()
     code, out, err = call("finish", tmp_path)
     assert (code, err) == (0, "")
     assert re.search(r"eg\s+1.0000", out)

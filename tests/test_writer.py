@@ -1,9 +1,11 @@
-"""The writer: one entry an event, in the order of feeding; an output folder that is never spoilt."""
+"""The writer: one entry an event, in the order of the input; what is on disk outlives whatever ends a run."""
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,100 +13,264 @@ from typing import Any
 import numpy as np
 import pytest
 import uproot
-from physics_helpers import fill_disk, read_scores, small_disk
+from physics_helpers import fill_disk, read_scores, small_disk, sum_model
 
 from stages import records
 from stages.config import Config
-from stages.writer import JOURNAL, SCORES, Writer, finish, prepare_folder, write_scores
+from stages.manifest import Manifest
+from stages.writer import SCORES, Writer, finish, finish_run, prepare_folder, resumed, write_scores
 from streamer.block import Block
 from streamer.errors import StreamerError, UsageError
+from streamer.ledger import Stripes
+
+MANIFEST = "books/writer-0.manifest"
 
 
-def config(folder: Path, **writer: Any) -> Config:
-    return Config.model_validate({"writer": {"dir": folder, **writer}, "input": {"files": ["a.root", "b.ig"]}})
+def journal(segment: int, replica: int = 0) -> str:
+    return f"books/writer-{replica}.{segment:06d}.journal"
 
 
-def started(folder: Path, **writer: Any) -> Writer:
-    made = Writer(config(folder, **writer))
-    made.setup()
+def config(folder: Path, more: dict[str, Any] | None = None, **writer: Any) -> Config:
+    return Config.model_validate(
+        {"writer": {"dir": folder, **writer}, "input": {"files": ["a.root", "b.ig"]}, **(more or {})}
+    )
+
+
+def started(
+    folder: Path,
+    run: str = "first",
+    replica: int = 0,
+    n_replicas: int = 1,
+    more: dict[str, Any] | None = None,
+    **writer: Any,
+) -> Writer:
+    """A writer as the runner sets it up; `more` are other sections of the configuration."""
+    made = Writer(config(folder, more, **writer))
+    made.run_id, made.replica, made.n_replicas = run, replica, n_replicas
+    try:
+        made.setup()
+    except BaseException:
+        made.close()
+        raise
     return made
 
 
-def block(block_id: int, n: int = 3) -> Block:
-    """A block as the tagger sends it: event number 10 * id + k has k photons."""
+def block(k: int, n: int = 3) -> Block:
+    """The k-th block as the tagger sends it: its j-th event has the number 10 * k + j, and j photons."""
     columns = records.scores(Config()).empty(n)
     members = n * (n - 1) // 2
-    columns["event"] = np.arange(n, dtype=np.uint64) + 10 * block_id
+    columns["event"] = np.arange(n, dtype=np.uint64) + 10 * k
+    columns["run"] = np.full(n, 7, np.uint32)
+    columns["luminosityBlock"] = np.full(n, k, np.uint32)
     columns["nPhoton"] = np.arange(n, dtype=np.int32)
     columns["error"] = np.array([2] + [0] * (n - 1), np.uint8)
     for name, column in records.scores(Config()).by_name.items():
         if column.per == "Photon":
-            columns[name] = (np.arange(members) + 0.25 * block_id).astype(column.wire_dtype)
+            columns[name] = (np.arange(members) + 0.25 * k).astype(column.wire_dtype)
     records.scores(Config()).check(columns, n)
-    return Block(block_id, n, columns)
+    return Block(3 * k, n, columns)
 
 
-async def fed(writer: Writer, ids: list[int]) -> None:
-    for block_id in ids:
-        writer.write(block(block_id))
+async def fed(writer: Writer, ks: list[int]) -> None:
+    for k in ks:
+        writer.write(block(k))
         await writer.sync()
 
 
-def assert_holds(path: Path, ids: list[int]) -> None:
+async def ended(writer: Writer) -> None:
+    await writer.finish()
+    writer.close()
+
+
+async def killed(writer: Writer, to: Path) -> None:
+    """What a writer that is killed at this moment leaves, in another folder."""
+    shutil.copytree(writer.config.writer.dir, to)
+    await ended(writer)
+
+
+async def converted(writer: Writer) -> None:
+    """Wait for the file that is being finished beside the stream."""
+    if writer._conversion is not None:
+        await asyncio.wait([writer._conversion])
+
+
+def assert_holds(path: Path, ks: list[int]) -> None:
     got = read_scores(path)
-    assert got["event"] == [10 * i + k for i in ids for k in range(3)]
-    assert got["Photon_egScore"] == [[j + 0.25 * i for j in part] for i in ids for part in ([], [0], [1, 2])]
-    assert got["error"] == [2, 0, 0] * len(ids)
+    assert got["event"] == [10 * k + j for k in ks for j in range(3)]
+    assert got["Photon_egScore"] == [[j + 0.25 * k for j in part] for k in ks for part in ([], [0], [1, 2])]
+    assert got["error"] == [2, 0, 0] * len(ks)
     assert "fedTime" not in got
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def kept(writer: Writer) -> list[int]:
+    return sorted(i for first, last in writer.kept() for i in range(first, last + 1))
+
+
+# --- A run that goes well ---
 
 
 @pytest.mark.parametrize("kind", ["ttree", "rntuple"])
-async def test_every_event_has_one_entry_in_the_order_of_feeding(tmp_path: Path, kind: str) -> None:
-    writer = started(tmp_path / "deep/out", format=kind)
+async def test_every_event_has_one_entry_in_the_order_of_the_input(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "deep/out"
+    writer = started(folder, format=kind)
     await fed(writer, [2, 1, 4, 3])
-    assert names(writer.path.parent) == [JOURNAL]
-    await writer.finish()
-    writer.close()
-    assert names(writer.path.parent) == [SCORES]
-    assert_holds(writer.path, [1, 2, 3, 4])
-    with uproot.open(writer.path) as file:
+    assert names(folder) == [journal(0), MANIFEST]
+    await ended(writer)
+    assert names(folder) == [MANIFEST, SCORES]
+    assert_holds(folder / SCORES, [1, 2, 3, 4])
+    with uproot.open(folder / SCORES) as file:
         assert ("RNTuple" in type(file["Events"]).__name__) == (kind == "rntuple")
         assert json.loads(str(file["streamer_sources"])) == ["a.root", "b.ig"]
         taggers = json.loads(str(file["streamer_taggers"]))
     assert {name: tagger["sha256"] for name, tagger in taggers.items()} == {
         "eg": hashlib.sha256(Config().taggers["eg"].model.read_bytes()).hexdigest()
     }
-    assert writer.about() == {"output": str(writer.path)}
+    assert writer.about() == {"output": str(folder / SCORES)}
+
+
+async def test_the_manifest_says_what_is_in_the_file(tmp_path: Path) -> None:
+    writer = started(tmp_path)
+    await fed(writer, [2, 1, 4])
+    assert not Manifest(tmp_path / MANIFEST).complete
+    await ended(writer)
+    manifest = Manifest(tmp_path / MANIFEST)
+    assert manifest.complete
+    assert manifest.run == manifest.about["run"] == "first"
+    assert manifest.about["config"]["input"]["files"] == ["a.root", "b.ig"]
+    (segment,) = manifest.segments
+    data = (tmp_path / SCORES).read_bytes()
+    assert (segment.file, segment.events, segment.errors) == (SCORES, 9, 3)
+    assert segment.ids == [[3, 8], [12, 14]]
+    assert segment.lumis == [[7, k, 3, 1] for k in (1, 2, 4)]
+    assert (segment.bytes, segment.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 async def test_no_events_make_a_valid_empty_file(tmp_path: Path) -> None:
     for kind in ("ttree", "rntuple"):
-        writer = started(tmp_path / kind, format=kind)
-        await writer.finish()
-        writer.close()
-        assert names(tmp_path / kind) == [SCORES]
-        got = read_scores(writer.path)
+        await ended(started(tmp_path / kind, format=kind))
+        assert names(tmp_path / kind) == [MANIFEST, SCORES]
+        got = read_scores(tmp_path / kind / SCORES)
         assert got["event"] == got["Photon_egScore"] == []
+        assert Manifest(tmp_path / kind / MANIFEST).complete
+
+
+async def test_a_long_run_makes_several_files_and_finishes_them_on_the_way(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_events=6)
+    for k in (2, 1, 3, 4, 5, 6, 7):
+        await fed(writer, [k])
+        await converted(writer)
+    files = [SCORES, "scores_1.root", "scores_2.root"]
+    assert names(tmp_path) == [journal(3), MANIFEST, *files]
+    for file, ks in zip(files, ([1, 2], [3, 4], [5, 6]), strict=True):
+        assert_holds(tmp_path / file, ks)
+    await ended(writer)
+    assert_holds(tmp_path / "scores_3.root", [7])
+    assert names(tmp_path) == [MANIFEST, *files, "scores_3.root"]
+    segments = Manifest(tmp_path / MANIFEST).segments
+    assert [segment.file for segment in segments] == [*files, "scores_3.root"]
+    assert [segment.events for segment in segments] == [6, 6, 6, 3]
+
+
+async def test_what_comes_while_a_file_is_being_finished_goes_into_the_next(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_events=3)
+    await fed(writer, [1, 2, 3])  # no time to finish one in between
+    await ended(writer)
+    found = [event for file in names(tmp_path) if file != MANIFEST for event in read_scores(tmp_path / file)["event"]]
+    assert found == [10 * k + j for k in (1, 2, 3) for j in range(3)]
+
+
+async def test_a_file_that_ends_with_the_stream_is_the_last(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_events=6)
+    await fed(writer, [1, 2])
+    await ended(writer)
+    assert names(tmp_path) == [MANIFEST, SCORES]
+
+
+async def test_an_old_file_is_finished_too(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_interval=0.05)
+    await fed(writer, [1])
+    await asyncio.sleep(0.06)
+    await writer.sync()
+    await converted(writer)
+    assert_holds(tmp_path / SCORES, [1])
+    await asyncio.sleep(0.06)
+    await writer.sync()  # nothing has come since
+    await ended(writer)
+    assert names(tmp_path) == [MANIFEST, SCORES]
+
+
+async def test_each_of_several_writers_has_its_own_files(tmp_path: Path) -> None:
+    more = {"replicas": {"writer": 2}, "feed": {"block_events": 3}}
+    both = [started(tmp_path, replica=k, n_replicas=2, more=more) for k in range(2)]
+    for k in (3, 0, 1, 2):
+        assert Stripes(2, 3).owner(3 * k) == k % 2
+        await fed(both[k % 2], [k])
+    for writer in both:
+        await ended(writer)
+    assert names(tmp_path) == [MANIFEST, "books/writer-1.manifest", "scores-1.root", SCORES]
+    assert_holds(tmp_path / SCORES, [0, 2])
+    assert_holds(tmp_path / "scores-1.root", [1, 3])
+    assert Manifest(tmp_path / "books/writer-1.manifest").segments[0].ids == [[0, 5]]
+
+
+async def test_results_are_on_disk_after_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    true_fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        true_fsync(descriptor)
+
+    writer = started(tmp_path)
+    monkeypatch.setattr(os, "fsync", watched)
+    await fed(writer, [1])
+    assert synced == [(tmp_path / journal(0)).stat().st_size]
+    writer.close()
+
+
+# --- What lies in the folder already ---
 
 
 async def test_a_folder_with_results_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
-    first = started(tmp_path)
-    await fed(first, [1])
-    await first.finish()
-    first.close()
+    first = started(tmp_path, segment_events=3)
+    for k in (1, 4):
+        await fed(first, [k])
+        await converted(first)
+    await ended(first)
+    assert names(tmp_path) == [MANIFEST, SCORES, "scores_1.root"]
     with pytest.raises(UsageError, match=f"{SCORES}: exists; choose another --output, or --overwrite"):
-        started(tmp_path)
-    second = started(tmp_path, overwrite=True)
-    await fed(second, [2, 3])
+        started(tmp_path, "second")
+    second = started(tmp_path, "second", overwrite=True)
+    await second.sync()
     assert_holds(tmp_path / SCORES, [1])  # until there is something better
-    await second.finish()
-    second.close()
+    await fed(second, [2, 3])
+    assert names(tmp_path) == [journal(0), MANIFEST]
+    await ended(second)
     assert_holds(tmp_path / SCORES, [2, 3])
-    assert names(tmp_path) == [SCORES]
+    assert names(tmp_path) == [MANIFEST, SCORES]
+    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments] == [6]
+
+
+async def test_results_that_no_manifest_knows_are_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "scores_2.root").write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match=r"scores_2.root: exists"):
+        started(tmp_path, resume=True)
+    assert (tmp_path / "scores_2.root").read_bytes() == b"somebody's"
+
+
+async def test_without_results_the_old_ones_make_way_at_the_end(tmp_path: Path) -> None:
+    first = started(tmp_path, segment_events=3)
+    for k in (1, 4):
+        await fed(first, [k])
+        await converted(first)
+    await ended(first)
+    await ended(started(tmp_path, "second", overwrite=True))
+    assert names(tmp_path) == [MANIFEST, SCORES]
+    assert read_scores(tmp_path / SCORES)["event"] == []
 
 
 async def test_a_run_that_broke_off_can_be_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,30 +279,33 @@ async def test_a_run_that_broke_off_can_be_finished(tmp_path: Path, caplog: pyte
     writer.write(block(2))  # never synced, never committed
     await writer.abandon()
     writer.close()
-    assert f"are safe in {tmp_path / JOURNAL}" in caplog.text
-    with pytest.raises(UsageError, match="a run broke off here; save its results with: streamer finish"):
-        started(tmp_path)
-    assert finish(tmp_path) == (tmp_path / SCORES, 6)
+    assert f"results are safe in {tmp_path / journal(0)}" in caplog.text
+    assert f"streamer run --resume {tmp_path}" in caplog.text
+    with pytest.raises(UsageError, match=r"a run broke off here; go on with: streamer run --resume .*streamer finish"):
+        started(tmp_path, "second")
+    assert await asyncio.to_thread(finish, tmp_path) == (tmp_path / SCORES, 6)
     assert_holds(tmp_path / SCORES, [1, 3])
-    assert names(tmp_path) == [SCORES]
+    assert names(tmp_path) == [MANIFEST, SCORES]
     with uproot.open(tmp_path / SCORES) as file:
         assert "RNTuple" in type(file["Events"]).__name__, "as the run was configured"
     with pytest.raises(UsageError, match="nothing to finish"):
-        finish(tmp_path)
+        await asyncio.to_thread(finish, tmp_path)
+    await asyncio.to_thread(finish_run, config(tmp_path))  # nothing to do is no problem there
+    assert_holds(tmp_path / SCORES, [1, 3])
 
 
 async def test_a_left_journal_can_be_dropped(tmp_path: Path) -> None:
     writer = started(tmp_path)
     await fed(writer, [1])
     writer.close()
-    again = started(tmp_path, overwrite=True)
+    again = started(tmp_path, "second", overwrite=True)
     await fed(again, [5])
-    await again.finish()
-    again.close()
+    await ended(again)
     assert_holds(tmp_path / SCORES, [5])
+    assert names(tmp_path) == [MANIFEST, SCORES]
 
 
-async def test_a_run_without_results_leaves_no_journal(tmp_path: Path) -> None:
+async def test_a_run_without_results_leaves_nothing(tmp_path: Path) -> None:
     writer = started(tmp_path)
     await writer.sync()
     await writer.abandon()
@@ -149,55 +318,227 @@ async def test_a_run_without_results_leaves_no_journal(tmp_path: Path) -> None:
 async def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     writer = started(tmp_path)
     await fed(writer, [1])
-    for overwrite in (False, True):
+    for how in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(UsageError, match="another run is writing there; choose another --output"):
-            started(tmp_path, overwrite=overwrite)
-    with pytest.raises(UsageError, match="a run is writing it; let that end first"):
-        finish(tmp_path)
+            started(tmp_path, "second", **how)
+    with pytest.raises(UsageError, match="a run is writing there; let that end first"):
+        await asyncio.to_thread(finish, tmp_path)
     await fed(writer, [2])
-    await writer.finish()
-    writer.close()
+    await ended(writer)
     assert_holds(tmp_path / SCORES, [1, 2])
 
 
-async def test_a_damaged_journal_gives_the_rest_and_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+# --- Going on ---
+
+
+async def test_a_process_that_is_started_again_goes_on(tmp_path: Path) -> None:
     writer = started(tmp_path)
-    sizes = []
-    for block_id in (1, 2, 3):
-        await fed(writer, [block_id])
-        sizes.append((tmp_path / JOURNAL).stat().st_size)
+    assert kept(writer) == []
+    await fed(writer, [1, 4])
+    writer.write(block(2))  # never synced
     writer.close()
-    data = bytearray((tmp_path / JOURNAL).read_bytes())
+    again = started(tmp_path)
+    assert kept(again) == [3, 4, 5, 12, 13, 14]
+    await fed(again, [2])
+    await ended(again)
+    assert_holds(tmp_path / SCORES, [1, 2, 4])
+    assert names(tmp_path) == [MANIFEST, SCORES]
+    assert Manifest(tmp_path / MANIFEST).run == "first"
+
+
+async def test_another_run_goes_on_when_it_is_asked_to(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_events=6)
+    for k in (1, 2, 4):
+        await fed(writer, [k])
+        await converted(writer)
+    writer.close()
+    again = started(tmp_path, "second", resume=True)
+    assert kept(again) == [*range(3, 9), 12, 13, 14]
+    await fed(again, [3])
+    await ended(again)
+    assert_holds(tmp_path / SCORES, [1, 2])
+    assert_holds(tmp_path / "scores_1.root", [3, 4])
+    manifest = Manifest(tmp_path / MANIFEST)
+    assert (manifest.run, manifest.about["run"], manifest.complete) == ("second", "first", True)
+
+
+async def test_a_run_that_ended_in_order_goes_on_in_another_file(tmp_path: Path) -> None:
+    writer = started(tmp_path)
+    await fed(writer, [1])
+    await ended(writer)
+    again = started(tmp_path, "second", resume=True)
+    assert not Manifest(tmp_path / MANIFEST).complete
+    assert kept(again) == [3, 4, 5]
+    await fed(again, [2])
+    await ended(again)
+    assert_holds(tmp_path / SCORES, [1])
+    assert_holds(tmp_path / "scores_1.root", [2])
+    await ended(started(tmp_path, "third", resume=True))
+    assert names(tmp_path) == [MANIFEST, SCORES, "scores_1.root"]
+    assert Manifest(tmp_path / MANIFEST).complete
+
+
+async def test_with_nothing_there_resume_begins(tmp_path: Path) -> None:
+    writer = started(tmp_path, resume=True)
+    assert kept(writer) == []
+    await fed(writer, [1])
+    await ended(writer)
+    assert_holds(tmp_path / SCORES, [1])
+
+
+async def test_a_writer_killed_while_it_finishes_a_file_finishes_it_when_it_comes_back(tmp_path: Path) -> None:
+    writer = started(tmp_path / "a", segment_events=6)
+    await fed(writer, [2, 1])
+    await killed(writer, tmp_path / "b")
+    (tmp_path / "b/scores.root.part").write_bytes(b"half a file")
+    again = started(tmp_path / "b")
+    assert kept(again) == list(range(3, 9))
+    await fed(again, [3])
+    await ended(again)
+    assert_holds(tmp_path / "b" / SCORES, [1, 2, 3])
+    assert names(tmp_path / "b") == [MANIFEST, SCORES]
+
+
+async def test_a_writer_killed_before_it_drops_a_finished_journal_counts_nothing_twice(tmp_path: Path) -> None:
+    writer = started(tmp_path, segment_events=6)
+    await fed(writer, [1, 2])
+    left = (tmp_path / journal(0)).read_bytes()
+    await fed(writer, [3])
+    await converted(writer)
+    writer.close()
+    (tmp_path / journal(0)).write_bytes(left)
+    again = started(tmp_path)
+    assert names(tmp_path) == [journal(1), MANIFEST, SCORES]
+    assert sorted(again.kept()) == [(3, 8), (9, 11)]
+    await ended(again)
+    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments] == [6, 3]
+
+
+async def test_a_writer_killed_before_the_manifest_has_a_file_makes_it_anew(tmp_path: Path) -> None:
+    writer = started(tmp_path / "a")
+    await fed(writer, [1, 2])
+    await killed(writer, tmp_path / "b")
+    shutil.copy(tmp_path / "a" / SCORES, tmp_path / "b" / SCORES)
+    assert await asyncio.to_thread(finish, tmp_path / "b") == (tmp_path / "b" / SCORES, 6)
+    assert_holds(tmp_path / "b" / SCORES, [1, 2])
+    assert names(tmp_path / "b") == [MANIFEST, SCORES]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"taggers": {"eg": {"pt_min": 33}}}, r"other settings of \[taggers\]"),
+        ({"framer": {"tracks_at": "ecal"}}, r"other settings of \[framer\]"),
+        ({"input": {"files": ["a.root"]}}, r"other settings of \[input\]"),
+    ],
+)
+async def test_a_run_with_other_settings_does_not_go_on(tmp_path: Path, more: dict[str, Any], what: str) -> None:
+    writer = started(tmp_path)
+    await fed(writer, [1])
+    writer.close()
+    before = (tmp_path / journal(0)).read_bytes()
+    with pytest.raises(UsageError, match=what):
+        started(tmp_path, "second", more=more, resume=True)
+    assert (tmp_path / journal(0)).read_bytes() == before
+    started(tmp_path, "second", more={"feed": {"rate": 10}, "tagger": {"max_batch": 3}}, resume=True).close()
+
+
+async def test_a_run_with_another_network_does_not_go_on(tmp_path: Path) -> None:
+    model = sum_model(tmp_path / "m.onnx")
+    more = {"taggers": {"eg": {"model": model}}}
+    writer = started(tmp_path / "out", more=more)
+    await fed(writer, [1])
+    writer.close()
+    sum_model(model, limit=3.0)
+    with pytest.raises(UsageError, match="other networks"):
+        started(tmp_path / "out", "second", more=more, resume=True)
+    sum_model(model)
+    started(tmp_path / "out", "second", more=more, resume=True).close()
+
+
+async def test_a_run_with_other_stripes_does_not_go_on(tmp_path: Path) -> None:
+    def with_writers(n: int, width: int) -> Writer:
+        more = {"replicas": {"writer": n}, "feed": {"block_events": width}}
+        return started(tmp_path, str((n, width)), n_replicas=n, more=more, resume=True)
+
+    writer = with_writers(2, 3)
+    await fed(writer, [0])
+    writer.close()
+    for n, width in ((1, 3), (3, 3), (2, 6)):
+        with pytest.raises(UsageError, match=r"has replicas.writer = 2 and feed.block_events = 3; go on with the same"):
+            with_writers(n, width)
+    again = with_writers(2, 3)
+    assert kept(again) == [0, 1, 2]
+    again.close()
+
+
+async def test_a_single_writer_goes_on_with_blocks_of_any_size(tmp_path: Path) -> None:
+    writer = started(tmp_path, more={"feed": {"block_events": 3}})
+    await fed(writer, [1])
+    writer.close()
+    again = started(tmp_path, "second", more={"feed": {"block_events": 50}}, resume=True)
+    assert kept(again) == [3, 4, 5]
+    again.close()
+
+
+async def test_the_settings_of_a_run_come_back_from_its_folder(tmp_path: Path) -> None:
+    writer = started(tmp_path / "a", more={"feed": {"rate": 5}}, overwrite=True, segment_events=77)
+    await fed(writer, [1])
+    writer.close()
+    (tmp_path / "a").rename(tmp_path / "b")
+    found = Config.model_validate(resumed(tmp_path / "b"))
+    assert found == config(tmp_path / "b", {"feed": {"rate": 5}}, overwrite=False, resume=True, segment_events=77)
+    for folder in (tmp_path / "a", tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="no run was begun there"):
+            resumed(folder)
+
+
+# --- What goes wrong ---
+
+
+async def test_a_damaged_journal_gives_the_rest_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = started(tmp_path / "a")
+    sizes = []
+    for k in (1, 2, 3):
+        await fed(writer, [k])
+        sizes.append((tmp_path / "a" / journal(0)).stat().st_size)
+    writer.close()
+    data = bytearray((tmp_path / "a" / journal(0)).read_bytes())
     data[(sizes[0] + sizes[1]) // 2] ^= 0x80
-    (tmp_path / JOURNAL).write_bytes(data)
-    assert finish(tmp_path)[1] == 6
-    assert_holds(tmp_path / SCORES, [1, 3])
-    assert f"block at byte {sizes[0]}" in caplog.text
-    assert names(tmp_path) == ["scores.damaged", SCORES]
-    assert (tmp_path / "scores.damaged").read_bytes() == data
+    (tmp_path / "a" / journal(0)).write_bytes(data)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert (await asyncio.to_thread(finish, tmp_path / "a"))[1] == 6
+    assert_holds(tmp_path / "a" / SCORES, [1, 3])
+    assert f"block at byte {sizes[0]} is damaged" in caplog.text
+    assert Manifest(tmp_path / "a" / MANIFEST).segments[0].ids == [[3, 5], [9, 11]]
+    again = started(tmp_path / "b", "second", resume=True)
+    assert kept(again) == [3, 4, 5, 9, 10, 11], "a run that goes on makes it again"
+    await fed(again, [2])
+    await ended(again)
+    assert_holds(tmp_path / "b" / SCORES, [1, 2, 3])
 
 
 def test_what_cannot_be_finished_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to finish"):
         finish(tmp_path / "nowhere")
-    (tmp_path / JOURNAL).write_bytes(b"")
-    with pytest.raises(UsageError, match="broke off before its first result; start it again with --overwrite"):
-        finish(tmp_path)
-    (tmp_path / JOURNAL).write_bytes(b"not a journal at all")
-    with pytest.raises(UsageError, match="journal"):
-        finish(tmp_path)
-    assert names(tmp_path) == [JOURNAL]
+    (tmp_path / "books").mkdir()
+    for text in (b"not a manifest at all\n", b'{"format": "streamer manifest 1", "run": "r"}\n'):
+        (tmp_path / MANIFEST).write_bytes(text)
+        with pytest.raises(UsageError, match="manifest"):
+            finish(tmp_path)
+        assert (tmp_path / MANIFEST).read_bytes() == text
+    assert names(tmp_path) == [MANIFEST]
 
 
-async def test_a_journal_with_settings_that_are_no_more_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Config, "model_dump", lambda *_, **__: {"writer": {"colour": "red"}})
+async def test_a_run_with_settings_that_are_no_more_is_told(tmp_path: Path) -> None:
     writer = started(tmp_path)
     await fed(writer, [1])
     writer.close()
-    with pytest.raises(UsageError, match="not a journal of this version"):
-        finish(tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text.replace('"segment_events"', '"colour"'))
+    with pytest.raises(UsageError, match="not a manifest of this version"):
+        await asyncio.to_thread(finish, tmp_path)
+    assert (tmp_path / journal(0)).exists()
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "file/far/below"])
@@ -233,51 +574,63 @@ def test_a_full_disk_is_told_before_the_start(tmp_path: Path) -> None:
             started(disk / "out")
 
 
-async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(tmp_path: Path) -> None:
+async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stages.writer.RETRY_S", 0.01)
     with small_disk(tmp_path / "disk", "20m") as disk:
-        writer = started(disk / "out")
+        writer = started(disk / "out", disk_patience=0.1)
         await fed(writer, [1, 2])
         fill_disk(disk / "ballast")
         writer.write(block(3, n=300))
         with pytest.raises(StreamerError, match="results cannot be written") as error:
             await writer.sync()
         assert error.value.exit_code == 1
+        assert f"make room and go on with: streamer run --resume {disk / 'out'}" in str(error.value)
+        assert caplog.text.count("the stream waits for room") == 1
         await writer.abandon()
         writer.close()
-        with pytest.raises(StreamerError, match=r"scores.root: cannot be written .*make room"):
-            finish(disk / "out")
+        with pytest.raises(StreamerError, match=r"out: .*(No space left on device|the disk is full)"):
+            await asyncio.to_thread(finish, disk / "out")
         (disk / "ballast").unlink()
-        assert finish(disk / "out") == (disk / "out" / SCORES, 6)
+        assert await asyncio.to_thread(finish, disk / "out") == (disk / "out" / SCORES, 6)
         assert_holds(disk / "out" / SCORES, [1, 2])
+
+
+async def test_a_disk_that_gets_room_in_time_costs_nothing_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stages.writer.RETRY_S", 0.01)
+    with small_disk(tmp_path / "disk", "20m") as disk:
+        writer = started(disk / "out")
+        await fed(writer, [1])
+        fill_disk(disk / "ballast")
+        writer.write(block(2, n=300))
+        syncing = asyncio.create_task(writer.sync())
+        while "the stream waits for room" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert not syncing.done()
+        (disk / "ballast").unlink()
+        await syncing
+        await ended(writer)
+        assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
+        assert len(read_scores(disk / "out" / SCORES)["event"]) == 303
 
 
 async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "20m") as disk:
-        writer = started(disk / "out")
+        writer = started(disk / "out", disk_patience=0)
         await fed(writer, [1, 2])
         fill_disk(disk / "ballast")
-        with pytest.raises(StreamerError, match=r"all results are safe in .*; make room and run: streamer finish"):
+        with pytest.raises(
+            StreamerError, match=r"cannot be written .*; what was committed is safe; .*save it: streamer finish"
+        ):
             await writer.finish()
         await writer.abandon()
         writer.close()
         (disk / "ballast").unlink()
-        assert finish(disk / "out")[1] == 6
+        assert (await asyncio.to_thread(finish, disk / "out"))[1] == 6
         assert_holds(disk / "out" / SCORES, [1, 2])
-
-
-async def test_results_are_on_disk_after_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    true_fsync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        synced.append(os.fstat(descriptor).st_size)
-        true_fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    writer = started(tmp_path)
-    await fed(writer, [1])
-    assert synced == [(tmp_path / JOURNAL).stat().st_size]
-    writer.close()
 
 
 def test_scores_of_a_stream_longer_than_one_step_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

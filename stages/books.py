@@ -1,0 +1,145 @@
+"""The books of a run, read from its output folder: what was fed against what is on disk, event by event.
+
+The two sides are written by different processes: the readers book what they feed, the writers what they keep.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stages import records
+from stages.config import Config
+from stages.manifest import Manifest, Tally
+from streamer import fedbook
+from streamer.errors import UsageError
+from streamer.fedbook import Lumi
+from streamer.journal import recover
+from streamer.ledger import IdSet, Kept, Ledger, Stripes
+from streamer.recordlog import in_use
+
+
+@dataclass
+class Books:
+    """What became of every event.
+
+    Attributes
+    ----------
+    fed, kept, errors : Counter
+        Events by run and lumisection; `kept` are those on disk, `errors` those of them that could not be processed.
+    n_fed, n_kept : int
+        Different events.
+    n_entries : int
+        Events on disk, doubles included.
+    n_unfed : int
+        Events on disk that nobody fed.
+    in_flight : list of (first, last)
+        Numbers of events that were fed and are not on disk.
+    running : bool
+        Whether a process writes there.
+    problems : list of str
+        What could not be read.
+    """
+
+    fed: Counter[Lumi] = field(default_factory=Counter)
+    kept: Counter[Lumi] = field(default_factory=Counter)
+    errors: Counter[Lumi] = field(default_factory=Counter)
+    n_fed: int = 0
+    n_kept: int = 0
+    n_entries: int = 0
+    n_unfed: int = 0
+    in_flight: list[tuple[int, int]] = field(default_factory=list)
+    running: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The sums."""
+        n_errors = self.errors.total()
+        in_flight = sum(last - first + 1 for first, last in self.in_flight)
+        return Ledger(self.n_fed, self.n_entries - n_errors, n_errors, in_flight)
+
+    @property
+    def why_not(self) -> list[str]:
+        """Why the books do not close, one line each; none where they do."""
+        lines = list(self.problems)
+        if self.n_entries != self.n_kept:
+            lines.append(f"{self.n_entries - self.n_kept:,} events are on disk more than once")
+        if self.n_unfed:
+            lines.append(f"{self.n_unfed:,} events are on disk that were never fed")
+        if self.in_flight and not self.running:
+            n = self.ledger.in_flight
+            lines.append(f"{n:,} events were fed and are not on disk, the first is number {self.in_flight[0][0]}")
+        uneven = [lumi for lumi in self.fed | self.kept if self.fed[lumi] < self.kept[lumi]]
+        if uneven and self.fed.total() == self.n_fed:  # else a power cut took a part of the readers' book
+            lines.append(f"{len(uneven)} lumisections have more events on disk than were fed")
+        return lines
+
+
+def read_books(folder: Path) -> Books:
+    """The books of the run in an output folder, also while it goes on.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    manifests = sorted((folder / "books").glob("writer-*.manifest"))
+    if not manifests:
+        raise UsageError(f"{folder}: no run was begun there (there is no {folder / 'books'}/writer-0.manifest)")
+    books = Books(running=any(in_use(path) for path in manifests))
+    fed = IdSet()
+    # What is on disk first: who feeds meanwhile only adds to what is under way.
+    kept = _kept(manifests, books)
+    for path in sorted((folder / "books").glob("reader-*.fed")):
+        one = fedbook.read(path)
+        books.fed += one.lumis
+        for first, last in one.ids:
+            fed.add(first, last)
+    on_disk = IdSet(interval for sink in range(kept.stripes.n) for interval in kept.of(sink))
+    books.n_fed, books.n_kept = fed.size, on_disk.size
+    books.in_flight = list(_without(fed, on_disk))
+    books.n_unfed = sum(last - first + 1 for first, last in _without(on_disk, fed))
+    return books
+
+
+def _without(some: IdSet, others: IdSet) -> Iterator[tuple[int, int]]:
+    for first, last in some:
+        yield from others.missing(first, last)
+
+
+def _kept(manifests: list[Path], books: Books) -> Kept:
+    kept = Kept(Stripes())
+    for path in manifests:
+        manifest, sink = Manifest(path), int(path.stem.rpartition("-")[2])
+        if not manifest.about:
+            continue
+        config = Config.model_validate(manifest.about["config"])
+        if kept.stripes.n == 1:
+            kept = Kept(Stripes(config.n_replicas("writer"), config.feed.block_events))
+        for segment in manifest.segments:
+            books.n_entries += segment.events
+            for run, lumi, n, errors in segment.lumis:
+                books.kept[run, lumi] += n
+                books.errors[run, lumi] += errors
+            for first, last in segment.ids:
+                kept.sets[sink].add(first, last)
+        finished = len(manifest.segments)
+        for journal in sorted(path.parent.glob(f"{path.stem}.??????.journal")):
+            if int(journal.suffixes[-2][1:]) >= finished:
+                _add_journal(journal, config, kept, sink, books)
+    return kept
+
+
+def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books) -> None:
+    tally = Tally(kept.stripes)
+    try:
+        for _ in tally.count(recover(path, records.scores(config), books.problems.append)):
+            pass
+    except FileNotFoundError:  # it has become a file just now, which the next look sees
+        return
+    books.n_entries += tally.events.total()
+    books.kept += tally.events
+    books.errors += tally.errors
+    for first, last in tally.ids:
+        kept.sets[sink].add(first, last)

@@ -1,0 +1,79 @@
+"""`streamer ledger`: what became of every event."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamer.errors import EXIT_FAILED
+
+MOST_LINES = 40
+"""Lumisections in the table; JSON has all."""
+
+
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run.")] = Path("streamer-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every lumisection.")] = False,
+) -> None:
+    """What became of every event that was fed, per lumisection and in total. Works while the run goes on, too.
+
+    What the readers fed is held against what the writers have on disk. Exit code 1 when the books do not close.
+    """
+    from stages.books import read_books
+
+    books = read_books(folder)
+    if as_json:
+        print(json.dumps(_plain(books), indent=1))
+    else:
+        _show(books, folder)
+    if books.why_not:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _lines(books: Any) -> list[tuple[int, int, int, int, int, int]]:
+    """Run, lumisection, fed, scored, errors, in flight."""
+    out = []
+    for run, lumi in sorted(books.fed | books.kept):
+        key = run, lumi
+        fed = max(books.fed[key], books.kept[key])
+        scored = books.kept[key] - books.errors[key]
+        out.append((run, lumi, fed, scored, books.errors[key], fed - books.kept[key]))
+    return out
+
+
+def _plain(books: Any) -> dict[str, Any]:
+    names = ("run", "luminosityBlock", "fed", "scored", "errors", "in_flight")
+    total = books.ledger
+    return {
+        "total": {"fed": total.fed, "scored": total.scored, "errors": total.errors, "in_flight": total.in_flight},
+        "lumisections": [dict(zip(names, line, strict=True)) for line in _lines(books)],
+        "running": books.running,
+        "closes": not books.why_not,
+        "problems": books.why_not,
+    }
+
+
+def _show(books: Any, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("run", "lumisection", "fed", "scored", "errors", "in flight"):
+        table.add_column(name, justify="right")
+    lines = _lines(books)
+    for line in lines[:MOST_LINES]:
+        table.add_row(*(str(line[0]), str(line[1]), *(f"{n:,}" for n in line[2:])))
+    if len(lines) > MOST_LINES:
+        table.add_row("...", f"{len(lines) - MOST_LINES:,} more")
+    total = books.ledger
+    counts = (total.fed, total.scored, total.errors, total.in_flight)
+    table.add_row("all", "", *(f"{n:,}" for n in counts), style="bold")
+    console = Console()
+    console.print(table)
+    if not books.why_not:
+        console.print("the books close" + (", and the run goes on" if books.running else ""))
+    for line in books.why_not:
+        console.print(f"[bold red]the books do not close:[/] {line}", highlight=False, soft_wrap=True)
+    if books.in_flight and not books.running:
+        console.print(f"go on with: streamer run --resume {folder}", highlight=False, soft_wrap=True)

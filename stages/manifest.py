@@ -1,0 +1,180 @@
+"""The manifest: what a writer has put into which file. One JSON object a line; a torn last line is no part of it."""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamer.block import Block
+from streamer.errors import UsageError
+from streamer.fedbook import Lumi, lumis_of
+from streamer.ledger import IdSet, Stripes
+
+FORMAT = "streamer manifest 1"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A finished file.
+
+    Attributes
+    ----------
+    file : str
+        Its name in the output folder.
+    events, errors : int
+        How many it has, and how many of them could not be processed.
+    ids : list of [first, last]
+        The writer's own events in it (`streamer.ledger.Stripes`).
+    lumis : list of [run, luminosityBlock, events, errors]
+    bytes, sha256 : int, str
+        Of the file.
+    """
+
+    file: str
+    events: int
+    errors: int
+    ids: list[list[int]]
+    lumis: list[list[int]]
+    bytes: int
+    sha256: str
+
+
+class Tally:
+    """Counts the events that pass on their way into a file."""
+
+    def __init__(self, stripes: Stripes) -> None:
+        self.stripes, self.ids = stripes, IdSet()
+        self.events: Counter[Lumi] = Counter()
+        self.errors: Counter[Lumi] = Counter()
+
+    def count(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        for block in blocks:
+            last = self.stripes.to_local(block.id + block.n_events - 1)
+            self.ids.add(self.stripes.to_local(block.id), last)
+            for run, lumi, n in lumis_of(block):
+                self.events[run, lumi] += n
+            for i in np.flatnonzero(block.columns["error"]):
+                self.errors[int(block.columns["run"][i]), int(block.columns["luminosityBlock"][i])] += 1
+            yield block
+
+    def segment(self, path: Path, sha256: str) -> Segment:
+        """What was counted, as a line for the manifest."""
+        return Segment(
+            file=path.name,
+            events=self.events.total(),
+            errors=self.errors.total(),
+            ids=[list(interval) for interval in self.ids],
+            lumis=[[*lumi, n, self.errors[lumi]] for lumi, n in sorted(self.events.items())],
+            bytes=path.stat().st_size,
+            sha256=sha256,
+        )
+
+
+class Manifest:
+    """A manifest as it stands.
+
+    Attributes
+    ----------
+    about : dict
+        Its first line: configuration, networks and what else was so when the run began; empty for none.
+    run : str
+        The run that wrote last.
+    segments : list of Segment
+    complete : bool
+        Whether the last run ended in order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.about: dict[str, Any] = {}
+        self.run = ""
+        self.segments: list[Segment] = []
+        self.complete = False
+        self.size = 0
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        try:
+            for line in data.splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                self._take(json.loads(line))
+                self.size += len(line)
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(f"{path}: not a manifest of this version of streamer") from None
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if not self.about:
+            if line["format"] != FORMAT:
+                raise ValueError
+            self.about = line
+        if "run" in line:
+            self.run, self.complete = line["run"], False
+        elif "complete" in line:
+            self.complete = True
+        else:
+            self.segments.append(Segment(**line))
+
+
+class OpenManifest(Manifest):
+    """A manifest that is being written; nobody else can write it meanwhile.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process writes it.
+    OSError
+        It cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            super().__init__(path)
+            os.ftruncate(self._fd, self.size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Forget everything and begin anew."""
+        os.ftruncate(self._fd, 0)
+        self.size, self.about, self.segments = 0, {}, []
+        self._add({"format": FORMAT, **about})
+
+    def go_on(self, run: str) -> None:
+        """Another run goes on here."""
+        self._add({"run": run})
+
+    def add(self, segment: Segment) -> None:
+        """A file is finished; on disk when this returns."""
+        self._add(asdict(segment))
+
+    def end(self) -> None:
+        """The run has ended in order."""
+        self._add({"complete": True})
+
+    def _add(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            if os.pwrite(self._fd, data, self.size) < len(data):
+                raise OSError(28, os.strerror(28))
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self.size)
+            raise
+        self.size += len(data)
+        self._take(line)
+
+    def close(self) -> None:
+        os.close(self._fd)

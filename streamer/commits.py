@@ -1,0 +1,202 @@
+"""The way back: the last stage tells the first which events are safely on disk.
+
+Each sink replica holds a **commit sender** to each source replica, which holds a **commit receiver**. The messages are
+control messages as in `streamer.hop`; events are closed intervals of sequence numbers.
+
+=========  =================  =============================================================================
+kind       who to whom        meaning
+=========  =================  =============================================================================
+commit     sink to source     {life, of, ids}: these events are on disk. Said also without any, every
+                              `heartbeat`.
+welcome    source to sink     {life}: the answer to a commit whose `of` is not this source's life, and to one
+                              of a sink that has not yet told everything it has.
+have       sink to source     {life, of, name, part, parts, ids}: everything that I have on disk, in so many
+                              parts; `ids` count the sink's own events only (`streamer.ledger.Stripes`).
+=========  =================  =============================================================================
+
+A source feeds nothing before every sink has told what it has: so one that was started again, or a whole run that was,
+goes on behind what is on disk. A sink with another life than before has lost what it had not on disk; the source is
+told so, and sends that again.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamer import hop
+from streamer.block import WireError
+from streamer.config import HopConfig
+from streamer.ledger import Intervals
+
+_PER_MESSAGE = 100
+"""Intervals; keeps a message under `hop.MAX_CONTROL_BYTES`."""
+_MOST_PARTS = 1 << 16
+
+
+@dataclass
+class _Teller:
+    """A sink that is telling what it has."""
+
+    life: str
+    parts: dict[int, Intervals] = field(default_factory=dict)
+    complete: bool = False
+
+
+class CommitReceiver:
+    """A source's end.
+
+    Parameters
+    ----------
+    sinks : list of str
+        Who there is to be heard, such as `writer-0`.
+    on_commit : callable
+        Given intervals of events that are on disk.
+    on_have : callable
+        Given the place of a sink among `sinks`, its own events that it has on disk, and whether another life of it
+        has told so before.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        at: str,
+        run: str,
+        config: HopConfig,
+        sinks: list[str],
+        on_commit: Callable[[Intervals], None],
+        on_have: Callable[[int, Intervals, bool], None],
+        refused: hop.Refused,
+    ) -> None:
+        self.life = secrets.token_hex(8)
+        self._run, self._sinks, self._refused = run, sinks, refused
+        self._on_commit, self._on_have = on_commit, on_have
+        self._tellers: dict[str, _Teller] = {}  # by the sinks' names
+        self._complete = asyncio.Event()
+        self._socket = hop.bound_router(context, at, config)
+        self._listener = hop.task(self._listen(), "commits")
+
+    async def _listen(self) -> None:
+        while True:
+            route, *frames = await self._socket.recv_multipart()
+            try:
+                await self._hear(route, frames)
+            except WireError as error:
+                self._refused(error.reason)
+
+    async def _hear(self, route: bytes, frames: list[bytes]) -> None:
+        header = hop.control(frames, self._run)
+        kind, life = header["kind"], hop.field(header, "life", str)
+        ids, of = _intervals(hop.field(header, "ids", list)), hop.field(header, "of", str)
+        if kind == "commit":
+            self._on_commit(ids)
+            known = any(teller.complete and teller.life == life for teller in self._tellers.values())
+            if of != self.life or not known:
+                await hop.say(self._socket, route, hop.message("welcome", self._run, life=self.life))
+        elif kind == "have":
+            if of == self.life:  # else it was meant for our predecessor
+                self._collect(header, life, ids)
+        else:
+            raise WireError("header", f"a source is not told {kind[:20]!r}")
+
+    def _collect(self, header: dict[str, Any], life: str, ids: Intervals) -> None:
+        name = hop.field(header, "name", str)
+        part, parts = hop.field(header, "part", int), hop.field(header, "parts", int)
+        if name not in self._sinks:
+            raise WireError("header", "a have of a sink that does not belong to this run")
+        if not part < parts <= _MOST_PARTS:
+            raise WireError("header", "a have with impossible parts")
+        before = self._tellers.get(name)
+        if before is None or before.life != life:
+            self._tellers[name] = _Teller(life)
+        teller = self._tellers[name]
+        teller.parts[part] = ids
+        if len(teller.parts) < parts or teller.complete:
+            return
+        teller.complete = True
+        everything = [interval for k in sorted(teller.parts) for interval in teller.parts[k]]
+        teller.parts.clear()
+        self._on_have(self._sinks.index(name), everything, before is not None and before is not teller)
+        if len(self._tellers) == len(self._sinks) and all(t.complete for t in self._tellers.values()):
+            self._complete.set()
+
+    async def everything(self) -> None:
+        """Wait until every sink has told what it has."""
+        await self._complete.wait()
+
+    async def close(self) -> None:
+        await hop.cancel(self._listener)
+        self._socket.close(linger=0)
+
+
+class CommitSender:
+    """A sink's end, towards one source.
+
+    Parameters
+    ----------
+    have : callable
+        Gives the sink's own events that are on disk.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        at: str,
+        run: str,
+        config: HopConfig,
+        name: str,
+        have: Callable[[], Iterable[tuple[int, int]]],
+        refused: hop.Refused,
+    ) -> None:
+        self.life = secrets.token_hex(8)
+        self._run, self._config, self._name, self._have, self._refused = run, config, name, have, refused
+        self._of = ""
+        self._socket = hop.dealer(context, at, config)
+        self._tasks = [hop.task(self._listen(), f"welcome {at}"), hop.task(self._repeat(), f"commit {at}")]
+
+    async def _listen(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                header = hop.control(frames, self._run)
+                if header["kind"] != "welcome":
+                    raise WireError("header", f"a sink is not told {header['kind'][:20]!r}")
+                self._of = hop.field(header, "life", str)
+                await self._tell_all()
+            except WireError as error:
+                self._refused(error.reason)
+
+    async def _tell_all(self) -> None:
+        ids = [list(interval) for interval in self._have()]
+        parts = [ids[start : start + _PER_MESSAGE] for start in range(0, len(ids), _PER_MESSAGE)] or [[]]
+        for number, part in enumerate(parts):
+            await self._say("have", name=self._name, part=number, parts=len(parts), ids=part)
+
+    async def _repeat(self) -> None:
+        while True:
+            await self._say("commit", ids=[])
+            await asyncio.sleep(self._config.heartbeat)
+
+    async def _say(self, kind: str, **fields: Any) -> None:
+        await self._socket.send(hop.message(kind, self._run, life=self.life, of=self._of, **fields))
+
+    async def commit(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """Tell the source which events (closed intervals) are safely on disk."""
+        ids = [list(interval) for interval in intervals]
+        for start in range(0, len(ids), _PER_MESSAGE):
+            await self._say("commit", ids=ids[start : start + _PER_MESSAGE])
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            await hop.cancel(task)
+        self._socket.close(linger=500)
+
+
+def _intervals(ids: list[Any]) -> Intervals:
+    for pair in ids:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(i) is int for i in pair)):
+            raise WireError("header", "ids that are no intervals")
+        if not 0 <= pair[0] <= pair[1] < 1 << 62:
+            raise WireError("header", "ids that are no intervals of natural numbers")
+    return [(first, last) for first, last in ids]

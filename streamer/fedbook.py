@@ -1,0 +1,160 @@
+"""The source's book: which events were fed, by lumisection, kept apart from what the sinks keep, so that the two can be
+held against each other.
+
+A `Log`. Each record is a msgpack list `[first, last, [[run, lumisection, n_events], ...]]` of events that were fed for
+the first time, written before they are sent. Long books are drawn together when they are opened.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from streamer.block import Block
+from streamer.errors import StreamerError, UsageError
+from streamer.ledger import IdSet
+from streamer.recordlog import Log, read_about, read_record, scan
+
+FORMAT = "streamer book of fed events 1"
+
+Lumi = tuple[int, int]
+"""Run and lumisection."""
+
+
+class Fed:
+    """What was fed.
+
+    Attributes
+    ----------
+    ids : IdSet
+        Sequence numbers.
+    lumis : Counter
+        Events by run and lumisection.
+    """
+
+    def __init__(self) -> None:
+        self.ids = IdSet()
+        self.lumis: Counter[Lumi] = Counter()
+
+    def take(self, record: Any) -> None:
+        """Add a record of a book."""
+        first, last, lumis = record
+        self.ids.add(first, last)
+        for run, lumi, n in lumis:
+            self.lumis[run, lumi] += n
+
+
+def read(path: Path) -> Fed:
+    """A book as it stands.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    fed = Fed()
+    if not path.stat().st_size:  # just made
+        return fed
+    read_about(path, FORMAT)
+    places, _ = scan(path, b"", lambda line: None)
+    with path.open("rb") as file:
+        for place in places:
+            payload = read_record(file, place)
+            if payload is not None:  # else torn
+                fed.take(msgpack.unpackb(payload))
+    return fed
+
+
+class FedBook:
+    """The book of one source replica, open for writing.
+
+    Parameters
+    ----------
+    run_id : str
+    source : list
+        What tells whether the input is still the same (`Source.identity`).
+    goes_on : bool
+        Whether there are results on disk that the book must go with; else an older run's book is begun anew.
+
+    Raises
+    ------
+    StreamerError
+        The book cannot be written, or the input has changed since the run began.
+    """
+
+    def __init__(self, path: Path, run_id: str, source: list[Any], *, goes_on: bool) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            about = {"format": FORMAT, "run": run_id, "source": source}
+            self._log = self._opened(about)
+            before = read_about(path, FORMAT)
+            if before["run"] != run_id and not goes_on:
+                self._log.close()
+                path.unlink()
+                self._log = self._opened(about)
+            elif before["source"] != source:
+                raise UsageError(_changed(path, before["source"], source))
+            self.fed = read(path)
+        except OSError as error:
+            raise StreamerError(f"{path}: the book of fed events cannot be written ({error.strerror})") from None
+
+    def _opened(self, about: dict[str, Any]) -> Log:
+        opened = Log(self.path, about, b"", lambda line: None)
+        opened.write()
+        return opened
+
+    def add(self, block: Block) -> None:
+        """Book a block that is about to be sent; events that were fed before are not counted again.
+
+        Raises
+        ------
+        StreamerError
+            The disk is full.
+        """
+        for first, last in self.fed.ids.missing(block.id, block.id + block.n_events - 1):
+            some = slice(first - block.id, last - block.id + 1)
+            record = [first, last, lumis_of(block, some)]
+            self.fed.take(record)
+            self._log.add(msgpack.packb(record))
+        try:
+            self._log.write()
+        except OSError as error:
+            raise StreamerError(f"{self.path}: the book of fed events cannot be written ({error.strerror})") from None
+
+    def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """Events that are on disk and so were fed, although a power cut took the book's last lines."""
+        for first, last in intervals:
+            for a, b in self.fed.ids.missing(first, last):
+                self.fed.take([a, b, []])
+                self._log.add(msgpack.packb([a, b, []]))
+
+    def flush(self) -> None:
+        """Bring it to disk. Callable from any thread."""
+        self._log.flush()
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def lumis_of(block: Block, some: slice = slice(None)) -> list[list[int]]:
+    """`[run, lumisection, n_events]` of a block's events, where it knows them."""
+    if not {"run", "luminosityBlock"} <= block.columns.keys():
+        return []
+    pairs = np.stack([block.columns["run"][some], block.columns["luminosityBlock"][some]])
+    if (pairs == pairs[:, :1]).all():
+        return [[int(pairs[0, 0]), int(pairs[1, 0]), pairs.shape[1]]]
+    values, counts = np.unique(pairs, axis=1, return_counts=True)
+    return [[int(run), int(lumi), int(n)] for run, lumi, n in zip(*values, counts, strict=True)]
+
+
+def _changed(path: Path, before: list[Any], now: list[Any]) -> str:
+    what = f"{len(before)} files are now {len(now)}"
+    for old, new in zip(before, now, strict=False):
+        if old != new:
+            what = f"{old[0]} ({old[1]} events) is now {new[0]} ({new[1]} events)"
+            break
+    return f"{path}: the input has changed since the run began: {what}"

@@ -1,0 +1,218 @@
+"""How a source is driven: reads ahead, cuts blocks, keeps the window, sends again what is lost."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamer import hop
+from streamer.block import Array, Block, Columns
+from streamer.commits import CommitReceiver
+from streamer.fedbook import FedBook
+from streamer.feed import Feed
+from streamer.ledger import Intervals, Kept, Window
+from streamer.stage import Source
+
+if TYPE_CHECKING:
+    from streamer.runner import Process
+
+log = logging.getLogger(__name__)
+
+REDELIVERY_POLL_S = 0.25
+BOOK_FLUSH_S = 1.0
+
+
+class Feeding:
+    """A source at work: reads ahead, cuts blocks, keeps the window."""
+
+    def __init__(self, process: "Process", unit: Source) -> None:
+        self.process, self.unit, self.config = process, unit, process.config.feed
+        self.window = Window(self.config.max_in_flight, self.config.redeliver_after)
+        self.stripes = process.stripes
+        self.kept = Kept(self.stripes)
+        self.book: FedBook | None = None
+        self.space = asyncio.Event()
+        process.metrics.in_flight.set_function(lambda: len(self.window))
+        process.metrics.limits(max_in_flight_events=self.window.max_events, read_ahead=self.config.read_ahead)
+
+    def committed(self, intervals: Intervals) -> None:
+        self.window.commit(intervals, time.monotonic())
+        self.space.set()
+
+    def sink_has(self, sink: int, intervals: Intervals, again: bool) -> None:
+        """A sink has told everything that it has on disk."""
+        for first, last in intervals:
+            self.kept.sets[sink].add(first, last)
+        if again:
+            self.window.commit(self.kept.of(sink), time.monotonic())
+            self.window.doubt(sink, self.stripes)
+            self.space.set()
+
+    async def run(self) -> None:
+        process, stopping = self.process, self.process.stopping
+        commits = CommitReceiver(
+            process.context,
+            process.commit_address(process.replica),
+            process.run.token,
+            process.config.hop,
+            process.replicas_of(process.pipeline.names[-1]),
+            self.committed,
+            self.sink_has,
+            process.refused,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(commits.close)
+            outlet = await stack.enter_async_context(process.outlet())
+            await process.or_stopped(outlet.first_credit())
+            if stopping.is_set():  # the chain must still be told that the stream is over
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(process.config.hop.peer_timeout):
+                        await outlet.first_credit()
+            await process.or_stopped(commits.everything())
+            process.tell("running")
+            if not stopping.is_set():
+                self.open_book(stack)
+                redelivery = process.background(self.redeliver(outlet))
+                stack.callback(redelivery.cancel)
+                await self.feed(outlet)
+                process.metrics.count(self.unit.take_tally())
+                process.tell("draining")
+                while len(self.window):
+                    await self.more_space()
+                redelivery.cancel()
+            await outlet.end()
+        process.facts["complete"] = True
+
+    def open_book(self, stack: contextlib.AsyncExitStack) -> None:
+        """Go on with the book of what was fed, where there is one."""
+        books, process = self.process.config.books, self.process
+        if books is None:
+            return
+        goes_on = any(self.kept.sets)
+        path = books / f"{process.name}-{process.replica}.fed"
+        self.book = FedBook(path, process.run.id, self.unit.identity(), goes_on=goes_on)
+        stack.callback(self.book.close)
+        flushing = process.background(self.flush_book(self.book))
+        stack.callback(flushing.cancel)
+
+    async def flush_book(self, book: FedBook) -> None:
+        while True:
+            await asyncio.sleep(BOOK_FLUSH_S)
+            await asyncio.to_thread(book.flush)
+
+    async def feed(self, outlet: hop.Outlet) -> None:
+        process, stopping = self.process, self.process.stopping
+        n_sources = len(process.replicas_of(process.name))
+        feed = Feed(self.config.model_copy(update={"rate": self.config.rate / n_sources}), time.time_ns())
+        limit = self.config.events or 1 << 62
+        async with contextlib.aclosing(self.read_ahead()) as steps:
+            async for columns in steps:
+                numbers = columns.pop("sequence")
+                for first, end in self.pieces(numbers[: np.searchsorted(numbers, limit)]):
+                    while first < end:
+                        number = int(numbers[first])
+                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns())
+                        await self.sleep_until(int(due[-1]))
+                        while self.window.full(due.size) and not stopping.is_set():
+                            await process.or_stopped(self.more_space())
+                        if stopping.is_set():
+                            return
+                        block = self.block(number, columns, first, due)
+                        first += due.size
+                        self.window.add(block, time.monotonic())
+                        if self.book is not None:
+                            self.book.add(block)
+                        await process.send(outlet, block)
+                        process.book_done(block, self.unit)
+                if numbers.size and numbers[-1] >= limit - 1:
+                    return
+
+    def pieces(self, numbers: Array) -> Iterator[tuple[int, int]]:
+        """The ranges of a step's events that have consecutive numbers and are not on disk."""
+        breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for start, end in itertools.pairwise([0, *breaks.tolist(), numbers.size]):
+            if start < end:
+                shift = start - int(numbers[start])
+                for first, last in self.kept.missing(int(numbers[start]), int(numbers[end - 1])):
+                    yield first + shift, last + shift + 1
+
+    def block(self, block_id: int, columns: Columns, first: int, due: Array) -> Block:
+        """The events from `first` on, as many as have a due time, with the core's own columns."""
+        schema, n = self.unit.outputs, due.size
+        core = {"fedTime": due, "error": np.zeros(n, np.uint8)}
+        length = len(next(iter(columns.values())))
+        whole = {**columns, **{name: np.broadcast_to(array[:1], length) for name, array in core.items()}}
+        return Block(block_id, n, {**schema.slice(whole, first, first + n), **core})
+
+    async def sleep_until(self, due_ns: int) -> None:
+        wait = (due_ns - time.time_ns()) * 1e-9
+        if wait > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self.process.stopping.wait()
+
+    def more_space(self) -> Coroutine[Any, Any, object]:
+        """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
+        self.space.clear()
+        return self.space.wait()
+
+    async def redeliver(self, outlet: hop.Outlet) -> None:
+        while True:
+            await asyncio.sleep(min(REDELIVERY_POLL_S, self.window.redeliver_after / 2))
+            late = self.window.overdue(time.monotonic())
+            if late:
+                numbers = ", ".join(str(block.id) for block in late[:5]) + (", ..." if len(late) > 5 else "")
+                log.warning("%d blocks are overdue and are sent again (%s)", len(late), numbers)
+            for block in late:
+                self.process.metrics.redelivered.inc()
+                await outlet.send(block)
+
+    async def read_ahead(self) -> AsyncGenerator[Columns, None]:
+        """The source's steps, from a thread that is at most `feed.read_ahead` steps ahead."""
+        loop = asyncio.get_running_loop()
+        steps: queue.Queue[Columns | None] = queue.Queue(self.config.read_ahead)
+        arrived = asyncio.Semaphore(0)
+        enough = threading.Event()
+
+        def put(item: Columns | None) -> None:
+            while not enough.is_set():
+                with contextlib.suppress(queue.Full):
+                    steps.put(item, timeout=0.1)
+                    loop.call_soon_threadsafe(arrived.release)
+                    return
+
+        def read() -> None:
+            try:
+                source = iter(self.unit.read(self.kept.missing))
+                item: Columns | None = {}
+                while item is not None and not enough.is_set():
+                    begin = time.perf_counter()
+                    item = next(source, None)
+                    took = time.perf_counter() - begin
+                    self.process.metrics.busy.inc(took)
+                    self.process.metrics.duration.observe(took)
+                    put(item)
+            except BaseException as error:
+                self.process.crash(error)
+
+        reading = self.process.in_worker(read)
+        task = asyncio.ensure_future(reading)
+        try:
+            while not self.process.stopping.is_set():
+                await self.process.or_stopped(arrived.acquire())
+                if self.process.stopping.is_set():
+                    return
+                item = steps.get_nowait()
+                if item is None:
+                    return
+                yield item
+        finally:
+            enough.set()
+            await task

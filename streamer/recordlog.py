@@ -1,0 +1,192 @@
+"""An append-only file of records that survives whatever ends its writer.
+
+Each record is `<length u32> <crc32 u32> <payload>`; the first payload is a msgpack map that says what the file is. A
+torn last record, which is what a crash leaves, is not part of the file and is cut off when it is opened again. While
+a process writes a log it holds a lock on it.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import aiofiles
+import msgpack
+
+from streamer.errors import UsageError
+
+_PREFIX = struct.Struct("<II")
+
+Damaged = Callable[[str], None]
+"""Told, in one line, of what is not whole and not just the torn end."""
+
+
+class Log:
+    """A log that is being written.
+
+    Parameters
+    ----------
+    path : Path
+        Made when it is not there; else its torn end is cut off, and new records stand behind the old ones.
+    about : dict
+        What `read_about` gives back; used when the file is made.
+    mark : bytes
+        Stands in every record: a tail with more than one of them is damage, and no torn record.
+    damaged : callable
+
+    Attributes
+    ----------
+    places : array of int
+        Where each record begins, but for the first.
+
+    Raises
+    ------
+    OSError
+        The file cannot be made, or (`BlockingIOError`) another process writes it.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], mark: bytes, damaged: Damaged) -> None:
+        self.path = path
+        self._fresh: list[bytes] = []
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.places, self._end = scan(path, mark, damaged)
+            os.ftruncate(self._fd, self._end)
+            os.fsync(self._fd)  # what a predecessor wrote and perhaps did not bring to disk
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._safe = self._end
+        if not self._end:
+            self._append(msgpack.packb(about))
+
+    def _append(self, payload: bytes) -> int:
+        place = self._end
+        self._fresh.append(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
+        self._end += len(self._fresh[-1])
+        return place
+
+    def add(self, payload: bytes) -> None:
+        """Take a record; it is on disk after the next `sync`."""
+        self.places.append(self._append(payload))
+
+    async def sync(self) -> None:
+        """Write and fsync what was added.
+
+        When the disk does not take it, the file is cut back to what was safe, pages that failed included, so that the
+        same records can be tried again.
+
+        Raises
+        ------
+        OSError
+            Nothing of what was added may be acknowledged.
+        """
+        n = len(self._fresh)
+        if not n:
+            return
+        data = b"".join(self._fresh)
+        try:
+            async with aiofiles.open(self.path, "ab") as file:
+                await file.write(data)
+                await file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
+        except OSError:
+            os.ftruncate(self._fd, self._safe)
+            raise
+        del self._fresh[:n]
+        self._safe += len(data)
+
+    def write(self) -> None:
+        """Hand what was added to the operating system at once: it outlives this process, if not the machine.
+
+        Raises
+        ------
+        OSError
+        """
+        data = b"".join(self._fresh)
+        try:
+            if os.pwrite(self._fd, data, self._safe) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._fd, self._safe)
+            raise
+        self._fresh = []
+        self._safe += len(data)
+
+    def flush(self) -> None:
+        """Bring what was written to disk. Callable from any thread."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def scan(path: Path, mark: bytes, damaged: Damaged) -> tuple["array[int]", int]:
+    """Where the records behind the first begin, and where the last whole one ends."""
+    places, place, size = array("q"), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place + _PREFIX.size <= size:
+            file.seek(place)
+            length = _PREFIX.unpack(file.read(_PREFIX.size))[0]
+            end = place + _PREFIX.size + length
+            if not length or end > size:
+                # Within a torn record there is no second one.
+                if file.read().count(mark) > 1:
+                    damaged(f"{path}: damaged at byte {place}; {size - place} bytes from there on are left out")
+                break
+            if place:
+                places.append(place)
+            place = end
+    return places, place
+
+
+def read_record(file: BinaryIO, place: int) -> bytes | None:
+    """The payload of the record at `place`; None where none is whole."""
+    file.seek(place)
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:
+        return None
+    length, checksum = _PREFIX.unpack(prefix)
+    payload: bytes = file.read(length)
+    return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
+
+
+def read_about(path: Path, kind: str) -> dict[str, Any]:
+    """What a log says about itself; its `format` must be `kind`.
+
+    Raises
+    ------
+    UsageError
+        It is not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            first = read_record(file, 0)
+        about = msgpack.unpackb(first) if first is not None else {}
+    except (OSError, ValueError, msgpack.UnpackException) as error:
+        raise UsageError(f"{path}: not a readable {kind} ({error})") from None
+    if not isinstance(about, dict) or about.get("format") != kind:
+        raise UsageError(f"{path}: not a {kind} of this version of streamer")
+    return about
+
+
+def in_use(path: Path) -> bool:
+    """Whether a running process writes this log."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

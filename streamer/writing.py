@@ -1,0 +1,144 @@
+"""How a sink is driven: drops what it has, brings the rest to disk, and only then commits."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamer.block import Array, Block
+from streamer.commits import CommitSender
+from streamer.ledger import IdSet
+from streamer.metrics import SinkMetrics
+from streamer.stage import Sink
+
+if TYPE_CHECKING:
+    from streamer.runner import Process
+
+log = logging.getLogger(__name__)
+
+QUANTILES = ("0.5", "0.95", "0.99")
+DONE_BLOCKS = 4096
+"""The last blocks of which the writer's report tells when they were fed and done."""
+
+
+class Writing:
+    """A sink at work: drops what it has, brings the rest to disk, and only then commits."""
+
+    def __init__(self, process: "Process", unit: Sink) -> None:
+        self.process, self.unit = process, unit
+        self.latencies = SinkMetrics(process.metrics.registry)
+        self.stripes = process.stripes
+        self.on_disk = IdSet(unit.kept())
+        self.have = IdSet(self.on_disk)
+        self.fresh = IdSet()
+        self.fresh_times: list[Array] = []
+        self.n_fresh = 0
+        self.done: deque[tuple[int, int, int]] = deque(maxlen=DONE_BLOCKS)  # events, fed and done [Unix ns]
+        self.wake = asyncio.Event()
+        self.over = False
+
+    def local(self, first: int, last: int) -> tuple[int, int]:
+        """Events as this sink counts its own."""
+        return self.stripes.to_local(first), self.stripes.to_local(last)
+
+    def commit_senders(self) -> list[CommitSender]:
+        process = self.process
+        return [
+            CommitSender(
+                process.context,
+                process.commit_address(k),
+                process.run.token,
+                process.config.hop,
+                f"{process.name}-{process.replica}",
+                lambda: self.on_disk,
+                process.refused,
+            )
+            for k in range(len(process.replicas_of(process.pipeline.names[0])))
+        ]
+
+    async def run(self) -> None:
+        process, unit = self.process, self.unit
+        process.tell("ready")
+        async with contextlib.AsyncExitStack() as stack:
+            self.commits = self.commit_senders()
+            for sender in self.commits:
+                stack.push_async_callback(sender.close)
+            inlet = await stack.enter_async_context(process.inlet(unit))
+            syncing = process.background(self.sync_often())
+            stack.callback(syncing.cancel)
+            process.metrics.in_flight.set_function(lambda: inlet.waiting() + len(self.fresh_times))
+            process.metrics.limits(commit_events=unit.commit_events)
+            while (item := await inlet.receive()) is not None:
+                block, link = item
+                process.book_arrival(block, inlet)
+                self.take(block)
+                await link.done(block)
+            process.tell("draining")
+            self.over = True
+            self.wake.set()
+            await syncing
+            if inlet.complete:
+                await unit.finish()
+            else:
+                await unit.abandon()
+        process.facts["done"] = list(self.done)
+        process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
+        process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
+
+    def take(self, block: Block) -> None:
+        """Write those events of a block that we have not: of the others the commit was lost, and is sent again."""
+        first, last = self.local(block.id, block.id + block.n_events - 1)
+        new = self.have.missing(first, last)
+        self.fresh.add(block.id, block.id + block.n_events - 1)
+        if new != [(first, last)]:
+            self.process.metrics.redelivered.inc()
+        self.have.add(first, last)
+        for a, b in new:
+            self.write(block.part(self.unit.inputs, a - first, b - first + 1))
+
+    def write(self, block: Block) -> None:
+        metrics, fed = self.process.metrics, block.columns["fedTime"]
+        begin, cpu_begin = time.perf_counter(), time.thread_time()
+        self.unit.write(block)
+        took = time.perf_counter() - begin
+        self.process.worked_in_loop_s += time.thread_time() - cpu_begin
+        now = time.time_ns()
+        self.process.facts.setdefault("first_fed_ns", int(fed[0]))
+        self.process.facts["last_done_ns"] = now
+        self.done.append((block.n_events, int(fed[0]), now))
+        self.latencies.latency.observe((now - fed) * 1e-9)
+        metrics.duration.observe(took)
+        metrics.busy.inc(took)
+        self.process.book_done(block, self.unit, bad=int(np.count_nonzero(block.columns["error"])))
+        self.fresh_times.append(fed)
+        self.n_fresh += block.n_events
+        if self.n_fresh >= self.unit.commit_events:
+            self.wake.set()
+
+    async def sync_often(self) -> None:
+        over = False
+        while not over:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.unit.commit_interval):
+                    await self.wake.wait()
+            self.wake.clear()
+            over = self.over  # looked at before the sync: what comes during one is left for the next
+            await self.sync()
+
+    async def sync(self) -> None:
+        ids, times = self.fresh, self.fresh_times
+        self.fresh, self.fresh_times, self.n_fresh = IdSet(), [], 0
+        begin = time.perf_counter()
+        await self.unit.sync()
+        for first, last in ids:
+            for a, b in self.stripes.cut(first, last):
+                self.on_disk.add(*self.local(a, b))
+        if times:
+            self.process.metrics.busy.inc(time.perf_counter() - begin)
+            self.latencies.commit_latency.observe((time.time_ns() - np.concatenate(times)) * 1e-9)
+        for sender in self.commits:
+            await sender.commit(ids)
