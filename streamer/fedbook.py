@@ -2,7 +2,7 @@
 held against each other.
 
 A `Log`. Each record is a msgpack list `[first, last, [[run, lumisection, n_events], ...]]` of events that were fed for
-the first time, written before they are sent. Long books are drawn together when they are opened.
+the first time, written before they are sent.
 """
 
 from collections import Counter
@@ -126,11 +126,19 @@ class FedBook:
             raise StreamerError(f"{self.path}: the book of fed events cannot be written ({error.strerror})") from None
 
     def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
-        """Events that are on disk and so were fed, although a power cut took the book's last lines."""
-        for first, last in intervals:
-            for a, b in self.fed.ids.missing(first, last):
-                self.fed.take([a, b, []])
-                self._log.add(msgpack.packb([a, b, []]))
+        """Book events that are on disk, and so were fed, although a power cut took the last lines of the books.
+
+        What stands in the book of another replica is left to it.
+        """
+        others = [read(path).ids for path in self.path.parent.glob(f"*{self.path.suffix}") if path != self.path]
+        for found in intervals:
+            lacking = self.fed.ids.missing(*found)
+            for ids in others:
+                lacking = [piece for first, last in lacking for piece in ids.missing(first, last)]
+            for first, last in lacking:
+                self.fed.take([first, last, []])
+                self._log.add(msgpack.packb([first, last, []]))
+        self._log.write()
 
     def flush(self) -> None:
         """Bring it to disk. Callable from any thread."""

@@ -99,6 +99,9 @@ class Feeding:
         path = books / f"{process.name}-{process.replica}.fed"
         self.book = FedBook(path, process.run.id, self.unit.identity(), goes_on=goes_on)
         stack.callback(self.book.close)
+        if process.replica == 0:
+            for sink in range(self.stripes.n):
+                self.book.add_found(self.kept.of(sink))
         flushing = process.background(self.flush_book(self.book))
         stack.callback(flushing.cancel)
 

@@ -1,6 +1,7 @@
 """Whatever dies: every event comes out once, and the books say so. Real processes, real kills."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_a_run_that_was_killed_goes_on(streamer: Processes, inputs: list[Path], 
     again.check()
     assert_whole(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("scores*.root"))) > 2
+
+
+def test_a_book_that_a_power_cut_shortened_still_closes(
+    streamer: Processes, inputs: list[Path], tmp_path: Path
+) -> None:
+    process = streamer(*options(inputs, tmp_path))
+    process.wait_for_events(500)
+    process.signal(signal.SIGTERM)
+    process.check()
+    book = tmp_path / "out/books/reader-0.fed"
+    os.truncate(book, book.stat().st_size // 2)
+    assert call("ledger", tmp_path / "out")[0] == 1
+    streamer("run", "--resume", tmp_path / "out").check()
+    assert_whole(tmp_path / "out", 2)
 
 
 def test_more_readers_than_files_are_refused(inputs: list[Path], tmp_path: Path) -> None:
