@@ -29,7 +29,7 @@ from stages.sources import choose
 from stages.tagger import Model, Tagger
 from stages.writer import SCORES
 from streamer.batcher import Part
-from streamer.block import Array, Block, Columns, Schema, readonly
+from streamer.block import Array, Block, Columns, Schema, core_columns, readonly
 from streamer.errors import StreamerError, UsageError
 from streamer.report import Summary, summarise
 from streamer.supervisor import Outcome, Progress, Supervisor
@@ -276,8 +276,7 @@ def limit(config: Config, threads: int, n_events: int, n_scores: int) -> Stream:
 
 def _block(columns: Columns) -> Block:
     n = len(columns["event"])
-    core: Columns = {"fedTime": np.zeros(n, np.int64), "error": np.zeros(n, np.uint8)}
-    return Block(0, n, {**columns, **core})
+    return Block(0, n, {**columns, **core_columns(np.zeros(n, np.int64))})
 
 
 def _score(tagger: Tagger, block: Block) -> Block:
@@ -287,7 +286,7 @@ def _score(tagger: Tagger, block: Block) -> Block:
         most = tagger.queues[queue]
         parts = [[Part(block, first, min(first + most, n))] for first in range(0, n, most)]
         results[queue] = np.concatenate([tagger.failed(0), *(tagger.infer(queue, part) for part in parts)])
-    return tagger.finish(block, results)
+    return tagger.finish(block, results, {})
 
 
 # ---- the pipeline

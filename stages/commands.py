@@ -1,6 +1,7 @@
 """The commands that know events: run, demo, finish, inspect, convert, view; those of networks and bench are apart."""
 
 import asyncio
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, s
 def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
     from stages.bench_commands import add_bench
+    from stages.errors_command import errors
     from stages.ledger_command import ledger
     from stages.network_commands import add_networks
 
@@ -35,6 +37,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Stream")(demo)
     app.command(rich_help_panel="Stream")(finish)
     app.command(rich_help_panel="Stream")(ledger)
+    app.command(rich_help_panel="Stream")(errors)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Event files")(view)
@@ -141,6 +144,9 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
         books = read_books(config.writer.dir)  # type: ignore[attr-defined]
         summary = summarise(PIPELINE.names, outcome.reports)
         show(replace(summary, ledger=books.ledger, problems=tuple(books.why_not)), outcome)
+        if summary.ledger.errors:
+            told = f"{books.ledger.errors:,} events could not be processed; see which, and why: streamer errors {{}}"
+            typer.echo(told.format(shlex.quote(str(config.writer.dir))), err=True)  # type: ignore[attr-defined]
     error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
     if outcome.exit_code == EXIT_OK:
         from stages.truth import tell

@@ -183,6 +183,8 @@ class WriterConfig(Section):
     """A file of scores is finished when it has so many events, and the next one is begun."""
     segment_interval: PositiveSeconds = 3600.0
     """... or when it is so old."""
+    error_files: int = Field(1000, ge=0)
+    """At most so many events that could not be processed are saved as files of their own, to try them again."""
     disk_patience: Seconds = 60.0
     """A disk that is full is tried again for so long; the feed waits meanwhile."""
     commit_interval: PositiveSeconds = 0.05

@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.detector.layout import TOWER
-from streamer.block import CORE_COLUMNS, Column, Columns, Schema, count_column
+from streamer.block import CORE_COLUMNS, FED_TIME, WHY, Column, Columns, Schema, count_column
 
 
 @dataclass(frozen=True)
@@ -292,4 +292,5 @@ def scores(config: Config) -> Schema:
 
 def output(config: Config) -> Schema:
     """The output tree `Events`: the scores without the core's bookkeeping."""
-    return Schema(c for c in scores(config).columns if c.name != "fedTime")
+    own = {FED_TIME.name, *(column.name for column in WHY)}
+    return Schema(c for c in scores(config).columns if c.name not in own)

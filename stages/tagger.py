@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stages.config import Config, TaggerSpec
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.kernels import njit
 from streamer.batcher import Part
-from streamer.block import Array, Block, Columns, Schema, offsets, readonly
+from streamer.block import Array, Block, Columns, Schema, offsets, readonly, with_failures
 from streamer.errors import UsageError
 from streamer.stage import BatchStage
 
@@ -271,19 +272,30 @@ class Network:
         else:
             fill_frames(*sparse, first, last, counts.shape[1], self._picked, self._towers, self._batch, place)
 
-    def place(self, columns: Columns, results: Array) -> Array:
-        """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number."""
+    def place(self, columns: Columns, results: Array, why: Mapping[int, str]) -> dict[int, str]:
+        """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number.
+
+        Parameters
+        ----------
+        why : mapping of int to str
+            The items that failed, and what was said.
+        """
         good = np.isfinite(results)
         found = np.where(good, results, np.float32(-1))
         if not self.spec.crop:
             columns[self.score] = np.where(columns["error"] == 0, found, np.float32(-1))
-            return np.flatnonzero(~good)
+            return self._failed(np.arange(good.size), results, why)
         n_objects = columns[f"n{self.spec.objects}"]
         events = np.repeat(np.arange(n_objects.size), columns[f"n{self.crop}"])
         scores = np.full(int(n_objects.sum()), -1, np.float32)
         scores[offsets(n_objects)[events] + columns[f"{self.crop}_object"]] = found
         columns[self.score] = scores
-        return events[~good]
+        return self._failed(events, results, why)
+
+    def _failed(self, events: Array, results: Array, why: Mapping[int, str]) -> dict[int, str]:
+        bad = np.flatnonzero(~np.isfinite(results))
+        failed = {int(events[i]): f"the score of the {self.name} tagger is {results[i]}" for i in bad}
+        return failed | {int(events[i]): text for i, text in why.items()}
 
 
 class Tagger(BatchStage):
@@ -333,17 +345,16 @@ class Tagger(BatchStage):
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)
 
-    def finish(self, block: Block, results: dict[str, Array]) -> Block:
+    def finish(self, block: Block, results: dict[str, Array], why: Mapping[str, Mapping[int, str]]) -> Block:
         """Scores in the order of the objects; an event with a score that is no number is marked."""
         columns: Columns = dict(block.columns)
-        error = columns["error"]
+        failed: dict[int, str] = {}
         for name, network in self.networks.items():
-            bad = network.place(columns, results[name])
-            if bad.size:
-                error = error.copy()
-                error[bad] = self.mark
-                log.error("%s: %d scores of block %d are not finite", name, bad.size, block.id)
-        columns["error"] = error
+            bad = network.place(columns, results[name], why.get(name, {}))
+            failed = {**bad, **failed}
+            if bad:
+                log.error("%s: no score for %d events of block %d", name, len(bad), block.id)
+        columns = with_failures(columns, failed, self.mark)
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})
 
 

@@ -74,7 +74,7 @@ def see(path: Path | str, entry: int, config: Config, channels: tuple[str, ...] 
     for name in networks:
         network = Network(name, config)
         parts = [Part(block, first, first + 1) for first in range(network.items(block))]
-        network.place(scored, np.concatenate([np.zeros(0, np.float32), *(network.infer([part]) for part in parts)]))
+        network.place(scored, np.concatenate([np.zeros(0, np.float32), *(network.infer([part]) for part in parts)]), {})
     numbers = [int(columns[name][0]) for name in ("run", "luminosityBlock", "event")]
     title = "{}   run {}   lumisection {}   event {}".format(Path(str(file.path)).name, *numbers)
     scores = {records.score_column(name, spec).name: (name, spec) for name, spec in networks.items()}

@@ -5,6 +5,7 @@ In the output folder lie
     scores.root, scores_1.root, ...       finished files, as ROOT itself would number them
     books/writer-0.manifest               what is in which of them
     books/writer-0.000002.journal         results that are not in one yet
+    errors/                               events that failed (`stages.error_stream`)
 
 and with several writers `scores-1.root` and so on beside them. A file appears under its name when it is complete, and
 its journal goes when the manifest has it.
@@ -24,8 +25,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages import records
+from stages import PIPELINE, records
 from stages.config import Config
+from stages.error_stream import ErrorStream
 from stages.formats.root import WRITE_EVENTS, write_events
 from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest, Tally
@@ -61,6 +63,7 @@ class Results:
         self.schema = records.scores(config)
         self.manifest: OpenManifest | None = None
         self.networks: dict[str, str] = {}
+        self.errors = ErrorStream(config, PIPELINE.names, replica)
         self._stem = f"scores-{replica}" if replica else "scores"
         self._name = f"writer-{replica}"
 
@@ -115,6 +118,7 @@ class Results:
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
         self.manifest.add(tally.segment(path, digest))
         closing.close()
         closing.path.unlink()
@@ -197,6 +201,8 @@ class Writer(Sink):
         for one in mine:
             self._refuse(one, manifest if one is results else Manifest(one.manifest_path))
         self._stale = [path for one in mine for path in one.all_scores()]
+        if not self.replica:
+            results.errors.drop()
         for one in mine:
             for path in one.books.glob(f"{one.manifest_path.stem}.*.journal"):
                 path.unlink()
@@ -252,6 +258,8 @@ class Writer(Sink):
         except OSError as error:
             raise _unwritable(path, error) from None
         self._segment, self._opened_at = segment, time.monotonic()
+        if self._journal.n_events:  # what was told of it may have been cut off
+            self.results.errors.rewrite(segment, self._journal.blocks())
 
     def kept(self) -> Iterator[tuple[int, int]]:
         assert self._journal is not None
@@ -268,6 +276,7 @@ class Writer(Sink):
     def write(self, block: Block) -> None:
         assert self._journal is not None
         self._journal.add(block)
+        self.results.errors.add(block, self._segment)
 
     async def sync(self) -> None:
         """Bring everything to disk. A disk that takes nothing is tried again for `writer.disk_patience`.
@@ -282,6 +291,7 @@ class Writer(Sink):
         closing = self._begin_next(journal)  # before the sync: what comes during it must not be left in this one
         await self._patiently(journal.sync, journal.path)
         self._drop_stale(journal)
+        self.results.errors.flush()
         if closing:
             self._conversion = asyncio.create_task(self._convert(journal, segment))
 
@@ -344,6 +354,7 @@ class Writer(Sink):
         self._journal = None
         for path in self.results.stale():
             path.unlink()
+        await asyncio.to_thread(self.results.errors.finish)
         self.manifest.end()
 
     async def abandon(self) -> None:
@@ -361,6 +372,8 @@ class Writer(Sink):
             if not self._journal.n_events or not self._journal.path.stat().st_size:
                 self._journal.path.unlink(missing_ok=True)
             self._journal.close()
+        if self._results is not None:
+            self._results.errors.close()
         if self._results is not None and self._results.manifest is not None:
             manifest = self._results.manifest
             if not manifest.segments and not self._results.journals():
@@ -494,6 +507,7 @@ def _finish(folder: Path, path: Path) -> None:
         left = results.unfinished() or ({} if manifest.segments else {0: results.journal_path(0)})
         for segment, journal in left.items():
             results.convert_left(_recovered(journal, results.schema), segment)
+        results.errors.finish()
         manifest.end()
     except OSError as error:
         raise StreamerError(f"{folder}: cannot be written ({error.strerror}); make room, then try again") from None

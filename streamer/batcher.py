@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-REASONS = ("full", "max_wait", "drain")
+REASONS = ("full", "max_wait", "drain", "alone")
 """Why a batch was closed; the label values of `streamer_batch_closed_total`."""
 
 K = TypeVar("K")
@@ -39,13 +39,15 @@ class _Waiting(Generic[K]):
     start: int
     stop: int
     since: float
+    alone: bool
 
 
 class Batcher(Generic[K]):
     """First come, first served batches of at most `max_batch` items.
 
     A batch is closed when it is full, when its oldest item has waited `max_wait` seconds, or when nothing more
-    will come. Items of one key may be split over batches; they stay in order.
+    will come. Items of one key may be split over batches; they stay in order. Items that are to be alone share no
+    batch with those of other keys.
 
     Parameters
     ----------
@@ -59,9 +61,9 @@ class Batcher(Generic[K]):
         self.waiting = 0
         self._queue: deque[_Waiting[K]] = deque()
 
-    def add(self, key: K, n_items: int, now: float) -> None:
+    def add(self, key: K, n_items: int, now: float, *, alone: bool = False) -> None:
         """Queue `n_items` (at least one) under `key`."""
-        self._queue.append(_Waiting(key, 0, n_items, now))
+        self._queue.append(_Waiting(key, 0, n_items, now, alone))
         self.waiting += n_items
 
     @property
@@ -74,6 +76,8 @@ class Batcher(Generic[K]):
         if not self.waiting:
             return None
         due = self._queue[0].since + self.max_wait
+        if self._queue[0].alone:
+            return self._close("alone")
         if self.waiting >= self.max_batch:
             return self._close("full")
         if now >= due:
@@ -84,14 +88,17 @@ class Batcher(Generic[K]):
 
     def _close(self, reason: str) -> Batch[K]:
         parts: list[Part[K]] = []
-        size = 0
+        size, was_alone = 0, False
         while self._queue and size < self.max_batch:
             head = self._queue[0]
+            if parts and (head.alone or was_alone):
+                break
             stop = min(head.stop, head.start + self.max_batch - size)
             parts.append(Part(head.key, head.start, stop))
             size += stop - head.start
             head.start = stop
             if head.start == head.stop:
                 self._queue.popleft()
+            was_alone = head.alone
         self.waiting -= size
         return Batch(parts, size, reason)

@@ -7,7 +7,8 @@ after the other. Collections nest: `nCropPixel` may count per photon.
 
 On the wire a block is one ZeroMQ multipart message::
 
-    frame 0      MAGIC + msgpack map {kind: "block", run, id, attempt, n, stamps, columns: [[name, dtype, shape], ...]}
+    frame 0      MAGIC + msgpack map {kind: "block", run, id, attempt, alone, n, stamps,
+                 columns: [[name, dtype, shape], ...]}
     frame 1..k   the raw bytes of the columns, C-contiguous, little-endian, in the order of the table
 
 A small block has one data frame instead, with its columns behind one another, each padded to 8 bytes: with many
@@ -96,7 +97,14 @@ def count_column(collection: str, per: str = "event", shape: tuple[int, ...] = (
 # What the core itself needs to know of every event, on every hop.
 FED_TIME = Column("fedTime", "i8", unit="ns", doc="when the event was due to leave the reader (Unix time)")
 ERROR = Column("error", "u1", doc="0, or 1 + the place in the chain of the stage that could not process it")
-CORE_COLUMNS = (FED_TIME, ERROR)
+WHY = (
+    count_column("ErrorText", doc="bytes of why it could not be processed; none where it could"),
+    Column("ErrorText_byte", "u1", "ErrorText", doc="UTF-8: a line that tells the reason, then the traceback"),
+)
+CORE_COLUMNS = (FED_TIME, ERROR, *WHY)
+
+MAX_WHY_BYTES = 8192
+"""A longer reason is cut in its middle."""
 
 
 class Schema:
@@ -184,6 +192,8 @@ class Block:
         As the schema of the hop declares; read-only when they came from the wire.
     stamps : dict of str to int
         When each stage was done with the block, Unix time in ns.
+    alone : bool
+        A process has died of one of its events, perhaps: it shares no batch with others.
     """
 
     id: int
@@ -191,6 +201,7 @@ class Block:
     columns: Columns
     attempt: int = 1
     stamps: dict[str, int] = field(default_factory=dict)
+    alone: bool = False
 
     def with_columns(self, columns: Columns) -> "Block":
         """The same events with other columns."""
@@ -202,6 +213,62 @@ class Block:
             return self
         columns = schema.slice(self.columns, start, stop)
         return replace(self, id=self.id + start, n_events=stop - start, columns=columns)
+
+
+def core_columns(fed_time: Array) -> Columns:
+    """The core's own columns of events to which nothing has happened yet.
+
+    Parameters
+    ----------
+    fed_time : int64, shape (n_events,)
+        Unix time in ns.
+    """
+    n = fed_time.size
+    none = np.zeros(n, np.int32), np.zeros(0, np.uint8)
+    return {"fedTime": fed_time, "error": np.zeros(n, np.uint8), "nErrorText": none[0], "ErrorText_byte": none[1]}
+
+
+def with_failures(columns: Columns, why: Mapping[int, str], mark: int) -> Columns:
+    """The same columns, with events marked as failed. One that has failed before stays as it is.
+
+    Parameters
+    ----------
+    why : mapping of int to str
+        Events of the block to a line with the reason, and perhaps more lines.
+    mark : int
+        The value of `error`.
+    """
+    fresh = {event: _clipped(text) for event, text in why.items() if not columns["error"][event]}
+    if not fresh:
+        return columns
+    error, counts, texts = columns["error"].copy(), columns["nErrorText"].copy(), columns["ErrorText_byte"]
+    spans = offsets(counts)
+    parts, begin = [], 0
+    for event in sorted(fresh):
+        text = np.frombuffer(fresh[event], np.uint8)
+        parts += [texts[begin : spans[event]], text]
+        begin = int(spans[event])
+        error[event], counts[event] = mark, text.size
+    parts.append(texts[begin:])
+    return {**columns, "error": error, "nErrorText": counts, "ErrorText_byte": np.concatenate(parts)}
+
+
+def failures(columns: Columns) -> dict[int, str]:
+    """The events that have failed, and why."""
+    spans = offsets(columns["nErrorText"])
+    texts = columns["ErrorText_byte"]
+    return {
+        int(event): texts[spans[event] : spans[event + 1]].tobytes().decode(errors="replace")
+        for event in np.flatnonzero(columns["error"])
+    }
+
+
+def _clipped(text: str) -> bytes:
+    data = text.encode(errors="replace")
+    if len(data) <= MAX_WHY_BYTES:
+        return data
+    half = MAX_WHY_BYTES // 2 - 4
+    return data[:half] + b"\n...\n" + data[-half:]
 
 
 def offsets(counts: Array) -> npt.NDArray[np.int64]:
@@ -233,6 +300,7 @@ def encode(block: Block, run: str) -> list[Any]:
         "run": run,
         "id": block.id,
         "attempt": block.attempt,
+        "alone": block.alone,
         "n": block.n_events,
         "stamps": block.stamps,
         "columns": table,
@@ -302,9 +370,9 @@ def decode_block(header: dict[str, Any], data: Sequence[Any], run: str, schema: 
     block_id, attempt, n_events = (_natural(header, key) for key in ("id", "attempt", "n"))
     if not 1 <= n_events <= MAX_EVENTS:
         raise WireError("size", f"{n_events} events in a block; 1 to {MAX_EVENTS} are allowed")
-    table, stamps = header.get("columns"), header.get("stamps")
-    if not isinstance(table, list) or not isinstance(stamps, dict):
-        raise WireError("header", "no column table or no stamps")
+    table, stamps, alone = (header.get(key) for key in ("columns", "stamps", "alone"))
+    if not isinstance(table, list) or not isinstance(stamps, dict) or not isinstance(alone, bool):
+        raise WireError("header", "no column table, no stamps, or not told whether it is alone")
     if not all(isinstance(k, str) and type(v) is int for k, v in stamps.items()):
         raise WireError("header", "a stamp that is not a time")
     packed = len(data) == 1 < len(table)
@@ -316,7 +384,7 @@ def decode_block(header: dict[str, Any], data: Sequence[Any], run: str, schema: 
         raise WireError("header", "a column name stands twice")
     if schema is not None:
         schema.check(columns, n_events)
-    return Block(block_id, n_events, columns, attempt, stamps)
+    return Block(block_id, n_events, columns, attempt, stamps, alone)
 
 
 def announced_events(header: dict[str, Any], run: str) -> int:

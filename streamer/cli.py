@@ -98,6 +98,7 @@ def stage(
         typer.Option(help="Folder that the processes of one run share (by default $XDG_RUNTIME_DIR/streamer/default)."),
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    predecessor: Annotated[str, typer.Option(hidden=True)] = "died",
 ) -> None:
     """Run one process of the pipeline, as systemd, Slurm or Kubernetes would start it.
 
@@ -111,7 +112,7 @@ def stage(
     if not 0 <= replica < effective.n_replicas(name):
         raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
     run = Run.open(run_dir or runtime_dir() / "default")
-    raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised))
+    raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised, predecessor=predecessor))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The way back: the last stage tells the first which events are safely on disk.
+"""The way back: the last stage tells the first which events are safely on disk, and who was started again, why.
 
 Each sink replica holds a **commit sender** to each source replica, which holds a **commit receiver**. The messages are
 control messages as in `streamer.hop`; events are closed intervals of sequence numbers.
@@ -12,6 +12,9 @@ welcome    source to sink     {life}: the answer to a commit whose `of` is not t
                               of a sink that has not yet told everything it has.
 have       sink to source     {life, of, name, part, parts, ids}: everything that I have on disk, in so many
                               parts; `ids` count the sink's own events only (`streamer.ledger.Stripes`).
+died       anybody to source  {life, name, how, ids}: my predecessor, whose life that was, has died while it
+                              worked on these events. Said every `heartbeat` until it is noted.
+noted      source to anybody  {life}: the answer to that.
 =========  =================  =============================================================================
 
 A source feeds nothing before every sink has told what it has: so one that was started again, or a whole run that was,
@@ -20,12 +23,15 @@ told so, and sends that again.
 """
 
 import asyncio
+import contextlib
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamer import hop
+from streamer.blackbox import Death
 from streamer.block import WireError
 from streamer.config import HopConfig
 from streamer.ledger import Intervals
@@ -33,6 +39,7 @@ from streamer.ledger import Intervals
 _PER_MESSAGE = 100
 """Intervals; keeps a message under `hop.MAX_CONTROL_BYTES`."""
 _MOST_PARTS = 1 << 16
+_DEATHS = 1000
 
 
 @dataclass
@@ -56,6 +63,8 @@ class CommitReceiver:
     on_have : callable
         Given the place of a sink among `sinks`, its own events that it has on disk, and whether another life of it
         has told so before.
+    on_death : callable
+        Given who has died (such as `tagger-0`), how, and the events it was working on. May raise `WireError`.
     """
 
     def __init__(
@@ -67,11 +76,13 @@ class CommitReceiver:
         sinks: list[str],
         on_commit: Callable[[Intervals], None],
         on_have: Callable[[int, Intervals, bool], None],
+        on_death: Callable[[str, str, Intervals], None],
         refused: hop.Refused,
     ) -> None:
         self.life = secrets.token_hex(8)
         self._run, self._sinks, self._refused = run, sinks, refused
-        self._on_commit, self._on_have = on_commit, on_have
+        self._on_commit, self._on_have, self._on_death = on_commit, on_have, on_death
+        self._deaths: deque[str] = deque(maxlen=_DEATHS)  # lives whose end was told
         self._tellers: dict[str, _Teller] = {}  # by the sinks' names
         self._complete = asyncio.Event()
         self._socket = hop.bound_router(context, at, config)
@@ -87,8 +98,14 @@ class CommitReceiver:
 
     async def _hear(self, route: bytes, frames: list[bytes]) -> None:
         header = hop.control(frames, self._run)
-        kind, life = header["kind"], hop.field(header, "life", str)
-        ids, of = _intervals(hop.field(header, "ids", list)), hop.field(header, "of", str)
+        kind, life, ids = header["kind"], hop.field(header, "life", str), _intervals(hop.field(header, "ids", list))
+        if kind == "died":
+            if life not in self._deaths:
+                self._on_death(hop.field(header, "name", str), hop.field(header, "how", str), ids)
+                self._deaths.append(life)
+            await hop.say(self._socket, route, hop.message("noted", self._run, life=self.life))
+            return
+        of = hop.field(header, "of", str)
         if kind == "commit":
             self._on_commit(ids)
             known = any(teller.complete and teller.life == life for teller in self._tellers.values())
@@ -191,6 +208,21 @@ class CommitSender:
         for task in self._tasks:
             await hop.cancel(task)
         self._socket.close(linger=500)
+
+
+async def report_death(context: Any, at: str, run: str, config: HopConfig, name: str, how: str, death: Death) -> None:
+    """Tell a source what our predecessor has died of, until it has noted that."""
+    text = hop.message("died", run, life=death.life, name=name, how=how[:200], ids=[list(i) for i in death.working])
+    socket = hop.dealer(context, at, config)
+    try:
+        noted = False
+        while not noted:
+            await socket.send(text)
+            with contextlib.suppress(TimeoutError, WireError):
+                async with asyncio.timeout(config.heartbeat):
+                    noted = hop.control(await socket.recv_multipart(), run)["kind"] == "noted"
+    finally:
+        socket.close(linger=0)
 
 
 def _intervals(ids: list[Any]) -> Intervals:

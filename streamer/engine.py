@@ -11,7 +11,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from streamer.batcher import Batch, Batcher, Part
+from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
+from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.stage import BatchStage
 
@@ -26,6 +28,7 @@ class _Job(Generic[L]):
     link: L
     n_items: int
     results: dict[str, list[Array]]
+    why: dict[str, dict[int, str]]
     n_done: int = 0
 
 
@@ -36,6 +39,8 @@ class Engine(Generic[L]):
 
     Parameters
     ----------
+    box : BlackBox
+        Told what is being worked on.
     on_done : callable
         Called from the engine's thread with each finished block and the link it came on.
     on_crash : callable
@@ -47,10 +52,11 @@ class Engine(Generic[L]):
         stage: BatchStage,
         metrics: StageMetrics,
         batches: dict[str, BatchMetrics],
+        box: BlackBox,
         on_done: Callable[[Block, L], None],
         on_crash: Callable[[BaseException], None],
     ) -> None:
-        self._stage, self._metrics, self._batches = stage, metrics, batches
+        self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
         self._batchers: dict[str, Batcher[_Job[L]]] = {
             queue: Batcher(max_batch, stage.max_wait) for queue, max_batch in stage.queues.items()
@@ -63,7 +69,7 @@ class Engine(Generic[L]):
     def submit(self, block: Block, link: L) -> None:
         """Queue a block's items."""
         items = self._stage.items(block)
-        job = _Job(block, link, sum(items.values()), {queue: [] for queue in items})
+        job = _Job(block, link, sum(items.values()), {queue: [] for queue in items}, {queue: {} for queue in items})
         if not job.n_items:
             self._finish(job)
             return
@@ -71,7 +77,7 @@ class Engine(Generic[L]):
         with self._ready:
             for queue, n in items.items():
                 if n:
-                    self._batchers[queue].add(job, n, now)
+                    self._batchers[queue].add(job, n, now, alone=block.alone)
                     self._batches[queue].waiting.set(self._batchers[queue].waiting)
             self._ready.notify()
 
@@ -110,13 +116,8 @@ class Engine(Generic[L]):
             return None
 
     def _work(self, queue: str, batch: Batch[_Job[L]]) -> None:
-        parts = [Part(part.key.block, part.start, part.stop) for part in batch.parts]
         begin = time.perf_counter()
-        try:
-            results = self._stage.infer(queue, parts)
-        except Exception as error:
-            log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, _line(error))
-            results = np.concatenate([self._infer_one(queue, part, i) for part in parts for i in range(part.size)])
+        results = self._infer(queue, batch)
         self._metrics.busy.inc(time.perf_counter() - begin)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
@@ -129,20 +130,29 @@ class Engine(Generic[L]):
             job.n_done += part.size
             place += part.size
             if job.n_done == job.n_items:
-                self._finish(job)
+                with self._box.working([job.block]):
+                    self._finish(job)
 
-    def _infer_one(self, queue: str, part: Part[Block], i: int) -> Array:
-        one = Part(part.key, part.start + i, part.start + i + 1)
-        try:
-            return self._stage.infer(queue, [one])
-        except Exception as error:
-            log.error("%s: item %d of block %d: %s", queue, one.start, part.key.id, _line(error))
-            return self._stage.failed(1)
+    def _infer(self, queue: str, batch: Batch[_Job[L]]) -> Array:
+        parts = [Part(part.key.block, part.start, part.stop) for part in batch.parts]
+        with self._box.working(part.key for part in parts):
+            try:
+                return self._stage.infer(queue, parts)
+            except Exception as error:
+                why = one_line(error)
+        log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, why)
+        ones = [self._infer_one(queue, part.key, i) for part in batch.parts for i in range(part.start, part.stop)]
+        return np.concatenate(ones)
+
+    def _infer_one(self, queue: str, job: _Job[L], i: int) -> Array:
+        with self._box.working([job.block]):
+            try:
+                return self._stage.infer(queue, [Part(job.block, i, i + 1)])
+            except Exception as error:
+                log.error("%s: item %d of block %d: %s", queue, i, job.block.id, one_line(error))
+                job.why[queue][i] = told(error)
+                return self._stage.failed(1)
 
     def _finish(self, job: _Job[L]) -> None:
         results = {queue: np.concatenate([self._stage.failed(0), *parts]) for queue, parts in job.results.items()}
-        self._on_done(self._stage.finish(job.block, results), job.link)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        self._on_done(self._stage.finish(job.block, results, job.why), job.link)

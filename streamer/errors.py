@@ -1,6 +1,7 @@
 """The errors a user meets: one clear line each, and the exit code that goes with it."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -18,6 +19,16 @@ class UsageError(StreamerError):
     """Something the user can fix before the start: a file, a setting, a port, a model."""
 
     exit_code = EXIT_USAGE
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def told(error: BaseException) -> str:
+    """What an exception says in one line, and then its traceback."""
+    return f"{one_line(error)}\n{''.join(traceback.format_exception(error))}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

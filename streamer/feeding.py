@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer import hop
-from streamer.block import Array, Block, Columns
+from streamer.block import Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
 from streamer.fedbook import FedBook
 from streamer.feed import Feed
@@ -55,6 +55,18 @@ class Feeding:
             self.window.doubt(sink, self.stripes)
             self.space.set()
 
+    def died(self, name: str, how: str, working: Intervals) -> None:
+        """A process has died at work. Its events are sent again, and what kills is set aside."""
+        pipeline, schema = self.process.pipeline, self.unit.outputs
+        stage = name.rpartition("-")[0]
+        if stage not in pipeline.names or name not in self.process.replicas_of(stage):
+            raise WireError("header", "a death of somebody who does not belong to this run")
+        for block in self.window.died(working, schema):
+            why = f"poison: {name} {how}, and so did another before it, while it worked on nothing but this event"
+            log.error("event %d is set aside: %s", block.id, why)
+            left = with_failures(schema.emptied(block.columns), {0: why}, pipeline.place(stage) + 1)
+            self.window.replace(block.with_columns(left))
+
     async def run(self) -> None:
         process, stopping = self.process, self.process.stopping
         commits = CommitReceiver(
@@ -65,6 +77,7 @@ class Feeding:
             process.replicas_of(process.pipeline.names[-1]),
             self.committed,
             self.sink_has,
+            self.died,
             process.refused,
         )
         async with contextlib.AsyncExitStack() as stack:
@@ -149,10 +162,9 @@ class Feeding:
     def block(self, block_id: int, columns: Columns, first: int, due: Array) -> Block:
         """The events from `first` on, as many as have a due time, with the core's own columns."""
         schema, n = self.unit.outputs, due.size
-        core = {"fedTime": due, "error": np.zeros(n, np.uint8)}
         length = len(next(iter(columns.values())))
-        whole = {**columns, **{name: np.broadcast_to(array[:1], length) for name, array in core.items()}}
-        return Block(block_id, n, {**schema.slice(whole, first, first + n), **core})
+        whole = {**core_columns(np.zeros(length, np.int64)), **columns}
+        return Block(block_id, n, {**schema.slice(whole, first, first + n), **core_columns(due)})
 
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9

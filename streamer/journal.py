@@ -16,7 +16,7 @@ from streamer.errors import StreamerError
 from streamer.recordlog import Damaged, Log, read_about, read_record, scan
 
 _RUN = "journal"
-FORMAT = "streamer journal 2"
+FORMAT = "streamer journal 3"
 
 
 class Journal:

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from streamer.block import Block
+from streamer.block import Block, Schema
 
 Intervals = list[tuple[int, int]]
 """Closed intervals of sequence numbers."""
@@ -19,6 +19,8 @@ EARLY_S = 1.0
 """A block is not sent again earlier, whatever has overtaken it."""
 QUIET_S = 5.0
 """... nor earlier than this when nothing at all comes back."""
+DEADLY = 2
+"""An event of which so many processes have died is sent to no more of them."""
 
 
 class IdSet:
@@ -147,6 +149,7 @@ class Kept:
 class _Flight:
     block: Block
     sent_at: float
+    deaths: int = 0  # of processes that worked on nothing else
 
 
 class Window:
@@ -203,6 +206,34 @@ class Window:
         for block_id, flight in self._flights.items():
             if stripes.owner(block_id) == sink:
                 flight.sent_at = -math.inf
+
+    def died(self, working: Intervals, schema: Schema) -> list[Block]:
+        """A process has died while it worked on these events; returns the events (in blocks of one) that it died of.
+
+        Its blocks are overdue, and travel alone from now on. A block that was alone when a process died of it is split
+        into its events; an event of which, alone, two have died, is held to be what kills them.
+        """
+        poison = []
+        for flight in list(self._flights.values()):
+            block = flight.block
+            first, last = block.id, block.id + block.n_events - 1
+            if not block.alone:
+                if any(a <= first and last <= b for a, b in working):
+                    block.alone, flight.sent_at = True, -math.inf
+            elif (first, last) in working:
+                flight.deaths, flight.sent_at = flight.deaths + 1, -math.inf
+                if block.n_events > 1:
+                    del self._flights[first]
+                    for i in range(block.n_events):
+                        one = block.part(schema, i, i + 1)
+                        self._flights[one.id] = _Flight(one, -math.inf)
+                elif flight.deaths >= DEADLY:
+                    poison.append(block)
+        return poison
+
+    def replace(self, block: Block) -> None:
+        """The block is to travel with other columns."""
+        self._flights[block.id].block = block
 
     def overdue(self, now: float) -> list[Block]:
         """Blocks to send again, with the next attempt number; their clock starts anew."""

@@ -5,12 +5,11 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from streamer import hop
 from streamer.batcher import REASONS
-from streamer.block import Block
+from streamer.block import Block, with_failures
 from streamer.engine import Engine
+from streamer.errors import one_line, told
 from streamer.feeding import Feeding
 from streamer.metrics import BatchMetrics
 from streamer.stage import BatchStage, Sink, Source, Stage, Unit
@@ -49,11 +48,12 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
             while (item := await inlet.receive()) is not None:
                 block, link = item
                 process.book_arrival(block, inlet)
-                if per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
-                    done, took, cpu = _timed(unit, block)
-                    process.worked_in_loop_s += cpu
-                else:
-                    done, took, cpu = await process.in_worker(_timed, unit, block)
+                with process.box.working([block]):
+                    if per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
+                        done, took, cpu = _timed(unit, block)
+                        process.worked_in_loop_s += cpu
+                    else:
+                        done, took, cpu = await process.in_worker(_timed, unit, block)
                 per_event += 0.1 * (cpu / block.n_events - per_event)
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
@@ -88,9 +88,8 @@ def _one_by_one(unit: Stage, block: Block) -> Block:
         try:
             parts.append(unit.process(one).columns)
         except Exception as error:
-            log.error("event %d of block %d: %s: %s", i, block.id, type(error).__name__, error)
-            left = unit.inputs.emptied(one.columns)
-            left["error"] = np.full(1, unit.mark, np.uint8)
+            log.error("event %d could not be processed: %s", block.id + i, one_line(error))
+            left = with_failures(unit.inputs.emptied(one.columns), {0: told(error)}, unit.mark)
             parts.append(unit.process(one.with_columns(left)).columns)
     return block.with_columns(unit.outputs.concat(parts))
 
@@ -118,7 +117,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     batches = BatchMetrics.of(process.metrics.registry, unit.queues, REASONS)
     process.metrics.limits(**{f"max_batch_{queue}": most for queue, most in unit.queues.items()})
     process.metrics.in_flight.set_function(lambda: holding)
-    engine = Engine(unit, process.metrics, batches, hand_back, process.crash)
+    engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash)
     try:
         async with process.outlet() as outlet:
             sending = process.background(send_finished(outlet))

@@ -31,7 +31,9 @@ import numpy as np
 import psutil
 
 from streamer import hop
+from streamer.blackbox import BlackBox
 from streamer.block import Block
+from streamer.commits import report_death
 from streamer.config import CoreConfig
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.ledger import Stripes
@@ -98,11 +100,24 @@ def runtime_dir() -> Path:
 
 
 def run_stage(
-    pipeline: Pipeline, name: str, replica: int, config: CoreConfig, run: Run, *, supervised: bool = False
+    pipeline: Pipeline,
+    name: str,
+    replica: int,
+    config: CoreConfig,
+    run: Run,
+    *,
+    supervised: bool = False,
+    predecessor: str = "died",
 ) -> int:
-    """Run one process of the pipeline to its end; returns the exit code."""
+    """Run one process of the pipeline to its end; returns the exit code.
+
+    Parameters
+    ----------
+    predecessor : str
+        What became of the process in whose place this one is started.
+    """
     keep_freed_memory()
-    process = Process(pipeline, name, replica, config, run, supervised=supervised)
+    process = Process(pipeline, name, replica, config, run, supervised=supervised, predecessor=predecessor)
     return asyncio.run(process.main())
 
 
@@ -128,13 +143,14 @@ class Process:
         run: Run,
         *,
         supervised: bool,
+        predecessor: str = "died",
     ) -> None:
         self.pipeline, self.name, self.replica, self.config, self.run = pipeline, name, replica, config, run
         self.place = pipeline.place(name)
         self.state = "starting"
         self.stopping = asyncio.Event()
         self.facts: dict[str, Any] = {}
-        self._supervised = supervised
+        self._supervised, self._predecessor = supervised, predecessor
         self._half_line = b""
         self._over: set[str] = set()
         self._inlet: hop.Inlet | None = None
@@ -156,6 +172,7 @@ class Process:
             die_with_parent()
             loop.add_reader(sys.stdin.fileno(), self._hear_supervisor)
         server = unit = context = None
+        deaths: list[asyncio.Task[None]] = []
         try:
             unit = self.pipeline.chain[self.place].make(self.config)
             unit.mark, unit.run_id = self.place + 1, self.run.id
@@ -166,8 +183,10 @@ class Process:
                 port += self.pipeline.replicas(self.config).index((self.name, self.replica))
             server, port = serve(self.metrics.registry, host, port, lambda: self.state)
             self.tell("starting", metrics=f"http://{host}:{port}/metrics")
-            await self.in_worker(unit.setup)
             context = self.context = hop.new_context()
+            self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
+            deaths = self._report_death()
+            await self.in_worker(unit.setup)
             await self._until_crash(play(self, unit))
             self.tell("stopped", report=self._report(unit))
             return EXIT_OK
@@ -182,6 +201,8 @@ class Process:
             log.debug("traceback", exc_info=True)
             return self._fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
         finally:
+            for report in deaths:
+                report.cancel()
             if unit is not None:
                 unit.close()
             if server is not None:
@@ -190,6 +211,19 @@ class Process:
             if context is not None:  # the last words go out; what a failure left open must not keep us here
                 context.destroy(linger=0)
             self._worker.shutdown(wait=False)
+
+    def _report_death(self) -> "list[asyncio.Task[None]]":
+        """Tell the sources if our predecessor has died at work."""
+        death = self.box.before
+        if death is None:
+            return []
+        sources = range(self.config.n_replicas(self.pipeline.names[0]))
+        me = f"{self.name}-{self.replica}"
+        to = self.context, self.run.token, self.config.hop
+        return [
+            self.background(report_death(to[0], self.commit_address(k), *to[1:], me, self._predecessor, death))
+            for k in sources
+        ]
 
     def tell(self, state: str, **facts: Any) -> None:
         """Enter a state and say so on standard output."""

@@ -17,7 +17,7 @@ All have `setup()` (may raise `UsageError`; "ready" means it has succeeded) and 
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from streamer.batcher import Part
@@ -152,8 +152,16 @@ class BatchStage(Unit, ABC):
         """
 
     @abstractmethod
-    def finish(self, block: Block, results: dict[str, Array]) -> Block:
-        """The block with its results, one per item of each queue."""
+    def finish(self, block: Block, results: dict[str, Array], why: Mapping[str, Mapping[int, str]]) -> Block:
+        """The block with its results, one per item of each queue.
+
+        Parameters
+        ----------
+        results : dict of str to array
+        why : mapping
+            By queue, the items whose inference raised, and what it said; their events are to be marked
+            (`streamer.block.with_failures`).
+        """
 
     @abstractmethod
     def failed(self, n_items: int) -> Array:

@@ -141,7 +141,9 @@ class Supervisor:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    async def _start(self, run_dir: Path, stage: str, replica: int) -> asyncio.subprocess.Process:
+    async def _start(
+        self, run_dir: Path, stage: str, replica: int, predecessor: str = ""
+    ) -> asyncio.subprocess.Process:
         arguments = [
             "--replica",
             str(replica),
@@ -149,6 +151,7 @@ class Supervisor:
             str(run_dir / "config.toml"),
             "--run-dir",
             str(run_dir),
+            *(("--predecessor", predecessor) if predecessor else ()),
         ]
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
@@ -185,9 +188,10 @@ class Supervisor:
             await asyncio.sleep(wait)
             if self._failure is not None or self._signals >= 2:
                 return
-            child.state, child.metrics_url, child.error = "starting", "", ""
+            how = child.error
+            child.state, child.metrics_url, child.error, child.report = "starting", "", "", {}
             child.exit_code = child.ended_at = None
-            child.process, child.report = await self._start(run_dir, child.stage, child.replica), {}
+            child.process = await self._start(run_dir, child.stage, child.replica, how)
             self._tell_over([child])
 
     def _tell_over(self, children: list[Child]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from streamer.batcher import Part
-from streamer.block import CORE_COLUMNS, Array, Block, Column, Columns, Schema, count_column
+from streamer.block import (
+    CORE_COLUMNS,
+    Array,
+    Block,
+    Column,
+    Columns,
+    Schema,
+    core_columns,
+    count_column,
+    with_failures,
+)
 from streamer.config import CoreConfig, HopConfig
 from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Process, Run
@@ -70,7 +80,7 @@ def toy_columns(n_events: int, first_event: int = 0) -> Columns:
 
 def toy_block(block_id: int = 1, n_events: int = 4, first_event: int = 0) -> Block:
     """A block as the schema `TOY` declares it."""
-    core = {"fedTime": np.full(n_events, time.time_ns()), "error": np.zeros(n_events, np.uint8)}
+    core = core_columns(np.full(n_events, time.time_ns()))
     columns = core | toy_columns(n_events, first_event)
     return Block(block_id, n_events, {name: columns[name] for name in TOY.by_name})
 
@@ -128,8 +138,11 @@ class ToyBatchStage(BatchStage):
             raise ValueError("a bad hit")
         return energies * 10
 
-    def finish(self, block: Block, results: dict[str, Array]) -> Block:
-        return block.with_columns({**block.columns, "Hit_energy": results["hits"].astype(np.float32)})
+    def finish(self, block: Block, results: dict[str, Array], why: Mapping[str, Mapping[int, str]]) -> Block:
+        columns: Columns = {**block.columns, "Hit_energy": results["hits"].astype(np.float32)}
+        events = np.repeat(np.arange(block.n_events), block.columns["nHit"])
+        failed = {int(events[item]): text for item, text in why["hits"].items()}
+        return block.with_columns(with_failures(columns, failed, self.mark))
 
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)

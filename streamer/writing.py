@@ -103,7 +103,8 @@ class Writing:
     def write(self, block: Block) -> None:
         metrics, fed = self.process.metrics, block.columns["fedTime"]
         begin, cpu_begin = time.perf_counter(), time.thread_time()
-        self.unit.write(block)
+        with self.process.box.working([block]):
+            self.unit.write(block)
         took = time.perf_counter() - begin
         self.process.worked_in_loop_s += time.thread_time() - cpu_begin
         now = time.time_ns()

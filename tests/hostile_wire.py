@@ -221,6 +221,7 @@ BLOCKS = [
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10}
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
 _COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]]}
+_DIED = {"kind": "died", "run": RUN, "life": "1", "name": "tagger-0", "how": "died", "ids": [[1, 2]]}
 _WELCOME = {"kind": "welcome", "run": RUN, "life": "l"}
 
 
@@ -287,6 +288,11 @@ TO_READER = [
     Hostile("a commit that is for nobody", _control(_COMMIT, of=None), "header"),
     Hostile("a credit to a reader", _control(_CREDIT), "header"),
     Hostile("a welcome to a reader", _control(_WELCOME), "header"),
+    Hostile("a death with the wrong token", _control(_DIED, run="guess"), "token"),
+    Hostile("a death without a name", _control(_DIED, name=...), "header"),
+    Hostile("a death that is not told how", _control(_DIED, how=5), "header"),
+    Hostile("a death without a life", _control(_DIED, life=...), "header"),
+    Hostile("a death at work upside down", _control(_DIED, ids=[[5, 1]]), "header"),
 ]
 
 

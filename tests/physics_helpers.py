@@ -33,7 +33,7 @@ from stages.records import INPUT
 from stages.tagger import Tagger
 from streamer import cli
 from streamer.batcher import Part
-from streamer.block import Block, Columns
+from streamer.block import Block, Columns, core_columns
 from streamer.supervisor import scrape
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,6 +202,32 @@ def sum_model(path: Path, shape: Sequence[int | str] = ("batch", 1, 32, 32), lim
     return save_graph(path, nodes, shape, output=(shape[0],), weights=weights)
 
 
+def deadly_model(path: Path, energy: float) -> Path:
+    """The score is the energy in the crop; a crop of exactly this energy kills the process that runs the network.
+
+    The least integer is divided by -1, which is more than the greatest; the processor refuses, and ONNX Runtime does
+    not look: SIGFPE.
+    """
+    nodes = [
+        helper.make_node("ReduceSum", ["crops", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Equal", ["sum", "deadly"], ["dies"]),
+        helper.make_node("Where", ["dies", "minus_one", "one"], ["divisor"]),
+        helper.make_node("Div", ["least", "divisor"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["large"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["large", "zero"], ["nothing"]),
+        helper.make_node("Add", ["sum", "nothing"], ["score"]),
+    ]
+    weights = {
+        "axes": np.array([1, 2, 3], np.int64),
+        "deadly": np.array(energy, np.float32),
+        "minus_one": np.array([-1], np.int64),
+        "one": np.array([1], np.int64),
+        "least": np.array([-(1 << 63)], np.int64),
+        "zero": np.array([0], np.float32),
+    }
+    return save_graph(path, nodes, ("batch", 1, 32, 32), output=("batch",), weights=weights)
+
+
 def model_for_scores(folder: Path) -> Path:
     """The packaged network where there is one, else a random one."""
     return PACKAGED_MODEL if PACKAGED_MODEL.exists() else conv_model(folder / "random.onnx")
@@ -213,7 +239,7 @@ def model_for_scores(folder: Path) -> Path:
 def hits_block(config: Config, columns: Columns, n_events: int, block_id: int = 1) -> Block:
     """Input columns as the reader sends them; what is missing is zero, or what it means that it is missing."""
     schema = records.hits(config)
-    out = columns | records.complete(config, columns, n_events)
+    out = core_columns(np.zeros(n_events, np.int64)) | columns | records.complete(config, columns, n_events)
     out["sourceEntry"] = np.arange(n_events, dtype=np.int64)
     for column in schema.columns:
         if column.name not in out:
@@ -251,7 +277,7 @@ def infer_all(tagger: Tagger, block: Block) -> Block:
         size = tagger.queues[queue]
         parts = [[Part(block, first, min(first + size, n))] for first in range(0, n, size)]
         results[queue] = np.concatenate([tagger.failed(0), *(tagger.infer(queue, part).copy() for part in parts)])
-    done = tagger.finish(block, results)
+    done = tagger.finish(block, results, {})
     tagger.outputs.check(done.columns, block.n_events)
     return done
 

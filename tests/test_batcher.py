@@ -28,6 +28,17 @@ TABLE = [
     ("full comes before late", [(0, ("a", 5)), (99, "ask", "full: a0-4"), (99, "ask", "max_wait: a4-5")]),
     ("late comes before drained", [(0, ("a", 1)), (10, "drain", "max_wait: a0-1")]),
     ("draining waits for nobody", [(0, ("a", 1)), (1, "drain", "drain: a0-1"), (1, "drain", None)]),
+    (
+        "who is to be alone shares no batch",
+        [(0, ("a", 1)), (0, ("b", 1, "alone")), (1, ("c", 1)), (1, "ask", 10.0), (10, "ask", "max_wait: a0-1"),
+         (10, "ask", "alone: b0-1"), (10, "ask", 11.0)],
+    ),
+    ("who is alone is not waited for", [(0, ("a", 1, "alone")), (0, "ask", "alone: a0-1")]),
+    (
+        "who is alone may need several batches",
+        [(0, ("a", 6, "alone")), (0, ("b", 9)), (0, "ask", "alone: a0-4"), (0, "ask", "alone: a4-6"),
+         (0, "ask", "full: b0-4")],
+    ),
     ("asked late", [(0, ("a", 1)), (1e6, "ask", "max_wait: a0-1")]),
 ]  # fmt: skip
 
@@ -45,7 +56,7 @@ def test_arrivals_lead_to_decisions(steps: list[tuple[float, object, object]]) -
     for step in steps:
         now, what = step[:2]
         if isinstance(what, tuple):
-            batcher.add(*what, now)
+            batcher.add(*what[:2], now, alone=what[2:] == ("alone",))
         else:
             assert answer(batcher.next(now, draining=what == "drain")) == step[2]
 

@@ -234,7 +234,7 @@ def test_as_many_columns_as_allowed_travel() -> None:
 
 def test_reason_and_detail_are_told() -> None:
     with pytest.raises(WireError, match="size: column 'Hit_energy' announces") as refusal:
-        decode([*good()[:5], b"", *good()[6:]], RUN, TOY)
+        decode([*good()[:7], b"", *good()[8:]], RUN, TOY)
     assert refusal.value.reason == "size"
 
 

@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamer.batcher import REASONS, Part
+from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
 from streamer.engine import Engine
 from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.testing import ToyBatchStage, toy_block
+
+Why = Mapping[str, Mapping[int, str]]
 
 NEVER_S = 1000.0
 WAIT_S = 20.0
@@ -22,7 +26,7 @@ WAIT_S = 20.0
 class Bench:
     """An engine at work, and what came out of it."""
 
-    def __init__(self, stage: ToyBatchStage) -> None:
+    def __init__(self, stage: ToyBatchStage, box: BlackBox) -> None:
         self.stage = stage
         self.metrics = StageMetrics("tagger", 0, {})
         batches = BatchMetrics.of(CollectorRegistry(), stage.queues, REASONS)
@@ -30,7 +34,7 @@ class Bench:
         self.done: queue.Queue[tuple[Block, str]] = queue.Queue()
         self.crashes: queue.Queue[BaseException] = queue.Queue()
         self.engine: Engine[str] = Engine(
-            stage, self.metrics, batches, lambda *item: self.done.put(item), self.crashes.put
+            stage, self.metrics, batches, box, lambda *item: self.done.put(item), self.crashes.put
         )
 
     def submit(self, *blocks: Block) -> None:
@@ -50,11 +54,11 @@ Make = Callable[..., Bench]
 
 
 @pytest.fixture
-def bench() -> Iterator[Make]:
+def bench(tmp_path: Path) -> Iterator[Make]:
     made: list[Bench] = []
 
     def make(stage: ToyBatchStage | None = None, **settings: Any) -> Bench:
-        made.append(Bench(stage or ToyBatchStage(**settings)))
+        made.append(Bench(stage or ToyBatchStage(**settings), BlackBox(tmp_path / "box")))
         return made[-1]
 
     yield make
@@ -186,8 +190,8 @@ class TwoQueues(ToyBatchStage):
         self.order.append((queue, self.batches[-1]))
         return results if queue == "wide" else results * 100
 
-    def finish(self, block: Block, results: dict[str, Array]) -> Block:
-        return super().finish(block, {"hits": results["wide"] + results["narrow"]})
+    def finish(self, block: Block, results: dict[str, Array], why: Why) -> Block:
+        return super().finish(block, {"hits": results["wide"] + results["narrow"]}, {"hits": why["wide"]})
 
 
 def test_every_queue_has_batches_of_its_own_and_a_block_waits_for_all(bench: Make) -> None:
@@ -233,7 +237,7 @@ class Short(ToyBatchStage):
 class Clumsy(ToyBatchStage):
     """Cannot put results into a block."""
 
-    def finish(self, block: Block, results: dict[str, Array]) -> Block:
+    def finish(self, block: Block, results: dict[str, Array], why: Why) -> Block:
         raise KeyError("score")
 
 

@@ -13,8 +13,9 @@ import zmq.asyncio
 from hostile_wire import RUN, Hostile, good, header_of, message
 
 from streamer import hop
+from streamer.blackbox import Death
 from streamer.block import Block, Column, Schema, decode, encode, read_header
-from streamer.commits import CommitReceiver, CommitSender
+from streamer.commits import CommitReceiver, CommitSender, report_death
 from streamer.config import HopConfig
 from streamer.errors import UsageError
 from streamer.runner import Run
@@ -51,6 +52,7 @@ class Bench:
         )
         self.refused: list[str] = []
         self.told: list[Any] = []
+        self.deaths: list[Any] = []
         self.context = hop.new_context()
         self._made: list[Any] = []
 
@@ -73,8 +75,9 @@ class Bench:
         """A reader's end; what writers have comes into `self.told`."""
         writers = [f"writer-{k}" for k in range(n_writers)]
         hear = lambda *told: self.told.append(told)  # noqa: E731
+        died = lambda *told: self.deaths.append(told)  # noqa: E731
         at, refused = self.at, self.refused.append
-        return self._keep(CommitReceiver(self.context, at, RUN, self.config, writers, came.extend, hear, refused))
+        return self._keep(CommitReceiver(self.context, at, RUN, self.config, writers, came.extend, hear, died, refused))
 
     def committer(self, have: Sequence[tuple[int, int]] = (), run: str = RUN, name: str = "writer-0") -> CommitSender:
         at, refused = self.at, self.refused.append
@@ -735,9 +738,19 @@ async def test_reader_refuses_the_corpus_and_goes_on(transport: str, run: Run) -
         await throw(stranger.socket, corpus)
         wanted = [of_router(h) for h in FOR_ROUTERS] + [h.reason for h in corpus[len(FOR_ROUTERS) :]]
         await assert_refused(ends, corpus, wanted)
-        assert came == []
+        assert came == ends.deaths == []
         await writer.commit([(7, 8)])
         await until(lambda: came == [(7, 8)])
+
+
+async def test_a_death_is_told_until_it_is_noted_and_counts_once(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        death, tell = Death("a life", [(8, 15), (40, 40)]), (RUN, ends.config, "tagger-0", "died of SIGFPE")
+        telling = [asyncio.create_task(report_death(ends.context, ends.at, *tell, death)) for _ in range(2)]
+        await asyncio.sleep(0)
+        ends.commits([])  # only now somebody listens
+        await asyncio.gather(*telling)
+        assert ends.deaths == [("tagger-0", "died of SIGFPE", [(8, 15), (40, 40)])]
 
 
 async def test_writer_refuses_the_corpus_and_goes_on(run: Run) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.ledger import EARLY_S, QUIET_S, IdSet, Kept, Ledger, Stripes, Window
-from streamer.testing import toy_block
+from streamer.testing import TOY, toy_block
 
 spans = st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda pair: (pair[0], sum(pair)))
 """Closed intervals of numbers."""
@@ -271,6 +271,47 @@ def test_a_block_in_doubt_that_comes_to_disk_after_all_overtakes_nobody() -> Non
     blocks.add(toy_block(300, 10), 3.0)
     assert late(blocks, 3.0 + QUIET_S - 0.1) == []
     assert late(blocks, 3.0 + QUIET_S) == [(300, 2)]
+
+
+def attempts(blocks: Window, now: float = 50.0) -> list[tuple[int, int, bool]]:
+    return [(block.id, block.n_events, block.alone) for block in blocks.overdue(now)]
+
+
+def test_blocks_that_a_process_died_near_travel_alone() -> None:
+    blocks = window(10, 10, 10)
+    assert blocks.died([(100, 119)], TOY) == []
+    assert attempts(blocks, 0.0) == [(100, 10, True), (110, 10, True)]
+
+
+def test_a_block_that_kills_alone_is_split_and_an_event_that_kills_twice_alone_is_poison() -> None:
+    blocks = window(4, 4)
+    for _ in range(2):
+        assert blocks.died([(100, 103)], TOY) == []
+    assert attempts(blocks, 0.0) == [(100, 1, True), (101, 1, True), (102, 1, True), (103, 1, True)]
+    assert (len(blocks), blocks.events) == (5, 8)
+    assert blocks.died([(102, 102)], TOY) == []
+    assert attempts(blocks, 0.0) == [(102, 1, True)]
+    (poison,) = blocks.died([(102, 102)], TOY)
+    assert poison.id == 102
+    assert poison.columns["event"].tolist() == [2]
+    blocks.replace(poison.with_columns({"event": poison.columns["event"] + 7}))
+    assert [block.columns["event"].tolist() for block in blocks.overdue(0.0)] == [[9]]
+    blocks.commit([(100, 107)], 1.0)
+    assert (len(blocks), blocks.events) == (0, 0)
+
+
+def test_a_death_at_an_older_cut_of_the_block_is_nobodys_fault() -> None:
+    blocks = window(4)
+    for _ in range(2):
+        blocks.died([(100, 103)], TOY)
+    for _ in range(5):
+        assert blocks.died([(100, 103)], TOY) == []
+
+
+def test_a_death_at_work_that_is_done_is_forgotten() -> None:
+    blocks = window(4)
+    assert blocks.died([(0, 50)], TOY) == []
+    assert attempts(blocks, 1.0) == []
 
 
 def test_committed_blocks_are_never_overdue() -> None:

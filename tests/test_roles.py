@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamer.block import Block, Columns
+from streamer.block import Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
 from streamer.feeding import Feeding
@@ -266,6 +266,10 @@ async def test_failing_events_travel_on_and_are_counted_where_they_failed(run: R
         errors = {int(e): int(mark) for b in sink.blocks for e, mark in zip(b.columns["event"], b.columns["error"],
                                                                             strict=True) if mark}  # fmt: skip
         assert errors == {7: FRAMER_MARK, 8: FRAMER_MARK, 64: FRAMER_MARK}
+        why = {block.id + i: text for block in sink.blocks for i, text in failures(block.columns).items()}
+        assert list(why) == [7, 8, 64]
+        assert all(text.splitlines()[:2] == [f"ValueError: event {event} is bad", "Traceback (most recent call last):"]
+                   for event, text in why.items())  # fmt: skip
         assert [done_events(process, "error") for process in processes] == [0, 3, 0, 3]
         assert [done_events(process) for process in processes] == [100, 97, 100, 97]
 

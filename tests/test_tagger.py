@@ -15,6 +15,7 @@ from stages.config import Config
 from stages.detector.ecal import eb_detid
 from stages.tagger import Tagger, fill_crops
 from streamer.batcher import Part
+from streamer.block import failures
 from streamer.errors import UsageError
 
 
@@ -234,15 +235,16 @@ def test_a_score_that_is_no_number_marks_its_event_alone(tmp_path: Path, caplog:
     assert columns["error"].tolist() == [0, 4, 0, 0, 4]
     found = per_event(columns, "Photon_egScore")
     np.testing.assert_allclose(np.concatenate(found), [1, 2, -1, 3, -1], rtol=1e-5)
-    assert "2 scores of block 1 are not finite" in caplog.text
+    assert "eg: no score for 2 events of block 1" in caplog.text
+    assert failures(columns) == {1: "the score of the eg tagger is nan", 4: "the score of the eg tagger is nan"}
 
 
 def test_items_that_failed_are_marked_like_that_too(tmp_path: Path) -> None:
     chain = Chain(config(sum_model(tmp_path / "sum.onnx")))
     block = chain.crops(columns_of(events_with([[1.0], [2.0, 3.0]])), 2)
     results = np.concatenate([np.array([1.0], np.float32), chain.tagger.failed(2)])
-    done = chain.tagger.finish(block, {"eg": results})
-    assert done.columns["error"].tolist() == [0, 4]
+    done = chain.tagger.finish(block, {"eg": results}, {"eg": {2: "ValueError: no"}})
+    assert failures(done.columns) == {1: "ValueError: no"}
     assert done.columns["Photon_egScore"].tolist() == [1, -1, -1]
 
 

@@ -1,0 +1,94 @@
+"""Events that fail: one that kills whoever works on it, one whose score is no number, one that a stage refuses."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uproot
+from physics_helpers import Processes, call, deadly_model, event, sum_model, write_hits
+
+from stages.detector.ecal import eb_detid
+
+N_EVENTS, DEADLY, BEYOND = 10_000, 4321, 9_990
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The event i has one photon, whose score is i + 1."""
+    folder = tmp_path_factory.mktemp("poison")
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(N_EVENTS)]
+    return write_hits(folder / "events.root", events)
+
+
+@pytest.fixture
+def streamer(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as made:
+        yield made
+
+
+def scores(out: Path) -> tuple[Any, Any]:
+    """Errors and scores by event."""
+    with uproot.open(out / "scores.root") as file:
+        columns = file["Events"].arrays(["sourceEntry", "error", "nPhoton", "Photon_egScore"], library="np")
+    np.testing.assert_array_equal(columns["sourceEntry"], np.arange(N_EVENTS))
+    return columns["error"], columns["Photon_egScore"]
+
+
+def failed(out: Path) -> list[dict[str, Any]]:
+    code, said, _ = call("errors", out, "--json")
+    assert code == 0
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_an_event_that_kills_is_set_aside_and_its_neighbours_come_out(
+    streamer: Processes, inputs: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "out", deadly_model(tmp_path / "deadly.onnx", DEADLY + 1)
+    fast = ["--set", "supervisor.backoff_max=0.1"]
+    process = streamer("run", inputs, "--output", out, "--tagger", f"eg={model}", "--replicas", "tagger=2", *fast)
+    process.check()
+    assert "died of SIGFPE" in process.err
+    errors, found = scores(out)
+    assert np.flatnonzero(errors).tolist() == [DEADLY]
+    good = np.delete(np.arange(N_EVENTS), DEADLY)
+    np.testing.assert_array_equal(np.concatenate(found[good]), good + 1)
+    assert call("ledger", out)[0] == 0
+
+    (line,) = failed(out)
+    assert (line["number"], line["event"], line["sourceEntry"]) == (DEADLY, DEADLY, DEADLY)
+    assert (line["source"], line["stage"]) == (str(inputs), "tagger")
+    assert "died of SIGFPE" in line["reason"]
+    again = shlex.split(line["again"])
+    with uproot.open(again[2]) as one, uproot.open(inputs) as all_of_them:
+        assert one["Events"].num_entries == 1
+        for branch in all_of_them["Events"].branches:
+            before = branch.array(library="np", entry_start=DEADLY, entry_stop=DEADLY + 1)
+            np.testing.assert_array_equal(one["Events"][branch.name].array(library="np")[0], before[0])
+
+    retry = streamer(*again[1:])
+    retry.check()
+    assert "died of SIGFPE" in retry.err
+    (line,) = failed(Path(again[-1]))
+    assert "died of SIGFPE" in line["reason"]
+
+
+def test_a_score_that_is_no_number_costs_its_event_alone(streamer: Processes, inputs: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "nan.onnx", limit=float(BEYOND) + 0.5)
+    process = streamer("run", inputs, "--output", out, "--tagger", f"eg={model}")
+    process.check()
+    errors, _ = scores(out)
+    assert np.flatnonzero(errors).tolist() == list(range(BEYOND, N_EVENTS))
+    lines = failed(out)
+    assert [line["sourceEntry"] for line in lines] == list(range(BEYOND, N_EVENTS))
+    assert {line["reason"] for line in lines} == {"the score of the eg tagger is nan"}
+    assert "10 events could not be processed; see which, and why: streamer errors" in process.err
+    code, said, _ = call("errors", out)
+    assert (code, f"entry {BEYOND} of {inputs}" in said) == (0, True)
+    retry = streamer(*shlex.split(lines[0]["again"])[1:])
+    retry.check()
+    assert failed(Path(shlex.split(lines[0]["again"])[-1]))[0]["reason"] == "the score of the eg tagger is nan"
