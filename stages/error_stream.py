@@ -54,6 +54,7 @@ class ErrorStream:
         self._wanted: queue.Queue[tuple[int, int] | None] = queue.Queue(_WAITING)
         self._saver: threading.Thread | None = None
         self._told_limit = False
+        self._lost: set[tuple[int, int]] = set()  # what cannot be saved
 
     def path(self, segment: int) -> Path:
         """The lines of a file of scores."""
@@ -175,7 +176,7 @@ class ErrorStream:
 
     def _save(self, number: int, entry: int) -> None:
         path = self.folder / f"{number}-{entry}.root"
-        if path.exists() or number >= len(self.inputs):
+        if path.exists() or number >= len(self.inputs) or (number, entry) in self._lost:
             return
         most = self.config.writer.error_files
         if sum(1 for _ in self.folder.glob("[0-9]*-[0-9]*.root")) >= most:
@@ -186,7 +187,9 @@ class ErrorStream:
         try:
             save_event(self.inputs[number], entry, self.config.input, path)
         except (UsageError, OSError, ValueError) as error:
-            log.error("%s: entry %d cannot be saved: %s", shown(self.inputs[number]), entry, error)
+            if len(self._lost) < most:
+                self._lost.add((number, entry))
+                log.error("%s: entry %d cannot be saved: %s", shown(self.inputs[number]), entry, error)
 
 
 def save_event(source: Path | str, entry: int, config: InputConfig, path: Path) -> None:

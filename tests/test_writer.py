@@ -103,7 +103,8 @@ def assert_holds(path: Path, ks: list[int]) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
+                  if path.is_file() and path.parent.name != "errors")  # fmt: skip
 
 
 def kept(writer: Writer) -> list[int]:
