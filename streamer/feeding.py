@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamer import hop
+from streamer import hop, keeping
 from streamer.block import Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
 from streamer.fedbook import FedBook
@@ -48,11 +48,8 @@ class Feeding:
 
     def sink_has(self, sink: int, intervals: Intervals, again: bool) -> None:
         """A sink has told everything that it has on disk."""
-        for first, last in intervals:
-            self.kept.sets[sink].add(first, last)
+        keeping.sink_has(self.window, self.kept, sink, intervals, again, time.monotonic())
         if again:
-            self.window.commit(self.kept.of(sink), time.monotonic())
-            self.window.doubt(sink, self.stripes)
             self.space.set()
 
     def died(self, name: str, how: str, working: Intervals) -> None:

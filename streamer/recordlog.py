@@ -60,6 +60,8 @@ class Log:
             self.places, self._end = scan(path, mark, damaged)
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)  # what a predecessor wrote and perhaps did not bring to disk
+            if not self._end:
+                _sync_names(path)
         except BaseException:
             os.close(self._fd)
             raise
@@ -126,6 +128,16 @@ class Log:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _sync_names(path: Path) -> None:
+    """Bring to disk that a file is in its folder, and that in its own: a file's fsync does not promise that."""
+    for folder in path.absolute().parents[:2]:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def scan(path: Path, mark: bytes, damaged: Damaged) -> tuple["array[int]", int]:

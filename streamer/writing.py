@@ -11,7 +11,7 @@ import numpy as np
 
 from streamer.block import Array, Block
 from streamer.commits import CommitSender
-from streamer.ledger import IdSet
+from streamer.keeping import Keeping
 from streamer.metrics import SinkMetrics
 from streamer.stage import Sink
 
@@ -31,19 +31,12 @@ class Writing:
     def __init__(self, process: "Process", unit: Sink) -> None:
         self.process, self.unit = process, unit
         self.latencies = SinkMetrics(process.metrics.registry)
-        self.stripes = process.stripes
-        self.on_disk = IdSet(unit.kept())
-        self.have = IdSet(self.on_disk)
-        self.fresh = IdSet()
+        self.keeping = Keeping(process.stripes, unit.inputs, unit.kept())
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
         self.done: deque[tuple[int, int, int]] = deque(maxlen=DONE_BLOCKS)  # events, fed and done [Unix ns]
         self.wake = asyncio.Event()
         self.over = False
-
-    def local(self, first: int, last: int) -> tuple[int, int]:
-        """Events as this sink counts its own."""
-        return self.stripes.to_local(first), self.stripes.to_local(last)
 
     def commit_senders(self) -> list[CommitSender]:
         process = self.process
@@ -54,7 +47,7 @@ class Writing:
                 process.run.token,
                 process.config.hop,
                 f"{process.name}-{process.replica}",
-                lambda: self.on_disk,
+                lambda: self.keeping.on_disk,
                 process.refused,
             )
             for k in range(len(process.replicas_of(process.pipeline.names[0])))
@@ -91,14 +84,11 @@ class Writing:
 
     def take(self, block: Block) -> None:
         """Write those events of a block that we have not: of the others the commit was lost, and is sent again."""
-        first, last = self.local(block.id, block.id + block.n_events - 1)
-        new = self.have.missing(first, last)
-        self.fresh.add(block.id, block.id + block.n_events - 1)
-        if new != [(first, last)]:
+        parts = self.keeping.take(block)
+        if sum(part.n_events for part in parts) < block.n_events:
             self.process.metrics.redelivered.inc()
-        self.have.add(first, last)
-        for a, b in new:
-            self.write(block.part(self.unit.inputs, a - first, b - first + 1))
+        for part in parts:
+            self.write(part)
 
     def write(self, block: Block) -> None:
         metrics, fed = self.process.metrics, block.columns["fedTime"]
@@ -131,15 +121,13 @@ class Writing:
             await self.sync()
 
     async def sync(self) -> None:
-        ids, times = self.fresh, self.fresh_times
-        self.fresh, self.fresh_times, self.n_fresh = IdSet(), [], 0
+        times, self.fresh_times, self.n_fresh = self.fresh_times, [], 0
         begin = time.perf_counter()
+        self.keeping.begin_sync()
         await self.unit.sync()
-        for first, last in ids:
-            for a, b in self.stripes.cut(first, last):
-                self.on_disk.add(*self.local(a, b))
+        done = self.keeping.end_sync()
         if times:
             self.process.metrics.busy.inc(time.perf_counter() - begin)
             self.latencies.commit_latency.observe((time.time_ns() - np.concatenate(times)) * 1e-9)
         for sender in self.commits:
-            await sender.commit(ids)
+            await sender.commit(done)

@@ -306,6 +306,15 @@ def test_what_a_predecessor_wrote_is_on_disk_before_it_counts(tmp_path: Path, mo
     assert synced == [before.path.stat().st_size]
 
 
+def test_the_name_of_a_new_log_is_on_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    folder = tmp_path / "books"
+    folder.mkdir()
+    Made(folder / "log").log.close()
+    assert {path.stat().st_ino for path in (folder, tmp_path)} <= set(synced)
+
+
 def record(payload: bytes) -> bytes:
     """A record as a log holds it."""
     return _PREFIX.pack(len(payload), zlib.crc32(payload)) + payload

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,7 @@ from streamer.testing import (
     toy_block,
     until,
 )
+from streamer.writing import Writing
 
 NAMES = ["reader", "framer", "tagger", "writer"]
 FRAMER_MARK = 2
@@ -342,6 +343,61 @@ async def test_the_writer_drops_what_it_has(run: Run) -> None:
         assert sink.events == list(range(100))
         assert redelivered(reader) >= redelivered(writer) >= 5
         assert done_events(writer) == 100
+
+
+async def test_what_comes_during_a_sync_is_committed_after_the_next() -> None:
+    told: list[object] = []
+
+    class Busy(ToySink):
+        async def sync(self) -> None:
+            if len(self.blocks) == 1:
+                writing.take(toy_block(5, 4))
+            told.append("on disk")
+
+    class Sender:
+        async def commit(self, ids: Iterable[tuple[int, int]]) -> None:
+            told.append(list(ids))
+
+    process: Any = SimpleNamespace(
+        metrics=StageMetrics("writer", 0, {}),
+        stripes=Stripes(),
+        facts={},
+        worked_in_loop_s=0.0,
+        book_done=lambda block, unit, bad: None,
+    )
+    writing = Writing(process, Busy())
+    commits: Any = [Sender()]
+    writing.commits = commits
+    writing.take(toy_block(1, 4))
+    await writing.sync()
+    await writing.sync()
+    assert told == ["on disk", [(1, 4)], "on disk", [(5, 8)]]
+
+
+async def test_each_writer_gets_its_own_events_wherever_blocks_begin(run: Run) -> None:
+    settings = config().model_copy(update={"replicas": {"writer": 2}})
+    async with chain(run, settings, ["reader", "writer"]) as made:
+        sinks = ToySink(), ToySink()
+        made.start("reader", ToySource(200, step=12))
+        for replica, sink in enumerate(sinks):
+            made.start("writer", sink, replica)
+        assert await made.codes() == [0] * 3
+        for replica, sink in enumerate(sinks):
+            assert sink.events == [i for i in range(200) if i // 8 % 2 == replica]
+
+
+async def test_what_is_on_disk_from_before_is_not_fed(run: Run) -> None:
+    class Resumed(ToySink):
+        def kept(self) -> list[tuple[int, int]]:
+            return [(0, 9), (50, 99)]
+
+    async with chain(run, names=["reader", "writer"]) as made:
+        sink = Resumed()
+        reader = made.start("reader", ToySource(120))
+        made.start("writer", sink)
+        assert await made.codes() == [0, 0]
+        assert sink.events == [*range(10, 50), *range(100, 120)]
+        assert done_events(reader) == 60
 
 
 # --- Stops ---

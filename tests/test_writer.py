@@ -21,6 +21,7 @@ from stages.manifest import Manifest
 from stages.writer import SCORES, Writer, finish, finish_run, prepare_folder, resumed, write_scores
 from streamer.block import Block
 from streamer.errors import StreamerError, UsageError
+from streamer.journal import Journal
 from streamer.ledger import Stripes
 
 MANIFEST = "books/writer-0.manifest"
@@ -182,6 +183,24 @@ async def test_what_comes_while_a_file_is_being_finished_goes_into_the_next(tmp_
     await ended(writer)
     found = [event for file in names(tmp_path) if file != MANIFEST for event in read_scores(tmp_path / file)["event"]]
     assert found == [10 * k + j for k in (1, 2, 3) for j in range(3)]
+
+
+async def test_what_comes_during_the_last_sync_of_a_file_goes_into_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_sync, late = Journal.sync, [block(2)]
+
+    async def sync(self: Journal) -> None:
+        await true_sync(self)
+        while late:
+            writer.write(late.pop())
+
+    monkeypatch.setattr(Journal, "sync", sync)
+    writer = started(tmp_path, segment_events=3)
+    await fed(writer, [1])
+    await ended(writer)
+    assert_holds(tmp_path / SCORES, [1])
+    assert_holds(tmp_path / "scores_1.root", [2])
 
 
 async def test_a_file_that_ends_with_the_stream_is_the_last(tmp_path: Path) -> None:
