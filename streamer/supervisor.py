@@ -50,6 +50,7 @@ class Child:
     state: str = "starting"
     metrics_url: str = ""
     error: str = ""
+    again: bool = True  # whether it may help to start it again
     exit_code: int | None = None
     ended_at: float | None = None
     deaths: list[float] = field(default_factory=list)
@@ -172,11 +173,11 @@ class Supervisor:
                 return
             child.error = child.error or _died(code)
             if self._over:  # everything is on disk; what is left is to close the files
-                log.warning("%s %s at the end of the stream", child.name, child.error)
+                log.warning("%s, at the end of the stream: %s", child.name, child.error)
                 self._unfinished = True
                 await self._break_off()
                 return
-            wait = None if code == EXIT_USAGE else self._backoff(child)
+            wait = self._backoff(child) if child.again and code != EXIT_USAGE else None
             if wait is None:
                 self._failure = child
                 await self._break_off()
@@ -223,6 +224,7 @@ class Supervisor:
                 continue
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
+            child.again = news.get("again", child.again)
             child.report = news.get("report", child.report)
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
@@ -302,9 +304,12 @@ class Supervisor:
                 self._signal(child, signal.SIGKILL)
 
     async def _break_off(self) -> None:
-        for child in self.children:
+        """Only the sinks have something to save, and they leave quickly while those before them are there; the others
+        would wait for events that cannot come out any more."""
+        sinks = [child for child in self.children if child.stage == self.pipeline.names[-1]]
+        for child in sinks:
             self._signal(child, signal.SIGTERM)
-        waits = [asyncio.ensure_future(child.process.wait()) for child in self.children]
+        waits = [asyncio.ensure_future(child.process.wait()) for child in sinks]
         await asyncio.wait(waits, timeout=STOP_GRACE_S)
         for child in self.children:
             self._signal(child, signal.SIGKILL)
