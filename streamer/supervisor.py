@@ -152,7 +152,7 @@ class Supervisor:
             str(run_dir),
         ]
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
+            *(sys.executable, "-m", self.pipeline.program, "stage", stage, *arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
