@@ -43,7 +43,7 @@ class Log:
     Attributes
     ----------
     places : array of int
-        Where each record begins, but for the first.
+        Where each record begins that was there before, but for the first.
 
     Raises
     ------
@@ -68,24 +68,21 @@ class Log:
             raise
         self._tail, self._flushed = Tail(self._fd, self._end), self._end
         self._put = aiofiles.os.wrap(self._tail.put)
+        self._flushing = asyncio.Lock()
         if not self._end:
-            self._append(msgpack.packb(about))
+            self.add(msgpack.packb(about))
 
-    def _append(self, payload: bytes) -> int:
+    def add(self, payload: bytes) -> int:
+        """Take a record, which is on disk after the next `sync`; returns where it begins."""
         place = self._end
         self._fresh.append(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
         self._end += len(self._fresh[-1])
         return place
 
-    def add(self, payload: bytes) -> None:
-        """Take a record; it is on disk after the next `sync`."""
-        self.places.append(self._append(payload))
-
     def take_back(self, n: int) -> None:
         """Forget the last `n` records that were added; they must not have been written."""
-        for payload in self._fresh[len(self._fresh) - n :]:
-            self._end -= len(payload)
-        del self._fresh[len(self._fresh) - n :], self.places[len(self.places) - n :]
+        for _ in range(n):
+            self._end -= len(self._fresh.pop())
 
     async def sync(self) -> None:
         """Write and fsync what was added.
@@ -125,15 +122,16 @@ class Log:
         OSError
             What was written since the last time is no longer there; the next `write` writes it again.
         """
-        n, end = len(self._loose), self._tail.size
-        try:
-            await asyncio.to_thread(os.fsync, self._fd)
-        except OSError:
-            self._fresh, self._loose = self._loose + self._fresh, []
-            self._tail.cut_back(self._flushed)
-            raise
-        del self._loose[:n]
-        self._flushed = end
+        async with self._flushing:
+            n, end = len(self._loose), self._tail.size
+            try:
+                await asyncio.to_thread(os.fsync, self._fd)
+            except OSError:
+                self._fresh, self._loose = self._loose + self._fresh, []
+                self._tail.cut_back(self._flushed)
+                raise
+            del self._loose[:n]
+            self._flushed = end
 
     def close(self) -> None:
         os.close(self._fd)
