@@ -20,13 +20,14 @@ Exit code 0: flat, and the books close; 1: not; 2: it could not be measured.
 
 import argparse
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -106,6 +107,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of streamer run")
     parser.add_argument("--output", type=Path, help="a new folder for the results (default: in /tmp)")
     parser.add_argument("--keep", action="store_true", help="leave the results there")
+    parser.add_argument("--save", type=Path, metavar="FILE.json", help="every sample, to look at")
     return parser.parse_args()
 
 
@@ -117,6 +119,8 @@ def soak(start: Processes, options: argparse.Namespace) -> int:
     run = begun(start, options, out, "--rate", rate, "--set", f"writer.segment_events={segment}")
     say(f"feeding {rate:,.0f} events/s for {options.minutes:g} minutes; {segment:,} events a file")
     seen = watched(run, seconds)
+    if options.save:
+        options.save.write_text(json.dumps(asdict(seen)))
     run.signal(SIGTERM)
     code = run.wait(120)
     if code:
