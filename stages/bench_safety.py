@@ -195,8 +195,8 @@ def show(result: Result) -> None:
     held = "yes" if result.cost <= result.claim else "[bold red]no[/]"
     tail = Table.grid(padding=(0, 2))
     tail.add_column(style="bold")
-    ratios = ", ".join(f"{ratio:.3f}" for ratio in sorted(result.ratios))
-    tail.add_row("with / without", f"[bold]{1 - result.cost:.3f}[/], spread {result.spread:.3f} ({ratios})")
+    tail.add_row("with / without", f"[bold]{1 - result.cost:.3f}[/], spread {result.spread:.3f}")
+    tail.add_row("  by round", " ".join(f"{ratio:.2f}" for ratio in sorted(result.ratios)))
     one, other = (sum(way.cpu_s.values()) for way in ways)
     tail.add_row("CPU with / without", f"{one / other:.3f}")
     tail.add_row("safety costs", f"[bold]{result.cost:.1%}[/] of the throughput; at most {result.claim:.0%}: {held}")

@@ -73,7 +73,8 @@ class Ext4:
     def repair(self) -> None:
         """What is there now was on the disk: nothing is kept of what the kernel remembers."""
         self.revive()
-        subprocess.run(["umount", self.path], check=True)
+        # The last threads of a process that was killed hold its files for a moment.
+        wait_until(lambda: not subprocess.run(["umount", self.path], capture_output=True).returncode, "its last user")
         self._mount()
 
 
@@ -119,8 +120,10 @@ def start(streamer: Processes, inputs: list[Path], tmp_path: Path) -> Any:
 def resume(streamer: Processes) -> Any:
     """Goes on with a run: slowly again, or to its end as fast as it can."""
 
-    def begun(out: Path, rate: int = 0, patience: float = 60) -> Process:
-        return streamer("run", "--resume", out, "--rate", rate, "--set", f"writer.disk_patience={patience}")
+    def begun(out: Path, rate: int = 0) -> Process:
+        size = 8 if rate else 256
+        return streamer("run", "--resume", out, "--rate", rate, "--set", "writer.disk_patience=60",
+                        "--set", f"feed.block_events={size}")  # fmt: skip
 
     return begun
 
