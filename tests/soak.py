@@ -7,8 +7,9 @@ the given share of it, for the given time, and every two seconds each process is
 is warm-up. What is left is flat when, for each process,
 
 * memory (USS: what is its alone) grows by less than 2 % or 2 MB over that time, or by less than twice the uncertainty
-  of its slope. The slope is a straight line through the means of 20 equal pieces of the time, as samples that lie near
-  each other are not independent; its uncertainty comes from how far the means lie from the line;
+  of its slope, or in the second half less than half as fast: what leaks goes on. The slope is that of a straight line
+  through the means of 20 equal pieces of the time, as samples that lie near each other are not independent; its
+  uncertainty comes from how far the means lie from the line;
 * it has no more files in the last third than in the first one, at least (one that is being made is open for a moment),
   and no more than two more threads (a pool of them fills up);
 
@@ -278,7 +279,7 @@ def told(seen: Seen, rate: float) -> list[str]:
     late = at_s >= WARM_UP * at_s[-1]
     span = float(at_s[-1] - at_s[late][0])
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("process", "RSS", "USS", "USS slope", "growth", "files", "threads", "in flight"):
+    for title in ("process", "RSS", "USS", "USS slope", "2nd half", "growth", "files", "threads", "in flight"):
         table.add_column(title, justify="left" if title == "process" else "right")
     wrong = []
     for name, series in seen.processes.items():
@@ -286,17 +287,20 @@ def told(seen: Seen, rate: float) -> list[str]:
         slope, error = line(at_s[late], uss)
         growth = slope * span
         files, threads = (thirds(np.array(values)[late]) for values in (series.files, series.threads))
+        half = len(uss) // 2
+        later, _ = line(at_s[late][half:], uss[half:])
         table.add_row(
             name,
             f"{series.rss[-1] / 1e6:.0f} MB",
             f"{uss[-1]:.0f} MB",
             f"{slope * 3600:+.1f} +- {error * 3600:.1f} MB/h",
+            f"{later * 3600:+.1f} MB/h",
             f"{growth:+.2f} MB",
             f"{files[0].min():.0f} > {files[1].min():.0f}",
             f"{threads[0].min():.0f} > {threads[1].min():.0f}",
             " > ".join(f"{third.mean():.1f}" for third in thirds(in_flight)),
         )
-        if growth > max(2.0, 0.02 * uss.mean()) and slope > 2 * error:
+        if growth > max(2.0, 0.02 * uss.mean()) and slope > 2 * error and later > slope / 2:
             wrong.append(f"{name} grows by {slope * 3600:.0f} +- {error * 3600:.0f} MB an hour")
         for what, (first, last) in {"files": files, "threads": threads}.items():
             if last.min() > first.min() + MORE[what]:

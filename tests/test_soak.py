@@ -5,12 +5,19 @@ import pytest
 from soak import Seen, Series, line, quantile, told
 
 
-def seen(growth_mb: float = 0.0, files: int = 0, in_flight: float = 0.0, p99_s: float = 0.0, rate: float = 100) -> Seen:
+def seen(
+    growth_mb: float = 0.0,
+    step_mb: float = 0.0,
+    files: int = 0,
+    in_flight: float = 0.0,
+    p99_s: float = 0.0,
+    rate: float = 100,
+) -> Seen:
     """Ten minutes of one process, with what grows in them."""
     at_s = np.arange(0, 600, 2.0)
     rising, rng = at_s / at_s[-1], np.random.default_rng(1)
     sawtooth = 5e6 * (at_s % 30) / 30  # as of the writer, which makes a file now and then
-    uss = 80e6 + growth_mb * 1e6 * rising + sawtooth + rng.normal(0, 1e5, at_s.size)
+    uss = 80e6 + growth_mb * 1e6 * rising + step_mb * 1e6 * (rising > 0.5) + sawtooth + rng.normal(0, 1e5, at_s.size)
     series = Series(
         at_s.tolist(),
         uss.tolist(),
@@ -28,6 +35,7 @@ def seen(growth_mb: float = 0.0, files: int = 0, in_flight: float = 0.0, p99_s: 
         ({}, ""),
         ({"growth_mb": 1}, ""),
         ({"growth_mb": -10}, ""),
+        ({"step_mb": 10}, ""),
         ({"growth_mb": 10}, "reader-0 grows by"),
         ({"files": 4}, "reader-0 had at least 21 files, and then 23"),
         ({"in_flight": 30}, "blocks were in flight"),
