@@ -31,7 +31,7 @@ from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest, Tally
 from streamer import __version__
 from streamer.block import Block, Schema
-from streamer.disk import patiently, remedy
+from streamer.disk import DiskError, patiently, remedy
 from streamer.errors import StreamerError, UsageError
 from streamer.journal import Journal, steps
 from streamer.ledger import Stripes
@@ -145,6 +145,7 @@ class Writer(Sink):
         self._results: Results | None = None
         self._journal: Journal | None = None
         self._conversion: asyncio.Task[None] | None = None
+        self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
     def setup(self) -> None:
@@ -154,10 +155,13 @@ class Writer(Sink):
         ------
         UsageError
             The folder cannot be written, is full, or holds another run's results.
+        DiskError
+            It cannot be written any more.
         """
         folder = self.config.writer.dir
         results = self._results = Results(self.config, self.replica, self.n_replicas)
-        if not self._was_here():  # else nothing is needed of a disk that may be full now
+        self._again = self._was_here()
+        if not self._again:  # else nothing is needed of a disk that may be full now
             prepare_folder(folder)
         try:
             results.books.mkdir(exist_ok=True)
@@ -165,7 +169,7 @@ class Writer(Sink):
         except BlockingIOError:
             raise UsageError(f"{folder}: another run is writing there; choose another --output") from None
         except OSError as error:
-            raise _unwritable(folder, error) from None
+            raise self._unwritable(folder, error) from None
         results.networks = _hashes(self.config)
         about = self._about()
         try:
@@ -174,13 +178,17 @@ class Writer(Sink):
             else:
                 self._begin(results, results.manifest, about)
         except OSError as error:
-            raise _unwritable(results.manifest_path, error) from None
+            raise self._unwritable(results.manifest_path, error) from None
 
     def _was_here(self) -> bool:
         """Whether a process of this run has begun in this place before."""
         with contextlib.suppress(UsageError):
             return self.results.manifest_path.exists() and Manifest(self.results.manifest_path).run == self.run_id
         return False
+
+    def _unwritable(self, path: Path, error: OSError) -> StreamerError:
+        told = f"{path}: cannot be written ({error.strerror or error})"
+        return DiskError(f"{told}; {remedy(error)}") if self._again else UsageError(f"{told}; choose another --output")
 
     @property
     def results(self) -> Results:
@@ -257,7 +265,7 @@ class Writer(Sink):
                 try:
                     results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
                 except OSError as error:
-                    raise _unwritable(path, error) from None
+                    raise self._unwritable(path, error) from None
 
     def _open(self, segment: int) -> None:
         """Begin a journal, or go on with the one that is there."""
@@ -265,7 +273,7 @@ class Writer(Sink):
         try:
             self._journal = Journal(path, self._about(), self.inputs, log.error)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise self._unwritable(path, error) from None
         self._segment, self._opened_at = segment, time.monotonic()
 
     def kept(self) -> Iterator[tuple[int, int]]:
@@ -329,7 +337,7 @@ class Writer(Sink):
         if self._conversion is None and journal.n_events and (old or journal.n_events >= settings.segment_events):
             try:
                 self._open(self._segment + 1)
-            except UsageError as error:  # a full disk; the old one does for now
+            except StreamerError as error:  # a full disk; the old one does for now
                 log.error("%s", error)
                 return False
             return True
@@ -380,10 +388,6 @@ class Writer(Sink):
                 if not manifest.segments and not self._results.journals():
                     manifest.path.unlink()
             manifest.close()
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output")
 
 
 def prepare_folder(folder: Path) -> None:

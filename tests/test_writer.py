@@ -641,6 +641,22 @@ async def test_a_process_that_is_started_again_on_a_full_disk_waits_for_room_too
         assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
 
 
+async def test_what_helps_a_process_that_is_started_again_is_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = started(tmp_path)
+    await fed(before, [1])
+    before.close()
+    monkeypatch.setattr("stages.writer.OpenManifest", refuse)
+    with pytest.raises(StreamerError, match=r"cannot be written \(Read-only file system\); make it writable$"):
+        started(tmp_path)
+    with pytest.raises(UsageError, match=r"\(Read-only file system\); choose another --output$"):
+        started(tmp_path, "second", resume=True)
+
+
 async def test_a_journal_that_cannot_be_dropped_is_not_entered_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
