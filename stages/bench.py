@@ -199,7 +199,8 @@ def _reading(config: Config, path: Path, folder: Path) -> Config:
     )
 
 
-def _feeding(config: Config, events: int, rate: float = 0.0) -> Config:
+def feeding(config: Config, events: int, rate: float = 0.0) -> Config:
+    """The configuration of a stream of so many events."""
     feed = config.feed.model_copy(update={"loop": True, "events": events, "rate": rate})
     return config.model_copy(update={"feed": feed})
 
@@ -209,7 +210,7 @@ def _measure(config: Config, plan: Plan, n_scores: int, told: Told) -> Result:
     seed_way(config, 10, 10)
     limit(config, 1, 10, 10)
     n = plan.n_events
-    streaming = _feeding(config, n("pipeline"))
+    streaming = feeding(config, n("pipeline"))
     streams: dict[str, list[Stream]] = {way: [] for way in WAYS}
     summaries: list[Summary] = []
     for k in range(plan.rounds):
@@ -226,11 +227,11 @@ def _measure(config: Config, plan: Plan, n_scores: int, told: Told) -> Result:
     difference = _largest_difference(streams, TOLERANCE if summaries[0].provider == "CPU" else GPU_TOLERANCE)
     ways = {way: _way(WAYS[way], plan, streams[way]) for way in WAYS}
     best = max(("limit_1", "limit_2"), key=lambda way: ways[way].throughput)
-    sustained = [_sustained(stream) for stream in streams["pipeline"]]
+    lasting = [sustained(stream.done, stream.at_s) for stream in streams["pipeline"]]
 
-    rate = PACED_SHARE * float(np.median(sustained))
+    rate = PACED_SHARE * float(np.median(lasting))
     told.step(f"latency at {rate:,.0f} events/s")
-    paced = _feeding(config, max(plan.events, int(min(plan.sustained, PACED_S * rate))), rate)
+    paced = feeding(config, max(plan.events, int(min(plan.sustained, PACED_S * rate))), rate)
     latency_s = {
         "saturated": {q: float(np.median([s.latency_s[q] for s in summaries])) for q in summaries[0].latency_s},
         "paced": dict(pipeline(paced, 0, told.running)[1].latency_s),
@@ -242,7 +243,7 @@ def _measure(config: Config, plan: Plan, n_scores: int, told: Told) -> Result:
         ways=ways,
         limit=best,
         ratios={f"pipeline/{other}": _ratio(ways["pipeline"], ways[other]) for other in ("seed", best)},
-        sustained={"throughput": float(np.median(sustained)), "rounds": sustained},
+        sustained={"throughput": float(np.median(lasting)), "rounds": lasting},
         latency_s=latency_s,
         max_score_difference=difference,
     )
@@ -262,11 +263,11 @@ def _ratio(one: Way, other: Way) -> float:
     return float(np.median([a / b for a, b in zip(one.rounds, other.rounds, strict=True)]))
 
 
-def _sustained(stream: Stream) -> float:
-    """Events per second without the first tenth."""
-    first = max(int(stream.done[0]), int(stream.done[-1]) // 10)
-    begin = float(np.interp(first, stream.done, stream.at_s))
-    return (int(stream.done[-1]) - first) / (float(stream.at_s[-1]) - begin)
+def sustained(done: npt.NDArray[np.int64], at_s: npt.NDArray[np.float64]) -> float:
+    """Events per second of a stream without its first tenth, by its marks."""
+    first = max(int(done[0]), int(done[-1]) // 10)
+    begin = float(np.interp(first, done, at_s))
+    return (int(done[-1]) - first) / (float(at_s[-1]) - begin)
 
 
 def _largest_difference(streams: dict[str, list[Stream]], tolerance: float) -> float:

@@ -1,4 +1,4 @@
-"""The commands that measure: bench, bench kernels."""
+"""The commands that measure: bench, bench kernels, bench safety."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,15 +6,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stages.commands import InputArgument, pairs
+from stages.commands import InputArgument, TaggerOption, chosen_taggers, pairs
 from streamer.cli import ConfigOption, SetOption, overrides
 
 
 def add_bench(app: typer.Typer) -> None:
     """Add them to the command line."""
-    measure = typer.Typer(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ...")
+    measure = typer.Typer(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ... | safety ...")
     measure.callback()(bench)
     measure.command("kernels")(bench_kernels)
+    measure.command("safety")(bench_safety)
     app.add_typer(measure, name="bench", rich_help_panel="Measure")
 
 
@@ -59,6 +60,7 @@ def bench(
       streamer bench 'data/*.ig' --tagger eg=my.onnx --output bench
       streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
       streamer bench kernels --help
+      streamer bench safety --help
     """
     if ctx.invoked_subcommand:
         return
@@ -119,3 +121,39 @@ def bench_kernels(
     effective = effective.model_copy(update={"taggers": {"top": effective.taggers["top"]}})
     show(asdict(kernels(effective, Plan(repeats=repeats), output)))
     typer.echo(f"figures  {output / 'kernels.json'}  {output / 'kernels.png'}")
+
+
+def bench_safety(
+    inputs: InputArgument = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for safety.json; its disk is the one that is measured.")
+    ] = Path("streamer-bench"),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: TaggerOption = None,
+    events: Annotated[int, typer.Option(min=1000, help="Events of a stream.")] = 40_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often both ways take turns.")] = 5,
+) -> None:
+    """Measure what it costs that no event is lost: the stream with all its books, and without any.
+
+    In turn, on the same events: the [bold]stream[/bold] as streamer run starts it, with the reader's
+    book, the journal and its fsync before each commit; and one whose reader keeps no book and
+    whose writer forgets what it is given and commits it at once. Without INPUT the packaged
+    events are used.
+
+    Takes two minutes. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench safety
+      streamer bench safety 'data/*.ig' --output /mnt/slow-disk/bench
+      streamer bench safety --set writer.commit_interval='10 ms'
+    """
+    from stages import PIPELINE
+    from stages.bench_safety import Plan, safety, show
+    from stages.config import packaged
+
+    wanted = {"input.files": inputs or [packaged("samples/egamma.root")], **chosen_taggers(tagger or [])}
+    effective: Any = PIPELINE.load_config(config, {**overrides(set_), **wanted})
+    show(safety(effective, Plan(events=events, rounds=rounds), output))
+    typer.echo(f"figures  {output / 'safety.json'}")

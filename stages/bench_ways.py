@@ -308,13 +308,19 @@ def pipeline(config: Config, n_scores: int, told: Callable[[Progress], None]) ->
     summary = summarise(PIPELINE.names, outcome.reports)
     if summary.ledger.fed < config.feed.events:
         raise KeyboardInterrupt
+    done, at_s = marks(outcome, summary)
+    return Stream(done, at_s, _modules(outcome, summary), _written_scores(config, n_scores)), summary
+
+
+def marks(outcome: Outcome, summary: Summary) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Events done, and when [s, from any zero], by the report of the one writer."""
     report = outcome.reports["writer-0"]
     n, _, at_ns = np.array(report["done"]).T  # axes: block; events, fed, done
     before = summary.ledger.fed - int(n.sum())  # only the last blocks are told of one by one
     done, at_s = before + np.cumsum(n), at_ns * 1e-9
     if not before:
         done, at_s = np.append(0, done), np.append(report["first_fed_ns"] * 1e-9, at_s)
-    return Stream(done, at_s, _modules(outcome, summary), _written_scores(config, n_scores)), summary
+    return done, at_s
 
 
 def _modules(outcome: Outcome, summary: Summary) -> dict[str, float]:

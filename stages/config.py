@@ -186,7 +186,7 @@ class WriterConfig(Section):
     error_files: int = Field(1000, ge=0)
     """At most so many events that could not be processed are saved as files of their own, to try them again."""
     disk_patience: Seconds = 60.0
-    """A disk that is full is tried again for so long; the feed waits meanwhile."""
+    """A disk that takes nothing (full, read-only) is tried again for so long; the feed waits meanwhile."""
     commit_interval: PositiveSeconds = 0.05
     """Results are brought to disk (fsync) at least so often."""
     commit_events: int = Field(2048, ge=1)
@@ -242,6 +242,10 @@ class Config(CoreConfig):
     def books(self) -> Path:
         """Folder for journals, manifests and the books of what was fed."""
         return self.writer.dir / "books"
+
+    @property
+    def disk_patience(self) -> float:
+        return self.writer.disk_patience
 
     @property
     def channels(self) -> tuple[str, ...]:

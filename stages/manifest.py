@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamer.block import Block
+from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
 from streamer.ledger import IdSet, Stripes
@@ -140,15 +141,19 @@ class OpenManifest(Manifest):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            settle(self._fd)
             super().__init__(path)
             os.ftruncate(self._fd, self.size)
+            if not self.size:
+                sync_folder(path.parent)
         except BaseException:
             os.close(self._fd)
             raise
+        self._tail = Tail(self._fd, self.size)
 
     def begin(self, about: dict[str, Any]) -> None:
         """Forget everything and begin anew."""
-        os.ftruncate(self._fd, 0)
+        self._tail.cut_back(0)
         self.size, self.about, self.segments = 0, {}, []
         self._add({"format": FORMAT, **about})
 
@@ -165,15 +170,12 @@ class OpenManifest(Manifest):
         self._add({"complete": True})
 
     def _add(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
         try:
-            if os.pwrite(self._fd, data, self.size) < len(data):
-                raise OSError(28, os.strerror(28))
-            os.fsync(self._fd)
-        except OSError:
-            os.ftruncate(self._fd, self.size)
+            self._tail.put(json.dumps(line).encode() + b"\n", sync=True)
+        except OSError as error:
+            error.filename = str(self.path)
             raise
-        self.size += len(data)
+        self.size = self._tail.size
         self._take(line)
 
     def close(self) -> None:

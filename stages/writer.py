@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest, Tally
 from streamer import __version__
 from streamer.block import Block, Schema
+from streamer.disk import DiskError, patiently, remedy
 from streamer.errors import StreamerError, UsageError
 from streamer.journal import Journal, steps
 from streamer.ledger import Stripes
@@ -41,9 +42,7 @@ from streamer.stage import Sink
 log = logging.getLogger(__name__)
 
 SCORES = "scores.root"
-MIN_FREE_BYTES = 16 << 20
-RETRY_S = 1.0
-"""How often a disk that takes nothing is tried again."""
+MIN_FREE_BYTES = 1 << 20
 
 
 class Results:
@@ -120,8 +119,7 @@ class Results:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
         self.manifest.add(tally.segment(path, digest))
-        closing.close()
-        closing.path.unlink()
+        drop(closing)
 
     def convert_left(self, left: Journal, segment: int) -> None:
         """Like `convert`, for a journal that nobody needs when that fails."""
@@ -130,6 +128,13 @@ class Results:
         except BaseException:
             left.close()
             raise
+
+
+def drop(journal: Journal) -> None:
+    """Let go of a journal that is no longer needed. One that the disk keeps goes the next time (`unfinished`)."""
+    journal.close()
+    with contextlib.suppress(OSError):
+        journal.path.unlink()
 
 
 class Writer(Sink):
@@ -144,6 +149,7 @@ class Writer(Sink):
         self._results: Results | None = None
         self._journal: Journal | None = None
         self._conversion: asyncio.Task[None] | None = None
+        self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
     def setup(self) -> None:
@@ -153,23 +159,40 @@ class Writer(Sink):
         ------
         UsageError
             The folder cannot be written, is full, or holds another run's results.
+        DiskError
+            It cannot be written any more.
         """
         folder = self.config.writer.dir
         results = self._results = Results(self.config, self.replica, self.n_replicas)
-        prepare_folder(folder)
+        self._again = self._was_here()
+        if not self._again:  # else nothing is needed of a disk that may be full now
+            prepare_folder(folder)
         try:
             results.books.mkdir(exist_ok=True)
             results.manifest = OpenManifest(results.manifest_path)
         except BlockingIOError:
             raise UsageError(f"{folder}: another run is writing there; choose another --output") from None
         except OSError as error:
-            raise _unwritable(folder, error) from None
+            raise self._unwritable(folder, error) from None
         results.networks = _hashes(self.config)
         about = self._about()
-        if results.manifest.about and (self.config.writer.resume or results.manifest.run == self.run_id):
-            self._go_on(results, results.manifest, about)
-        else:
-            self._begin(results, results.manifest, about)
+        try:
+            if results.manifest.about and (self.config.writer.resume or results.manifest.run == self.run_id):
+                self._go_on(results, results.manifest, about)
+            else:
+                self._begin(results, results.manifest, about)
+        except OSError as error:
+            raise self._unwritable(results.manifest_path, error) from None
+
+    def _was_here(self) -> bool:
+        """Whether a process of this run has begun in this place before."""
+        with contextlib.suppress(UsageError):
+            return self.results.manifest_path.exists() and Manifest(self.results.manifest_path).run == self.run_id
+        return False
+
+    def _unwritable(self, path: Path, error: OSError) -> StreamerError:
+        told = f"{path}: cannot be written ({error.strerror or error})"
+        return DiskError(f"{told}; {remedy(error)}") if self._again else UsageError(f"{told}; choose another --output")
 
     @property
     def results(self) -> Results:
@@ -248,7 +271,7 @@ class Writer(Sink):
                 try:
                     results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
                 except OSError as error:
-                    raise _unwritable(path, error) from None
+                    raise self._unwritable(path, error) from None
 
     def _open(self, segment: int) -> None:
         """Begin a journal, or go on with the one that is there."""
@@ -256,7 +279,7 @@ class Writer(Sink):
         try:
             self._journal = Journal(path, self._about(), self.inputs, log.error)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise self._unwritable(path, error) from None
         self._segment, self._opened_at = segment, time.monotonic()
         if self._journal.n_events:  # what was told of it may have been cut off
             self.results.errors.rewrite(segment, self._journal.blocks())
@@ -295,29 +318,23 @@ class Writer(Sink):
         if closing:
             self._conversion = asyncio.create_task(self._convert(journal, segment))
 
-    async def _patiently(self, work: Callable[[], Awaitable[None]], path: Path) -> None:
+    async def _patiently(self, work: Callable[[], object], path: Path) -> None:
         """Do what the disk may refuse, until it takes it."""
-        deadline, waiting = time.monotonic() + self.config.writer.disk_patience, False
-        while True:
-            try:
-                return await work()
-            except OSError as error:
-                told = f"{path}: results cannot be written ({error.strerror or error})"
-                if time.monotonic() > deadline:
-                    folder = self.config.writer.dir
-                    raise StreamerError(
-                        f"{told}; what was committed is safe; make room and go on with: streamer run --resume "
-                        f"{folder}, or save it: streamer finish {folder}"
-                    ) from None
-                if not waiting:
-                    log.error("%s; the stream waits for room", told)
-                waiting = True
-                await asyncio.sleep(RETRY_S)
+        settings = self.config.writer
+        then = f"go on with: streamer run --resume {settings.dir}, or save it: streamer finish {settings.dir}"
+        await patiently(
+            work,
+            settings.disk_patience,
+            path,
+            "results cannot be written",
+            lambda helps: f"what was committed is safe; {helps} and {then}",
+        )
 
     def _drop_stale(self, journal: Journal) -> None:
         if self._stale and journal.n_events:
             for path in self._stale:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it is tried again at the end
+                    path.unlink()
             self._stale = []
 
     def _begin_next(self, journal: Journal) -> bool:
@@ -330,7 +347,7 @@ class Writer(Sink):
         if self._conversion is None and journal.n_events and (old or journal.n_events >= settings.segment_events):
             try:
                 self._open(self._segment + 1)
-            except UsageError as error:  # a full disk; the old one does for now
+            except StreamerError as error:  # a full disk; the old one does for now
                 log.error("%s", error)
                 return False
             return True
@@ -349,9 +366,11 @@ class Writer(Sink):
         if journal.n_events or not self.manifest.segments:
             await self._convert(journal, self._segment)
         else:
-            journal.close()
-            journal.path.unlink()
+            drop(journal)
         self._journal = None
+        await self._patiently(self._end, self.manifest.path)
+
+    def _end(self) -> None:
         for path in self.results.stale():
             path.unlink()
         await asyncio.to_thread(self.results.errors.finish)
@@ -368,21 +387,20 @@ class Writer(Sink):
             )
 
     def close(self) -> None:
+        """Let go of the files; those that hold nothing go."""
         if self._journal is not None:
-            if not self._journal.n_events or not self._journal.path.stat().st_size:
-                self._journal.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if not self._journal.n_events or not self._journal.path.stat().st_size:
+                    self._journal.path.unlink()
             self._journal.close()
         if self._results is not None:
             self._results.errors.close()
         if self._results is not None and self._results.manifest is not None:
             manifest = self._results.manifest
-            if not manifest.segments and not self._results.journals():
-                manifest.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if not manifest.segments and not self._results.journals():
+                    manifest.path.unlink()
             manifest.close()
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -510,7 +528,8 @@ def _finish(folder: Path, path: Path) -> None:
         results.errors.finish()
         manifest.end()
     except OSError as error:
-        raise StreamerError(f"{folder}: cannot be written ({error.strerror}); make room, then try again") from None
+        told = f"{folder}: cannot be written ({error.strerror or error})"
+        raise StreamerError(f"{told}; {remedy(error)}, then: streamer finish {folder}") from None
     finally:
         manifest.close()
 

@@ -126,6 +126,11 @@ class CoreConfig(Section):
         """Folder for the books of what was fed; None keeps none."""
         return None
 
+    @property
+    def disk_patience(self) -> float:
+        """For how long a disk that does not take the books is tried again [s]."""
+        return 0.0
+
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)
 

@@ -10,15 +10,23 @@ EXIT_USAGE = 2
 
 
 class StreamerError(Exception):
-    """Something went wrong while running. The message is one line: what, where, what to do."""
+    """Something went wrong while running. The message is one line: what, where, what to do.
+
+    Attributes
+    ----------
+    again : bool
+        Whether it may help to start the process again.
+    """
 
     exit_code = EXIT_FAILED
+    again = True
 
 
 class UsageError(StreamerError):
     """Something the user can fix before the start: a file, a setting, a port, a model."""
 
     exit_code = EXIT_USAGE
+    again = False
 
 
 def one_line(error: BaseException) -> str:

@@ -81,30 +81,44 @@ class FedBook:
 
     Raises
     ------
+    UsageError
+        The input has changed since the run began.
     StreamerError
-        The book cannot be written, or the input has changed since the run began.
+        Another process writes the book.
+    OSError
+        The disk does not take the book; it can be tried again.
     """
 
     def __init__(self, path: Path, run_id: str, source: list[Any], *, goes_on: bool) -> None:
         self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"format": FORMAT, "run": run_id, "source": source}
+        self._log = self._opened(about)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            about = {"format": FORMAT, "run": run_id, "source": source}
-            self._log = self._opened(about)
             before = read_about(path, FORMAT)
-            if before["run"] != run_id and not goes_on:
-                self._log.close()
-                path.unlink()
-                self._log = self._opened(about)
-            elif before["source"] != source:
+            anew = before["run"] != run_id and not goes_on
+            if not anew and before["source"] != source:
                 raise UsageError(_changed(path, before["source"], source))
-            self.fed = read(path)
-        except OSError as error:
-            raise StreamerError(f"{path}: the book of fed events cannot be written ({error.strerror})") from None
+            if anew:
+                path.unlink()
+            self.fed = Fed() if anew else read(path)
+        except BaseException:
+            self._log.close()
+            raise
+        if anew:
+            self._log.close()
+            self._log = self._opened(about)
 
     def _opened(self, about: dict[str, Any]) -> Log:
-        opened = Log(self.path, about, b"", lambda line: None)
-        opened.write()
+        try:
+            opened = Log(self.path, about, b"", lambda line: None)
+        except BlockingIOError:
+            raise StreamerError(f"{self.path}: another process writes this book of fed events") from None
+        try:
+            opened.write()
+        except OSError:
+            opened.close()
+            raise
         return opened
 
     def add(self, block: Block) -> None:
@@ -112,37 +126,52 @@ class FedBook:
 
         Raises
         ------
-        StreamerError
-            The disk is full.
+        OSError
+            The disk does not take it, and it is not booked; it can be tried again.
         """
-        for first, last in self.fed.ids.missing(block.id, block.id + block.n_events - 1):
-            some = slice(first - block.id, last - block.id + 1)
-            record = [first, last, lumis_of(block, some)]
-            self.fed.take(record)
-            self._log.add(msgpack.packb(record))
-        try:
-            self._log.write()
-        except OSError as error:
-            raise StreamerError(f"{self.path}: the book of fed events cannot be written ({error.strerror})") from None
+        missing = self.fed.ids.missing(block.id, block.id + block.n_events - 1)
+        self._book([[a, b, lumis_of(block, slice(a - block.id, b - block.id + 1))] for a, b in missing])
 
     def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Book events that are on disk, and so were fed, although a power cut took the last lines of the books.
 
         What stands in the book of another replica is left to it.
+
+        Raises
+        ------
+        OSError
+            As `add`.
         """
         others = [read(path).ids for path in self.path.parent.glob(f"*{self.path.suffix}") if path != self.path]
+        records = []
         for found in intervals:
             lacking = self.fed.ids.missing(*found)
             for ids in others:
                 lacking = [piece for first, last in lacking for piece in ids.missing(first, last)]
-            for first, last in lacking:
-                self.fed.take([first, last, []])
-                self._log.add(msgpack.packb([first, last, []]))
-        self._log.write()
+            records += [[first, last, []] for first, last in lacking]
+        self._book(records)
 
-    def flush(self) -> None:
-        """Bring it to disk. Callable from any thread."""
-        self._log.flush()
+    def _book(self, records: list[list[Any]]) -> None:
+        for record in records:
+            self._log.add(msgpack.packb(record))
+        try:
+            self._log.write()
+        except OSError:
+            self._log.take_back(len(records))
+            raise
+        for record in records:
+            self.fed.take(record)
+
+    async def flush(self) -> None:
+        """Bring it to disk.
+
+        Raises
+        ------
+        OSError
+            The disk does not take it; it can be tried again.
+        """
+        self._log.write()
+        await self._log.flush()
 
     def close(self) -> None:
         self._log.close()

@@ -7,7 +7,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from streamer import hop, keeping
 from streamer.block import Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
+from streamer.disk import patiently
 from streamer.fedbook import FedBook
 from streamer.feed import Feed
 from streamer.ledger import Intervals, Kept, Window
@@ -37,6 +39,8 @@ class Feeding:
         self.window = Window(self.config.max_in_flight, self.config.redeliver_after)
         self.stripes = process.stripes
         self.kept = Kept(self.stripes)
+        books = process.config.books
+        self.book_path = None if books is None else books / f"{process.name}-{process.replica}.fed"
         self.book: FedBook | None = None
         self.space = asyncio.Event()
         process.metrics.in_flight.set_function(lambda: len(self.window))
@@ -88,7 +92,7 @@ class Feeding:
             await process.or_stopped(commits.everything())
             process.tell("running")
             if not stopping.is_set():
-                self.open_book(stack)
+                await self.open_book(stack)
                 redelivery = process.background(self.redeliver(outlet))
                 stack.callback(redelivery.cancel)
                 await self.feed(outlet)
@@ -97,28 +101,53 @@ class Feeding:
                 while len(self.window):
                     await self.more_space()
                 redelivery.cancel()
+                if self.book is not None:
+                    await self.patiently(self.book.flush)
             await outlet.end()
         process.facts["complete"] = True
 
-    def open_book(self, stack: contextlib.AsyncExitStack) -> None:
+    async def open_book(self, stack: contextlib.AsyncExitStack) -> None:
         """Go on with the book of what was fed, where there is one."""
-        books, process = self.process.config.books, self.process
-        if books is None:
+        path, process = self.book_path, self.process
+        if path is None:
             return
         goes_on = any(self.kept.sets)
-        path = books / f"{process.name}-{process.replica}.fed"
-        self.book = FedBook(path, process.run.id, self.unit.identity(), goes_on=goes_on)
-        stack.callback(self.book.close)
+
+        def opened() -> None:
+            self.book = FedBook(path, process.run.id, self.unit.identity(), goes_on=goes_on)
+
+        await self.patiently(opened)
+        assert self.book is not None
+        book = self.book
+        stack.callback(book.close)
         if process.replica == 0:
             for sink in range(self.stripes.n):
-                self.book.add_found(self.kept.of(sink))
-        flushing = process.background(self.flush_book(self.book))
+                await self.patiently(partial(book.add_found, self.kept.of(sink)))
+        flushing = process.background(self.flush_book(book))
         stack.callback(flushing.cancel)
+
+    async def patiently(self, work: Callable[[], object]) -> None:
+        assert self.book_path is not None
+        what = "the book of fed events cannot be written"
+        await patiently(work, self.process.config.disk_patience, self.book_path, what)
 
     async def flush_book(self, book: FedBook) -> None:
         while True:
             await asyncio.sleep(BOOK_FLUSH_S)
-            await asyncio.to_thread(book.flush)
+            await self.patiently(book.flush)
+
+    async def booked(self, block: Block) -> bool:
+        """Book a block that is about to be sent; false when we are told to stop while the disk takes nothing."""
+        book = self.book
+        if book is None:
+            return True
+        try:
+            book.add(block)
+        except OSError:
+            trying = self.process.background(self.patiently(partial(book.add, block)))
+            await self.process.or_stopped(trying)
+            return trying.done() and not trying.cancelled() and trying.exception() is None
+        return True
 
     async def feed(self, outlet: hop.Outlet) -> None:
         process, stopping = self.process, self.process.stopping
@@ -139,9 +168,9 @@ class Feeding:
                             return
                         block = self.block(number, columns, first, due)
                         first += due.size
+                        if not await self.booked(block):
+                            return
                         self.window.add(block, time.monotonic())
-                        if self.book is not None:
-                            self.book.add(block)
                         await process.send(outlet, block)
                         process.book_done(block, self.unit)
                 if numbers.size and numbers[-1] >= limit - 1:

@@ -48,10 +48,9 @@ class Journal:
 
     def add(self, block: Block) -> None:
         """Take a block; it is on disk after the next `sync`."""
-        self._log.add(msgpack.packb([bytes(frame) for frame in encode(block, _RUN)]))
+        self._places.append(self._log.add(msgpack.packb([bytes(frame) for frame in encode(block, _RUN)])))
         self.ids.append(block.id)
         self.sizes.append(block.n_events)
-        self._places.append(self._log.places[-1])
         self.n_events += block.n_events
 
     async def sync(self) -> None:

@@ -40,6 +40,8 @@ class Pipeline:
     finish : str
         `module:function`; called with a configuration after everything is on disk and a process of the last stage
         could not end in order: makes of it what it would have made.
+    program : str
+        The module that `python -m` runs for one of its processes.
     checks : str
         `module:function`; called with a valid configuration, returns one line per problem that only a look at
         files and models can show.
@@ -51,6 +53,7 @@ class Pipeline:
     add_commands: str
     checks: str
     finish: str = ""
+    program: str = "streamer"
 
     @cached_property
     def names(self) -> list[str]:

@@ -6,7 +6,6 @@ a process writes a log it holds a lock on it.
 """
 
 import asyncio
-import errno
 import fcntl
 import os
 import struct
@@ -16,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import aiofiles
+import aiofiles.os
 import msgpack
 
+from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 
 _PREFIX = struct.Struct("<II")
@@ -43,7 +43,7 @@ class Log:
     Attributes
     ----------
     places : array of int
-        Where each record begins, but for the first.
+        Where each record begins that was there before, but for the first.
 
     Raises
     ------
@@ -53,31 +53,37 @@ class Log:
 
     def __init__(self, path: Path, about: dict[str, Any], mark: bytes, damaged: Damaged) -> None:
         self.path = path
-        self._fresh: list[bytes] = []
+        self._fresh: list[bytes] = []  # not written yet
+        self._loose: list[bytes] = []  # written, and perhaps not on disk yet
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            settle(self._fd)
             self.places, self._end = scan(path, mark, damaged)
             os.ftruncate(self._fd, self._end)
-            os.fsync(self._fd)  # what a predecessor wrote and perhaps did not bring to disk
-            if not self._end:
-                _sync_names(path)
+            if not self._end:  # a file's fsync does not promise that its name, and its folder's, are on disk
+                for folder in path.absolute().parents[:2]:
+                    sync_folder(folder)
         except BaseException:
             os.close(self._fd)
             raise
-        self._safe = self._end
+        self._tail, self._flushed = Tail(self._fd, self._end), self._end
+        self._put = aiofiles.os.wrap(self._tail.put)
+        self._flushing = asyncio.Lock()
         if not self._end:
-            self._append(msgpack.packb(about))
+            self.add(msgpack.packb(about))
 
-    def _append(self, payload: bytes) -> int:
+    def add(self, payload: bytes) -> int:
+        """Take a record, which is on disk after the next `sync`; returns where it begins."""
         place = self._end
         self._fresh.append(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
         self._end += len(self._fresh[-1])
         return place
 
-    def add(self, payload: bytes) -> None:
-        """Take a record; it is on disk after the next `sync`."""
-        self.places.append(self._append(payload))
+    def take_back(self, n: int) -> None:
+        """Forget the last `n` records that were added; they must not have been written."""
+        for _ in range(n):
+            self._end -= len(self._fresh.pop())
 
     async def sync(self) -> None:
         """Write and fsync what was added.
@@ -91,19 +97,10 @@ class Log:
             Nothing of what was added may be acknowledged.
         """
         n = len(self._fresh)
-        if not n:
-            return
-        data = b"".join(self._fresh)
-        try:
-            async with aiofiles.open(self.path, "ab") as file:
-                await file.write(data)
-                await file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
-        except OSError:
-            os.ftruncate(self._fd, self._safe)
-            raise
-        del self._fresh[:n]
-        self._safe += len(data)
+        if n:
+            await self._put(b"".join(self._fresh), sync=True)
+            del self._fresh[:n]
+            self._flushed = self._tail.size
 
     def write(self) -> None:
         """Hand what was added to the operating system at once: it outlives this process, if not the machine.
@@ -111,33 +108,34 @@ class Log:
         Raises
         ------
         OSError
+            Nothing of what was added counts; it can be tried again.
         """
-        data = b"".join(self._fresh)
-        try:
-            if os.pwrite(self._fd, data, self._safe) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            os.ftruncate(self._fd, self._safe)
-            raise
-        self._fresh = []
-        self._safe += len(data)
+        if self._fresh:
+            self._tail.put(b"".join(self._fresh), sync=False)
+            self._loose += self._fresh
+            self._fresh = []
 
-    def flush(self) -> None:
-        """Bring what was written to disk. Callable from any thread."""
-        os.fsync(self._fd)
+    async def flush(self) -> None:
+        """Bring what was written to disk.
+
+        Raises
+        ------
+        OSError
+            What was written since the last time is no longer there; the next `write` writes it again.
+        """
+        async with self._flushing:
+            n, end = len(self._loose), self._tail.size
+            try:
+                await asyncio.to_thread(os.fsync, self._fd)
+            except OSError:
+                self._fresh, self._loose = self._loose + self._fresh, []
+                self._tail.cut_back(self._flushed)
+                raise
+            del self._loose[:n]
+            self._flushed = end
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _sync_names(path: Path) -> None:
-    """Bring to disk that a file is in its folder, and that in its own: a file's fsync does not promise that."""
-    for folder in path.absolute().parents[:2]:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def scan(path: Path, mark: bytes, damaged: Damaged) -> tuple["array[int]", int]:

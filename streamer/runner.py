@@ -21,7 +21,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ class Process:
             self.tell("stopped", report=self._report(unit))
             return EXIT_OK
         except StreamerError as error:
-            return self._fail(str(error), error.exit_code)
+            return self._fail(str(error), error.exit_code, again=error.again)
         except MemoryError:
             line = "out of memory; lower feed.max_in_flight or feed.block_events"
             return self._fail(line, EXIT_FAILED)
@@ -233,8 +233,8 @@ class Process:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True)
 
-    def _fail(self, line: str, code: int) -> int:
-        self.tell("failed", error=line, exit=code)
+    def _fail(self, line: str, code: int, *, again: bool = True) -> int:
+        self.tell("failed", error=line, exit=code, again=again)
         if not self._supervised:
             log.error(line)
         return code
@@ -296,7 +296,7 @@ class Process:
         """Call `function` in the worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
 
-    async def or_stopped(self, work: Coroutine[Any, Any, Any]) -> None:
+    async def or_stopped(self, work: Awaitable[Any]) -> None:
         """Await `work`, but no longer than until we are told to stop."""
         tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self.stopping.wait())]
         try:

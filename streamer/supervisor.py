@@ -50,6 +50,7 @@ class Child:
     state: str = "starting"
     metrics_url: str = ""
     error: str = ""
+    again: bool = True  # whether it may help to start it again
     exit_code: int | None = None
     ended_at: float | None = None
     deaths: list[float] = field(default_factory=list)
@@ -154,7 +155,7 @@ class Supervisor:
             *(("--predecessor", predecessor) if predecessor else ()),
         ]
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "streamer", "stage", stage, *arguments, "--supervised"),
+            *(sys.executable, "-m", self.pipeline.program, "stage", stage, *arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -175,11 +176,11 @@ class Supervisor:
                 return
             child.error = child.error or _died(code)
             if self._over:  # everything is on disk; what is left is to close the files
-                log.warning("%s %s at the end of the stream", child.name, child.error)
+                log.warning("%s, at the end of the stream: %s", child.name, child.error)
                 self._unfinished = True
                 await self._break_off()
                 return
-            wait = None if code == EXIT_USAGE else self._backoff(child)
+            wait = self._backoff(child) if child.again and code != EXIT_USAGE else None
             if wait is None:
                 self._failure = child
                 await self._break_off()
@@ -227,6 +228,7 @@ class Supervisor:
                 continue
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
+            child.again = news.get("again", child.again)
             child.report = news.get("report", child.report)
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
@@ -306,9 +308,12 @@ class Supervisor:
                 self._signal(child, signal.SIGKILL)
 
     async def _break_off(self) -> None:
-        for child in self.children:
+        """Only the sinks have something to save, and they leave quickly while those before them are there; the others
+        would wait for events that cannot come out any more."""
+        sinks = [child for child in self.children if child.stage == self.pipeline.names[-1]]
+        for child in sinks:
             self._signal(child, signal.SIGTERM)
-        waits = [asyncio.ensure_future(child.process.wait()) for child in self.children]
+        waits = [asyncio.ensure_future(child.process.wait()) for child in sinks]
         await asyncio.wait(waits, timeout=STOP_GRACE_S)
         for child in self.children:
             self._signal(child, signal.SIGKILL)

@@ -389,9 +389,14 @@ class Process:
         found: psutil.Process = wait_until(look, f"the process {name}")
         return found
 
+    def ports(self) -> dict[str, int]:
+        """Where the stage processes serve their metrics."""
+        told = "".join(re.findall(r"/metrics and /healthz on .*", self.err))
+        return {name: int(port) for name, port in re.findall(r"(\w+-\d+) (\d+)", told)}
+
     def metrics(self, name: str) -> dict[str, float]:
         """The samples of one stage process, or nothing while it does not answer."""
-        ports = dict(re.findall(r"(\w+-\d+) (\d+)", "".join(re.findall(r"/metrics and /healthz on .*", self.err))))
+        ports = self.ports()
         if name not in ports:
             return {}
         with contextlib.suppress(OSError, ValueError):

@@ -8,8 +8,10 @@ import pytest
 import uproot
 from physics_helpers import Processes, conv_model, event, write_hits
 
+from stages import PIPELINE
 from stages.bench import WAYS, Plan, copy_events
 from stages.bench_plot import COLOURS, plot, show
+from stages.bench_unsafe import UNSAFE
 from stages.bench_ways import COPY_EVENTS, MODULES, Stream, limit, seed_way
 from stages.config import Config
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid
@@ -138,6 +140,32 @@ def test_bench_measures_and_shows(hits: Path, tmp_path: Path, capsys: pytest.Cap
     assert "pipeline / seed's way" in command.out
     plot(result, tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
+
+
+def test_the_chain_without_safety_lacks_just_that() -> None:
+    assert UNSAFE.chain[:-1] == PIPELINE.chain[:-1]
+    assert UNSAFE.names == PIPELINE.names
+    with_, without = PIPELINE.load_config(None), UNSAFE.load_config(None)
+    assert with_.model_dump() == without.model_dump()
+    assert (with_.books is None, without.books is None) == (False, True)
+    assert PIPELINE.chain[-1].make(with_).inputs.by_name == UNSAFE.chain[-1].make(without).inputs.by_name
+
+
+@pytest.mark.slow
+def test_bench_safety_compares_and_leaves_only_its_figures(hits: Path, tmp_path: Path) -> None:
+    model, output = conv_model(tmp_path / "random.onnx"), tmp_path / "bench"
+    with Processes(tmp_path) as start:
+        more = ("--tagger", f"eg={model}", "--events", 1000, "--rounds", 1)
+        command = start("bench", "safety", hits, "--output", output, *more).check()
+    assert [path.name for path in output.iterdir()] == ["safety.json"]
+    result = json.loads((output / "safety.json").read_text())
+    assert result["plan"] == {"events": 1000, "rounds": 1}
+    with_, without = result["ways"]["with"], result["ways"]["without"]
+    assert result["ratios"] == [with_["rounds"][0] / without["rounds"][0]]
+    assert result["cost"] == pytest.approx(1 - result["ratios"][0])
+    assert with_["cpu_s"].keys() == without["cpu_s"].keys() == set(PIPELINE.names)
+    assert 0 < with_["latency_s"]["0.5"] <= with_["commit_latency_s"]["0.5"]
+    assert f"{result['cost']:.1%} of the throughput; at most 10%: " in command.out
 
 
 @pytest.mark.slow

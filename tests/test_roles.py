@@ -1,6 +1,7 @@
 """The roles at work: whole chains of real processes' code over real sockets, with toy stages that tests look into."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from streamer.block import Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
+from streamer.fedbook import FedBook, read
 from streamer.feeding import Feeding
 from streamer.ledger import Stripes
 from streamer.metrics import StageMetrics
@@ -430,6 +433,52 @@ async def test_sigterm_while_the_window_is_full(run: Run) -> None:
         reader.stopping.set()
         assert await made.codes() == [0] * 4
         assert sink.events == list(range(64))
+
+
+class Booked(CoreConfig):
+    """A configuration with a place for books."""
+
+    dir: Path
+
+    @property
+    def books(self) -> Path:
+        return self.dir
+
+    @property
+    def disk_patience(self) -> float:
+        return 60.0
+
+
+@pytest.mark.parametrize("stop", [False, True])
+async def test_what_is_not_booked_is_not_fed(
+    stop: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk_is_full = asyncio.Event()
+    true_add = FedBook.add
+
+    def add(book: FedBook, block: Block) -> None:
+        if disk_is_full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true_add(book, block)
+
+    monkeypatch.setattr(FedBook, "add", add)
+    monkeypatch.setattr("streamer.disk.RETRY_S", 0.01)
+    settings = Booked.model_validate({**config().model_dump(), "dir": tmp_path})
+    async with chain(run, settings) as made:
+        sink = ToySink()
+        reader, *_ = start(made, ToySource(10_000), sink=sink)
+        await until(lambda: len(sink.blocks) > 10)
+        disk_is_full.set()
+        await until(lambda: "reader-0.fed: the book of fed events cannot be written" in caplog.text)
+        await until(lambda: len(sink.events) == done_events(reader))
+        assert sink.events == list(range(len(sink.events)))
+        if stop:
+            reader.stopping.set()
+        else:
+            disk_is_full.clear()
+        assert await made.codes() == [0] * 4
+        assert (len(sink.events) == 10_000) == (not stop)
+    assert list(read(tmp_path / "reader-0.fed").ids) == [(0, len(sink.events) - 1)]
 
 
 async def test_a_stop_before_anybody_listens(run: Run) -> None:

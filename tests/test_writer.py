@@ -1,6 +1,7 @@
 """The writer: one entry an event, in the order of the input; what is on disk outlives whatever ends a run."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -586,8 +587,8 @@ def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_before_the_start(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "1m") as disk:
-        with pytest.raises(UsageError, match=r"the disk is full \(\d+ MB free, at least 16 MB are needed\)"):
+    with small_disk(tmp_path / "disk", "512k") as disk:
+        with pytest.raises(UsageError, match=r"the disk is full \(0 MB free, at least 1 MB are needed\)"):
             started(disk / "out")
         fill_disk(disk / "ballast")
         with pytest.raises(UsageError, match=r"No space left on device|the disk is full"):
@@ -597,7 +598,7 @@ def test_a_full_disk_is_told_before_the_start(tmp_path: Path) -> None:
 async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stages.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("streamer.disk.RETRY_S", 0.01)
     with small_disk(tmp_path / "disk", "20m") as disk:
         writer = started(disk / "out", disk_patience=0.1)
         await fed(writer, [1, 2])
@@ -607,7 +608,7 @@ async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(
             await writer.sync()
         assert error.value.exit_code == 1
         assert f"make room and go on with: streamer run --resume {disk / 'out'}" in str(error.value)
-        assert caplog.text.count("the stream waits for room") == 1
+        assert caplog.text.count("the stream waits up to") == 1
         await writer.abandon()
         writer.close()
         with pytest.raises(StreamerError, match=r"out: .*(No space left on device|the disk is full)"):
@@ -620,14 +621,14 @@ async def test_a_disk_that_fills_up_costs_nothing_that_was_committed(
 async def test_a_disk_that_gets_room_in_time_costs_nothing_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stages.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("streamer.disk.RETRY_S", 0.01)
     with small_disk(tmp_path / "disk", "20m") as disk:
         writer = started(disk / "out")
         await fed(writer, [1])
         fill_disk(disk / "ballast")
         writer.write(block(2, n=300))
         syncing = asyncio.create_task(writer.sync())
-        while "the stream waits for room" not in caplog.text:
+        while "the stream waits up to" not in caplog.text:
             await asyncio.sleep(0.01)
         assert not syncing.done()
         (disk / "ballast").unlink()
@@ -635,6 +636,60 @@ async def test_a_disk_that_gets_room_in_time_costs_nothing_at_all(
         await ended(writer)
         assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
         assert len(read_scores(disk / "out" / SCORES)["event"]) == 303
+
+
+async def test_a_process_that_is_started_again_on_a_full_disk_waits_for_room_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streamer.disk.RETRY_S", 0.01)
+    with small_disk(tmp_path / "disk", "20m") as disk:
+        before = started(disk / "out")
+        await fed(before, [1])
+        before.close()
+        fill_disk(disk / "ballast")
+        with pytest.raises(UsageError, match=r"the disk is full|No space left on device"):
+            started(disk / "out", "second", resume=True)
+        again = started(disk / "out")
+        assert kept(again) == [3, 4, 5]
+        again.write(block(2, n=300))
+        syncing = asyncio.create_task(again.sync())
+        while "the stream waits up to" not in caplog.text:
+            await asyncio.sleep(0.01)
+        (disk / "ballast").unlink()
+        await syncing
+        await ended(again)
+        assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
+
+
+async def test_what_helps_a_process_that_is_started_again_is_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = started(tmp_path)
+    await fed(before, [1])
+    before.close()
+    monkeypatch.setattr("stages.writer.OpenManifest", refuse)
+    with pytest.raises(StreamerError, match=r"cannot be written \(Read-only file system\); make it writable$"):
+        started(tmp_path)
+    with pytest.raises(UsageError, match=r"\(Read-only file system\); choose another --output$"):
+        started(tmp_path, "second", resume=True)
+
+
+async def test_a_journal_that_cannot_be_dropped_is_not_entered_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    writer = started(tmp_path, segment_events=3)
+    await fed(writer, [1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        await converted(writer)
+    await ended(writer)
+    assert [segment.ids for segment in Manifest(tmp_path / MANIFEST).segments] == [[[3, 5]], [[6, 8]]]
 
 
 async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: Path) -> None:

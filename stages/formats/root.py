@@ -1,5 +1,6 @@
 """Our own layout: a TTree or RNTuple `Events` with NanoAOD-style columns, read and written with uproot."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from stages.formats.base import Found
 from stages.formats.tree import Recipe, TreeFile, same
 from stages.records import INPUT
 from streamer.block import Columns, Schema
+from streamer.disk import sync_folder
 
 WRITE_EVENTS = 10_000
 """Events per extend: uproot writes small ones slowly."""
@@ -63,8 +65,30 @@ def write_events(
         Written beside the tree as named strings.
     """
     part = path.with_name(path.name + ".part")
+    try:
+        n = _write(part, schema, steps, rntuple, tree, title, metadata or {})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk may be full of it
+            part.unlink()
+        raise
+    return n
+
+
+def _write(
+    path: Path,
+    schema: Schema,
+    steps: Iterable[Columns],
+    rntuple: bool,
+    tree: str,
+    title: str,
+    metadata: dict[str, str],
+) -> int:
     n = 0
-    with uproot.recreate(part, compression=uproot.ZSTD(3)) as file:  # read back several times faster than zlib
+    with uproot.recreate(path, compression=uproot.ZSTD(3)) as file:  # read back several times faster than zlib
         types = {name: array.type.content if hasattr(array, "type") else array.dtype
                  for name, array in _branches(schema, schema.empty(), rntuple).items()}  # fmt: skip
         if rntuple:
@@ -76,20 +100,9 @@ def write_events(
             if n_step:
                 target.extend(_branches(schema, columns, rntuple))
                 n += n_step
-        for name, text in (metadata or {}).items():
+        for name, text in metadata.items():
             file[name] = text
-    _fsync(part)
-    part.replace(path)
-    _fsync(path.parent)
     return n
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _branches(schema: Schema, columns: Columns, rntuple: bool) -> dict[str, Any]:

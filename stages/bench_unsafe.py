@@ -1,0 +1,76 @@
+"""The chain without its safety, for `streamer bench safety`: the reader keeps no book, the writer no results.
+
+`python -m stages.bench_unsafe stage NAME ...` is one of its processes.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from stages import CHAIN, PIPELINE, records
+from stages.config import Config
+from streamer.block import Block
+from streamer.cli import setup_logging
+from streamer.pipeline import StageSpec
+from streamer.runner import Run, run_stage
+from streamer.stage import Sink
+
+
+class UnsafeConfig(Config):
+    """The same settings, and no place for books."""
+
+    @property
+    def books(self) -> None:  # type: ignore[override]
+        return None
+
+
+class Forgetful(Sink):
+    """Takes each block, forgets it, and commits it at once."""
+
+    commit_events = 1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.inputs = records.scores(config)
+        self.commit_interval = config.writer.commit_interval
+
+    def write(self, block: Block) -> None:
+        pass
+
+    async def sync(self) -> None:
+        pass
+
+    async def finish(self) -> None:
+        pass
+
+    async def abandon(self) -> None:
+        pass
+
+
+UNSAFE = replace(
+    PIPELINE,
+    config=UnsafeConfig,
+    chain=(*CHAIN[:-1], StageSpec(CHAIN[-1].name, "stages.bench_unsafe:Forgetful")),
+    program="stages.bench_unsafe",
+    finish="",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["stage"])
+    parser.add_argument("name", choices=UNSAFE.names)
+    parser.add_argument("--replica", type=int, default=0)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--supervised", action="store_true")
+    given = parser.parse_args()
+    setup_logging(logging.WARNING)
+    config, run = UNSAFE.load_config(given.config), Run.open(given.run_dir)
+    return run_stage(UNSAFE, given.name, given.replica, config, run, supervised=given.supervised)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
