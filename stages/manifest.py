@@ -1,6 +1,5 @@
 """The manifest: what a writer has put into which file. One JSON object a line; a torn last line is no part of it."""
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ from streamer.block import Block
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
 from streamer.ledger import IdSet, Stripes
+from streamer.recordlog import lock
 
 FORMAT = "streamer manifest 1"
 
@@ -139,7 +139,7 @@ class OpenManifest(Manifest):
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._fd)
             super().__init__(path)
             os.ftruncate(self._fd, self.size)
         except BaseException:
