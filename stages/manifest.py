@@ -1,6 +1,5 @@
 """The manifest: what a writer has put into which file. One JSON object a line; a torn last line is no part of it."""
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -16,6 +15,7 @@ from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
 from streamer.ledger import IdSet, Stripes
+from streamer.recordlog import lock
 
 FORMAT = "streamer manifest 1"
 
@@ -140,7 +140,7 @@ class OpenManifest(Manifest):
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._fd)
             settle(self._fd)
             super().__init__(path)
             os.ftruncate(self._fd, self.size)

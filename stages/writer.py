@@ -368,12 +368,12 @@ class Writer(Sink):
         else:
             drop(journal)
         self._journal = None
+        await asyncio.to_thread(self.results.errors.finish)
         await self._patiently(self._end, self.manifest.path)
 
     def _end(self) -> None:
         for path in self.results.stale():
             path.unlink()
-        await asyncio.to_thread(self.results.errors.finish)
         self.manifest.end()
 
     async def abandon(self) -> None:

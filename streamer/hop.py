@@ -439,7 +439,7 @@ def dealer(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyn
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)  # who was started again is found as soon as it listens
     socket.connect(at)
     return socket
 

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import struct
+import time
 import zlib
 from array import array
 from collections.abc import Callable
@@ -20,6 +21,9 @@ import msgpack
 
 from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
+
+LOCK_PATIENCE_S = 1.0
+"""A lock that is taken is tried for so long: its holder may be just dying, or only ask whether it is `in_use`."""
 
 _PREFIX = struct.Struct("<II")
 
@@ -57,7 +61,7 @@ class Log:
         self._loose: list[bytes] = []  # written, and perhaps not on disk yet
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._fd)
             settle(self._fd)
             self.places, self._end = scan(path, mark, damaged)
             os.ftruncate(self._fd, self._end)
@@ -185,6 +189,24 @@ def read_about(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != kind:
         raise UsageError(f"{path}: not a {kind} of this version of streamer")
     return about
+
+
+def lock(descriptor: int) -> None:
+    """Be the one process that writes a file, until it is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process is.
+    """
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def in_use(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import fcntl
 import multiprocessing
 import os
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,17 @@ def test_nobody_else_can_write_it_meanwhile(tmp_path: Path) -> None:
         child.join()
     assert not in_use(path)
     Made(path).log.close()
+
+
+def test_a_lock_that_is_soon_let_go_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    asking = os.open(path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    letting_go = threading.Timer(0.1, os.close, [asking])
+    letting_go.start()
+    Made(path).log.close()
+    letting_go.join()
 
 
 async def test_a_second_opener_does_no_harm_to_what_is_being_written(tmp_path: Path) -> None:
