@@ -89,21 +89,25 @@ class ErrorStream:
         self._pending.pop(segment, None)
         path, n = self.path(segment), 0
         part = path.with_name(path.name + ".part")
-        with contextlib.ExitStack() as stack:
-            for block in blocks:
-                if not block.columns["error"].any():
-                    continue
-                if not n:
-                    self._prepare()
-                    file = stack.enter_context(part.open("w", encoding="utf-8"))
-                for line in self._lines(block):
-                    file.write(json.dumps(line) + "\n")
-                    self._want(line)
-                    n += 1
-        if n:
-            part.replace(path)
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            with contextlib.ExitStack() as stack:
+                for block in blocks:
+                    if not block.columns["error"].any():
+                        continue
+                    if not n:
+                        self._prepare()
+                        file = stack.enter_context(part.open("w", encoding="utf-8"))
+                    for line in self._lines(block):
+                        file.write(json.dumps(line) + "\n")
+                        self._want(line)
+                        n += 1
+            if n:
+                part.replace(path)
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Save the events of all lines that are not saved yet; returns when that is done."""

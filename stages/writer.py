@@ -282,7 +282,8 @@ class Writer(Sink):
             raise self._unwritable(path, error) from None
         self._segment, self._opened_at = segment, time.monotonic()
         if self._journal.n_events:  # what was told of it may have been cut off
-            self.results.errors.rewrite(segment, self._journal.blocks())
+            with contextlib.suppress(OSError):  # a full disk; it is told again when the file of scores is made
+                self.results.errors.rewrite(segment, self._journal.blocks())
 
     def kept(self) -> Iterator[tuple[int, int]]:
         assert self._journal is not None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamer.blackbox import BlackBox
 from streamer.block import Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
@@ -348,7 +349,7 @@ async def test_the_writer_drops_what_it_has(run: Run) -> None:
         assert done_events(writer) == 100
 
 
-async def test_what_comes_during_a_sync_is_committed_after_the_next() -> None:
+async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Path) -> None:
     told: list[object] = []
 
     class Busy(ToySink):
@@ -363,6 +364,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next() -> None:
 
     process: Any = SimpleNamespace(
         metrics=StageMetrics("writer", 0, {}),
+        box=BlackBox(tmp_path / "box"),
         stripes=Stripes(),
         facts={},
         worked_in_loop_s=0.0,
