@@ -248,6 +248,11 @@ class Config(CoreConfig):
         return self.writer.disk_patience
 
     @property
+    def output(self) -> Path:
+        """Where the results are."""
+        return self.writer.dir
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """The channels that any tagger sees or that seeds are looked for in, in frame order."""
         wanted = {channel for spec in self.taggers.values() for channel in spec.channels}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from streamer import __version__
+from streamer.control_commands import scale, status, stop
 from streamer.errors import EXIT_USAGE, StreamerError, UsageError
 from streamer.pipeline import installed_pipeline, resolve
 
@@ -99,6 +100,7 @@ def stage(
     ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
     predecessor: Annotated[str, typer.Option(hidden=True)] = "died",
+    slot: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run one process of the pipeline, as systemd, Slurm or Kubernetes would start it.
 
@@ -112,7 +114,13 @@ def stage(
     if not 0 <= replica < effective.n_replicas(name):
         raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
     run = Run.open(run_dir or runtime_dir() / "default")
-    raise typer.Exit(run_stage(pipeline, name, replica, effective, run, supervised=supervised, predecessor=predecessor))
+    raise typer.Exit(
+        run_stage(pipeline, name, replica, effective, run, supervised=supervised, predecessor=predecessor, slot=slot)
+    )
+
+
+for command in (status, stop, scale):
+    app.command(rich_help_panel="Stream")(command)
 
 
 def main() -> None:

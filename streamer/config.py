@@ -37,6 +37,9 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=
 PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 
 
+MAX_REPLICAS = 64
+
+
 class Section(BaseModel):
     """A table of the configuration. Unknown keys are errors, and so are numbers that are not finite."""
 
@@ -72,7 +75,7 @@ class HopConfig(Section):
     host: str = Field("127.0.0.1", pattern=r"^(127\.\d+\.\d+\.\d+)$")
     """Address that tcp links bind to; loopback only."""
     base_port: int = Field(15550, ge=1024, le=65000)
-    """First tcp port; every replica takes the next ones."""
+    """First tcp port; the replicas of a stage take up to 64, those of the next stage the next 64."""
     credit_events: int = Field(512, ge=1)
     """Events that a replica takes ahead from each replica before it."""
     heartbeat: PositiveSeconds = 1.0
@@ -100,6 +103,10 @@ class SupervisorConfig(Section):
     """Wait before a process is started again; twice as long after each death, up to `backoff_max`."""
     backoff_max: PositiveSeconds = 10.0
     """See `backoff`."""
+    stall_timeout: PositiveSeconds = 60.0
+    """A process that is at one piece of work for so long, or does not answer, is killed and started again."""
+    start_timeout: PositiveSeconds = 600.0
+    """... and so is one that is not ready after this time; some models take minutes to compile."""
 
 
 class MetricsConfig(Section):
@@ -118,7 +125,7 @@ class CoreConfig(Section):
     hop: HopConfig = HopConfig()
     metrics: MetricsConfig = MetricsConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
-    replicas: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""
 
     @property
@@ -130,6 +137,11 @@ class CoreConfig(Section):
     def disk_patience(self) -> float:
         """For how long a disk that does not take the books is tried again [s]."""
         return 0.0
+
+    @property
+    def output(self) -> Path | None:
+        """The folder that people know the run by."""
+        return None
 
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)

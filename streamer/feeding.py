@@ -103,6 +103,7 @@ class Feeding:
                 redelivery.cancel()
                 if self.book is not None:
                     await self.patiently(self.book.flush)
+            process.tell("draining")
             await outlet.end()
         process.facts["complete"] = True
 
@@ -234,8 +235,9 @@ class Feeding:
                 source = iter(self.unit.read(self.kept.missing))
                 item: Columns | None = {}
                 while item is not None and not enough.is_set():
-                    begin = time.perf_counter()
+                    begin, self.process.reading_since = time.perf_counter(), time.monotonic()
                     item = next(source, None)
+                    self.process.reading_since = None
                     took = time.perf_counter() - begin
                     self.process.metrics.busy.inc(took)
                     self.process.metrics.duration.observe(took)

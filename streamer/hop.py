@@ -76,7 +76,7 @@ def new_context() -> zmq.asyncio.Context:
 
 
 def address(config: HopConfig, run_dir: str, place: int, name: str) -> str:
-    """Where the outlet `name` (such as `framer-0` or `commit`) binds; `place` counts all outlets of the run."""
+    """Where the outlet `name` (such as `framer-0` or `commit-0`) binds; `place` tells their ports apart."""
     if config.transport == "ipc":
         return f"ipc://{run_dir}/{name}"
     return f"tcp://{config.host}:{config.base_port + place}"
@@ -267,10 +267,12 @@ class Inlet:
         refused: Refused,
     ) -> None:
         self.bytes_received = 0
+        self._make: Callable[[str], Link] = lambda at: Link(self, context, at, name, run, config, schema, refused)
         # Bounded by the credits that the links grant; one entry a link marks its end.
         self._arrived: asyncio.Queue[tuple[Block, Link] | None] = asyncio.Queue()
-        self._links = [Link(self, context, at, name, run, config, schema, refused) for at in addresses]
+        self._links = [self._make(at) for at in addresses]
         self._open = len(self._links)
+        self._gone: list[Link] = []
 
     async def receive(self) -> "tuple[Block, Link] | None":
         """The next block and the link it came on; None when every outlet has ended.
@@ -296,6 +298,17 @@ class Inlet:
     def outlet_is_over(self, place: int) -> None:
         """The outlet at this place of the addresses has ended the stream, and told so when we were not there."""
         self._links[place].over()
+
+    async def follow(self, addresses: Sequence[str]) -> None:
+        """There are more outlets now, or the last ones are gone, for good and in order."""
+        for at in addresses[len(self._links) :]:
+            self._links.append(self._make(at))
+            self._open += 1
+        for link in self._links[len(addresses) :]:
+            link.over()
+            self._gone.append(link)
+            await link.close()
+        del self._links[len(addresses) :]
 
     async def leave(self) -> None:
         """Ask for nothing more; `receive` gives out what is under way and then None."""

@@ -130,6 +130,12 @@ class StageMetrics:
             ["stage"],
             registry=registry,
         ).labels(stage)
+        self.work_age = Gauge(
+            "streamer_work_age_seconds",
+            "how long the piece of work takes that goes on, or since when the process does not answer its own calls",
+            ["stage"],
+            registry=registry,
+        ).labels(stage)
         refused = Counter("streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry)
         self.refused = {reason: refused.labels(stage, reason) for reason in WIRE_REASONS}
         self.redelivered = Counter(

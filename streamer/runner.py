@@ -5,8 +5,7 @@ A process tells its life on standard output, one JSON object a line: `{"state": 
 at the end `{"state": "stopped", "report": {...}}` or `{"state": "failed", "error": "..."}`. Its log goes to
 standard error.
 
-States: starting > ready (set up, warm, sockets bound) > running (the next stage takes events) > draining > stopped,
-or failed from anywhere.
+The states are those of `streamer.lifecycle`.
 """
 
 import asyncio
@@ -34,9 +33,10 @@ from streamer import hop
 from streamer.blackbox import BlackBox
 from streamer.block import Block
 from streamer.commits import report_death
-from streamer.config import CoreConfig
+from streamer.config import MAX_REPLICAS, CoreConfig
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.ledger import Stripes
+from streamer.lifecycle import LifeCycle
 from streamer.metrics import StageMetrics, serve
 from streamer.pipeline import Pipeline
 from streamer.roles import play
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH = 107
 """Bytes that Linux takes as the path of a socket."""
+
+TICK_S = 1.0
 
 T = TypeVar("T")
 
@@ -108,6 +110,7 @@ def run_stage(
     *,
     supervised: bool = False,
     predecessor: str = "died",
+    slot: int | None = None,
 ) -> int:
     """Run one process of the pipeline to its end; returns the exit code.
 
@@ -115,9 +118,11 @@ def run_stage(
     ----------
     predecessor : str
         What became of the process in whose place this one is started.
+    slot : int, optional
+        Its metrics are at so many ports behind the first; by default its place in the chain.
     """
     keep_freed_memory()
-    process = Process(pipeline, name, replica, config, run, supervised=supervised, predecessor=predecessor)
+    process = Process(pipeline, name, replica, config, run, supervised=supervised, predecessor=predecessor, slot=slot)
     return asyncio.run(process.main())
 
 
@@ -130,6 +135,10 @@ class Process:
         Set by SIGTERM or SIGINT: feed or take nothing new, finish what is here.
     facts : dict
         What a role adds to the final report.
+    box : BlackBox
+        Told what is being worked on; there before the role is played.
+    reading_since : float or None
+        When a source began what it reads now (`time.monotonic`).
     worked_in_loop_s : float
         Processor time of the stage's own code in the thread of the loop [s].
     """
@@ -144,13 +153,14 @@ class Process:
         *,
         supervised: bool,
         predecessor: str = "died",
+        slot: int | None = None,
     ) -> None:
         self.pipeline, self.name, self.replica, self.config, self.run = pipeline, name, replica, config, run
         self.place = pipeline.place(name)
-        self.state = "starting"
+        self.life = LifeCycle()
         self.stopping = asyncio.Event()
         self.facts: dict[str, Any] = {}
-        self._supervised, self._predecessor = supervised, predecessor
+        self._supervised, self._predecessor, self._slot = supervised, predecessor, slot
         self._half_line = b""
         self._over: set[str] = set()
         self._inlet: hop.Inlet | None = None
@@ -159,8 +169,15 @@ class Process:
         self._bytes_in = self._bytes_out = 0
         self._cpu_at_start = self._moving_at_start = 0.0
         self.worked_in_loop_s = 0.0
+        self.reading_since: float | None = None
+        self._ticked = time.monotonic()
+        self._outlet: hop.Outlet | None = None
 
     # ---- life cycle
+
+    @property
+    def state(self) -> str:
+        return self.life.state
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()
@@ -173,18 +190,23 @@ class Process:
             loop.add_reader(sys.stdin.fileno(), self._hear_supervisor)
         server = unit = context = None
         deaths: list[asyncio.Task[None]] = []
+        ticking = None
         try:
             unit = self.pipeline.chain[self.place].make(self.config)
             unit.mark, unit.run_id = self.place + 1, self.run.id
             unit.replica, unit.n_replicas = self.replica, self.config.n_replicas(self.name)
             self.metrics = StageMetrics(self.name, self.replica, unit.tallies)
+            self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
+            self.life.publish(self.metrics.registry, self.name)
+            self.metrics.work_age.set_function(self._work_age)
+            ticking = self.background(self._tick())
             host, port = self.config.metrics.host, self.config.metrics.base_port
             if port:
-                port += self.pipeline.replicas(self.config).index((self.name, self.replica))
-            server, port = serve(self.metrics.registry, host, port, lambda: self.state)
+                mine = self.pipeline.replicas(self.config).index((self.name, self.replica))
+                port += mine if self._slot is None else self._slot
+            server, port = serve(self.metrics.registry, host, port, lambda: self.life.state)
             self.tell("starting", metrics=f"http://{host}:{port}/metrics")
             context = self.context = hop.new_context()
-            self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
             deaths = self._report_death()
             await self.in_worker(unit.setup)
             await self._until_crash(play(self, unit))
@@ -203,6 +225,8 @@ class Process:
         finally:
             for report in deaths:
                 report.cancel()
+            if ticking is not None:
+                ticking.cancel()
             if unit is not None:
                 unit.close()
             if server is not None:
@@ -211,6 +235,18 @@ class Process:
             if context is not None:  # the last words go out; what a failure left open must not keep us here
                 context.destroy(linger=0)
             self._worker.shutdown(wait=False)
+
+    async def _tick(self) -> None:
+        """Show that the loop goes round."""
+        while True:
+            self._ticked = time.monotonic()
+            await asyncio.sleep(TICK_S)
+
+    def _work_age(self) -> float:
+        now = time.monotonic()
+        since = [at for at in (self.box.since, self.reading_since) if at is not None]
+        late = now - self._ticked - TICK_S
+        return max(0.0, late if late > TICK_S else 0.0, *(now - at for at in since))
 
     def _report_death(self) -> "list[asyncio.Task[None]]":
         """Tell the sources if our predecessor has died at work."""
@@ -226,10 +262,12 @@ class Process:
         ]
 
     def tell(self, state: str, **facts: Any) -> None:
-        """Enter a state and say so on standard output."""
-        self.state = state
-        if state == "running":
+        """Enter a state and say so on standard output, once."""
+        if state == self.life.state and not facts:
+            return
+        if state != self.life.state and state == "running":
             self._cpu_at_start, self._moving_at_start = _cpu_seconds(), _moving_cpu_seconds()
+        self.life.enter(state)
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True)
 
@@ -240,7 +278,8 @@ class Process:
         return code
 
     def _hear_supervisor(self) -> None:
-        """Standard input: a JSON object a line, `{"over": ["reader-0", ...]}` names who has ended the stream.
+        """Standard input: a JSON object a line. `{"over": ["reader-0", ...]}` names who has ended the stream, and
+        `{"replicas": {"tagger": 3}}` tells that there are more or fewer now.
 
         At its end our supervisor has died: leave at once. What is on disk is safe, and the run can be resumed.
         """
@@ -249,9 +288,20 @@ class Process:
             os._exit(EXIT_FAILED)
         *lines, self._half_line = (self._half_line + said).split(b"\n")
         for line in lines:
-            self._over.update(json.loads(line)["over"])
+            news = json.loads(line)
+            self._over.update(news.get("over", ()))
+            if "replicas" in news:
+                self.config = self.config.model_copy(update={"replicas": news["replicas"]})
+        if self._outlet is not None:
+            self._outlet.n_peers = self.config.n_replicas(self.pipeline.names[self.place + 1])
         if self._inlet is not None:
             self._tell_over(self._inlet)
+            self.background(self._inlet.follow(self._upstream()))
+
+    def _upstream(self) -> list[str]:
+        """Where the replicas of the stage before listen."""
+        before = self.pipeline.names[self.place - 1]
+        return [self._address(before, k) for k in range(self.config.n_replicas(before))]
 
     def _tell_over(self, inlet: hop.Inlet) -> None:
         for place, name in enumerate(self.replicas_of(self.pipeline.names[self.place - 1])):
@@ -308,11 +358,11 @@ class Process:
     # ---- links
 
     def _address(self, name: str, replica: int) -> str:
-        return self._socket(self.pipeline.replicas(self.config).index((name, replica)), f"{name}-{replica}")
+        return self._socket(self.pipeline.place(name) * MAX_REPLICAS + replica, f"{name}-{replica}")
 
     def commit_address(self, source: int) -> str:
         """Where this replica of the first stage listens for commits."""
-        return self._socket(len(self.pipeline.replicas(self.config)) + source, f"commit-{source}")
+        return self._socket(len(self.pipeline.names) * MAX_REPLICAS + source, f"commit-{source}")
 
     def replicas_of(self, stage: str) -> list[str]:
         """The names of all processes of a stage, such as `writer-0`."""
@@ -348,17 +398,18 @@ class Process:
         owner = self._sink_of if self.place + 2 == len(self.pipeline.names) else None
         outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, n_peers, self.refused, owner)
         self.metrics.credits.set_function(outlet.credits)
+        self._outlet = outlet
         try:
             self.tell("ready")
             yield outlet
         finally:
+            self._outlet = None
             await outlet.close()
 
     @contextlib.asynccontextmanager
     async def inlet(self, unit: Unit) -> AsyncIterator[hop.Inlet]:
         """The way from the stage before. Events begin to come."""
-        before = self.pipeline.names[self.place - 1]
-        addresses = [self._address(before, k) for k in range(self.config.n_replicas(before))]
+        addresses = self._upstream()
         budget = self.config.hop.credit_events
         inlet = hop.Inlet(
             self.context,

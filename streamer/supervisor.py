@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.config import CoreConfig, to_toml
+from streamer import control
+from streamer.config import MAX_REPLICAS, CoreConfig, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
@@ -34,6 +36,7 @@ from streamer.runner import Run, make_private, runtime_dir
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+SCRAPE_S = 2.0
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
 
@@ -42,7 +45,21 @@ _LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 
 @dataclass
 class Child:
-    """One process of the pipeline as the supervisor sees it."""
+    """One process of the pipeline as the supervisor sees it.
+
+    Attributes
+    ----------
+    slot : int
+        Counts the processes; tells their metrics ports apart.
+    since : float
+        When it was started (`time.monotonic`).
+    silent_s : float
+        For how long its metrics page has not answered.
+    restarts : int
+        How many were started in its place.
+    retiring : bool
+        It is to leave for good, because fewer replicas are wanted.
+    """
 
     stage: str
     replica: int
@@ -53,6 +70,11 @@ class Child:
     again: bool = True  # whether it may help to start it again
     exit_code: int | None = None
     ended_at: float | None = None
+    slot: int = 0
+    since: float = field(default_factory=time.monotonic)
+    silent_s: float = 0.0
+    restarts: int = 0
+    retiring: bool = False
     deaths: list[float] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
@@ -60,6 +82,25 @@ class Child:
     @property
     def name(self) -> str:
         return f"{self.stage}-{self.replica}"
+
+    def status(self) -> dict[str, Any]:
+        """A row for people."""
+        memory = 0
+        with contextlib.suppress(psutil.Error):
+            memory = psutil.Process(self.process.pid).memory_info().rss
+        return {
+            "name": self.name,
+            "state": "restarting" if self.exit_code is not None and not self.report else self.state,
+            "pid": self.process.pid,
+            "up_s": time.monotonic() - self.since,
+            "restarts": self.restarts,
+            "events": int(self.values.get("streamer_events_total/ok", 0)),
+            "errors": int(self.values.get("streamer_events_total/error", 0)),
+            "blocks": int(self.values.get("streamer_blocks_in_flight", 0)),
+            "work_age_s": self.values.get("streamer_work_age_seconds", 0.0),
+            "rss_bytes": memory,
+            "metrics": self.metrics_url,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,23 +139,29 @@ class Supervisor:
     ) -> None:
         self.pipeline, self.config, self.on_progress = pipeline, config, on_progress
         self.children: list[Child] = []
+        self._keepers: set[asyncio.Task[None]] = set()
+        self._retired: list[Child] = []
         self._failure: Child | None = None
         self._unfinished = False
         self._signals = 0
         self._last = (time.monotonic(), 0)
+        self._seen: Progress | None = None
+        self._dir = Path()
 
     async def run(self) -> Outcome:
         """Run until the stream is over; SIGINT and SIGTERM drain it, a second one breaks it off."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
-        async with self._run_dir() as run_dir:
+        async with self._run_dir() as self._dir, control.listening(self._dir, self._answer):
             try:
                 for stage, replica in self.pipeline.replicas(self.config):
-                    self.children.append(Child(stage, replica, await self._start(run_dir, stage, replica)))
-                keepers = [asyncio.create_task(self._keep(run_dir, child)) for child in self.children]
+                    await self._add(stage, replica)
                 poller = asyncio.create_task(self._poll())
-                await asyncio.gather(*keepers)
+                while self._keepers:
+                    done, self._keepers = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
+                    for keeper in done:
+                        keeper.result()
                 poller.cancel()
                 if self._unfinished and self._failure is None and self._signals < 2:
                     await asyncio.to_thread(resolve(self.pipeline.finish), self.config)
@@ -136,22 +183,36 @@ class Supervisor:
                 f"{base}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
             ) from None
         try:
-            (path / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+            self._save_config(path)
             Run.open(path)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    async def _start(
-        self, run_dir: Path, stage: str, replica: int, predecessor: str = ""
-    ) -> asyncio.subprocess.Process:
+    def _save_config(self, run_dir: Path) -> None:
+        """What processes that are started from now on find."""
+        part = run_dir / "config.part"
+        part.write_text(to_toml(self.config), encoding="utf-8")
+        part.replace(run_dir / "config.toml")
+
+    async def _add(self, stage: str, replica: int) -> None:
+        """Start a process that was not there before."""
+        slot = len(self.children) + len(self._retired)
+        child = Child(stage, replica, await self._start(stage, replica, slot), slot=slot)
+        at = max((i for i, c in enumerate(self.children) if c.stage == stage), default=len(self.children) - 1)
+        self.children.insert(at + 1, child)
+        self._keepers.add(asyncio.create_task(self._keep(child)))
+
+    async def _start(self, stage: str, replica: int, slot: int, predecessor: str = "") -> asyncio.subprocess.Process:
         arguments = [
             "--replica",
             str(replica),
             "--config",
-            str(run_dir / "config.toml"),
+            str(self._dir / "config.toml"),
             "--run-dir",
-            str(run_dir),
+            str(self._dir),
+            "--slot",
+            str(slot),
             *(("--predecessor", predecessor) if predecessor else ()),
         ]
         return await asyncio.create_subprocess_exec(
@@ -163,7 +224,7 @@ class Supervisor:
             limit=MAX_LINE,
         )
 
-    async def _keep(self, run_dir: Path, child: Child) -> None:
+    async def _keep(self, child: Child) -> None:
         """Watch a process to its end, and those that are started in its place."""
         while True:
             await asyncio.gather(self._hear(child), self._pass_log(child))
@@ -173,6 +234,9 @@ class Supervisor:
                 return
             if code == EXIT_OK and child.report.get("complete"):
                 self._tell_over(self.children)
+                return
+            if child.retiring:
+                self._retire(child)
                 return
             child.error = child.error or _died(code)
             if self._over:  # everything is on disk; what is left is to close the files
@@ -189,19 +253,107 @@ class Supervisor:
             await asyncio.sleep(wait)
             if self._failure is not None or self._signals >= 2:
                 return
+            if child.retiring:
+                self._retire(child)
+                return
             how = child.error
             child.state, child.metrics_url, child.error, child.report = "starting", "", "", {}
             child.exit_code = child.ended_at = None
-            child.process = await self._start(run_dir, child.stage, child.replica, how)
+            child.since, child.silent_s, child.restarts, child.values = time.monotonic(), 0.0, child.restarts + 1, {}
+            child.process = await self._start(child.stage, child.replica, child.slot, how)
             self._tell_over([child])
 
     def _tell_over(self, children: list[Child]) -> None:
         """Tell who has ended the stream: a process that was started again may have missed it."""
         over = [child.name for child in self.children if child.report.get("complete")]
+        if over:
+            self._tell(children, {"over": over})
+
+    def _tell(self, children: list[Child], news: dict[str, Any]) -> None:
         for child in children:
-            if over and child.exit_code is None and child.process.stdin is not None:
+            if child.exit_code is None and child.process.stdin is not None:
                 with contextlib.suppress(ConnectionError):  # it is just leaving
-                    child.process.stdin.write(json.dumps({"over": over}).encode() + b"\n")
+                    child.process.stdin.write(json.dumps(news).encode() + b"\n")
+
+    # ---- what people ask for
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what was asked for at the control socket."""
+        what = request.get("do")
+        if what == "status":
+            return self.status()
+        if what == "stop":
+            self.stop(now=request.get("now") is True)
+            return {}
+        if what == "scale":
+            await self.scale(str(request.get("stage")), request.get("replicas"))
+            return {}
+        raise UsageError(f"a run cannot {what!r}; it knows status, stop and scale")
+
+    def status(self) -> dict[str, Any]:
+        """How the run does, for people: totals, and a row for each process."""
+        output = self.config.output
+        progress = self._seen or self._progress()
+        return {
+            "pid": os.getpid(),
+            "output": str(output) if output else "",
+            "state": "stopping" if self._signals else progress.state,
+            "fed": progress.fed,
+            "done": progress.done,
+            "errors": progress.errors,
+            "rate": progress.rate,
+            "processes": [child.status() for child in self.children],
+        }
+
+    def stop(self, *, now: bool) -> None:
+        """Drain the stream, or break it off."""
+        self._signalled()
+        if now and self._signals < 2:
+            self._signalled()
+
+    async def scale(self, stage: str, n: Any) -> None:
+        """Have `n` replicas of a stage in the middle.
+
+        Raises
+        ------
+        UsageError
+            It cannot be scaled.
+        """
+        place = self.pipeline.place(stage)
+        if place in (0, len(self.pipeline.names) - 1):
+            raise UsageError(
+                f"{stage}s cannot be scaled while a run goes on: they share the events among them; stop it, and "
+                f"begin another with --replicas {stage}=N"
+            )
+        if type(n) is not int or not 1 <= n <= MAX_REPLICAS:
+            raise UsageError(f"{stage} = {n}: 1 to {MAX_REPLICAS} replicas are possible")
+        if self._signals or self._failure is not None or self._over:
+            raise UsageError("the run is stopping")
+        if any(child.retiring for child in self.children):
+            raise UsageError("a replica is just leaving; try again in a moment")
+        have = self.config.n_replicas(stage)
+        if n > have:
+            self._set_replicas(stage, n)
+            for replica in range(have, n):
+                await self._add(stage, replica)
+        for child in [child for child in self.children if child.stage == stage and child.replica >= n]:
+            child.retiring = True
+            self._signal(child, signal.SIGTERM)
+        log.warning("%s: %d replicas instead of %d", stage, n, have)
+
+    def _retire(self, child: Child) -> None:
+        """A replica has left for good; the last of those that were to leave makes it known."""
+        self.children.remove(child)
+        self._retired.append(child)
+        if not any(other.retiring for other in self.children):
+            self._set_replicas(child.stage, sum(other.stage == child.stage for other in self.children))
+
+    def _set_replicas(self, stage: str, n: int) -> None:
+        self.config = self.config.model_copy(update={"replicas": {**self.config.replicas, stage: n}})
+        self._save_config(self._dir)
+        self._tell(self.children, {"replicas": self.config.replicas})
+
+    # ---- watching
 
     @property
     def _over(self) -> bool:
@@ -252,14 +404,42 @@ class Supervisor:
     async def _poll(self) -> None:
         """Read every process's own metrics, as Prometheus would."""
         while True:
+            begin = time.monotonic()
             await asyncio.sleep(POLL_S)
-            for child in self.children:
-                if child.metrics_url and child.exit_code is None:
-                    with contextlib.suppress(OSError, ValueError):  # it is just leaving
-                        child.values = await asyncio.to_thread(scrape, child.metrics_url)
+            alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
+            await asyncio.gather(*(self._look_at(child, begin) for child in alive))
+            self._end_stalled()
             self._end_stragglers()
+            self._seen = self._progress()
             if self.on_progress is not None:
-                self.on_progress(self._progress())
+                self.on_progress(self._seen)
+
+    async def _look_at(self, child: Child, begin: float) -> None:
+        process = child.process
+        try:
+            values = await asyncio.to_thread(scrape, child.metrics_url)
+        except (OSError, ValueError):
+            # No more than a scrape may take: while we were stopped ourselves, nobody is to blame.
+            child.silent_s += min(time.monotonic() - begin, POLL_S + SCRAPE_S)
+        else:
+            if child.process is process:
+                child.silent_s, child.values = 0.0, values
+
+    def _end_stalled(self) -> None:
+        """End what makes no progress; it is started again. Judged by our clock, never by the events' times."""
+        settings = self.config.supervisor
+        for child in self.children:
+            if child.exit_code is not None or child.state in ("stopped", "failed"):
+                continue
+            age = child.values.get("streamer_work_age_seconds", 0.0) if not child.silent_s else child.silent_s
+            if child.state == "starting":
+                if time.monotonic() - child.since > settings.start_timeout:
+                    child.error = f"was not ready after {settings.start_timeout:g} s"
+                    self._signal(child, signal.SIGKILL)
+            elif age > settings.stall_timeout:
+                what = "did not answer" if child.silent_s else "was at the same piece of work"
+                child.error = f"{what} for {age:.0f} s"
+                self._signal(child, signal.SIGKILL)
 
     def _end_stragglers(self) -> None:
         """End a process that everybody before it has left long ago, and that has not noticed."""
@@ -326,7 +506,7 @@ class Supervisor:
                 os.kill(child.process.pid, number)
 
     def _outcome(self) -> Outcome:
-        reports = {child.name: child.report for child in self.children}
+        reports = {child.name: child.report for child in (*self._retired, *self.children)}
         if self._failure is not None:
             code = self._failure.exit_code or EXIT_FAILED
             if len(self._failure.deaths):  # it had been running: no mistake of the start
@@ -346,7 +526,7 @@ def _died(code: int) -> str:
 
 def scrape(url: str) -> dict[str, float]:
     """The samples of a metrics page: name, or name/label for the one label that is not `stage`."""
-    with urllib.request.urlopen(url, timeout=2) as page:
+    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
         text = page.read(4 << 20).decode()
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):

@@ -1,0 +1,87 @@
+"""A run's control socket: asked from another terminal how it does, to stop, or for more replicas.
+
+A UNIX socket in the run's private folder. A request is a line of JSON, and so is the answer, which has `error` where it
+was refused: `{"do": "status"}`, `{"do": "stop", "now": false}`, `{"do": "scale", "stage": "tagger", "replicas": 3}`.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from streamer.errors import StreamerError, UsageError
+
+log = logging.getLogger(__name__)
+
+SOCKET = "control"
+MAX_LINE = 1 << 20
+TIMEOUT_S = 10.0
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+@contextlib.asynccontextmanager
+async def listening(folder: Path, answer: Answer) -> AsyncIterator[None]:
+    """Answer requests while this is entered."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                said = await _answered(reader, answer)
+                writer.write(json.dumps(said).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, folder / SOCKET, limit=MAX_LINE)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, Any]:
+    try:
+        request = json.loads(await reader.readline())
+        if not isinstance(request, dict):
+            raise UsageError("a request is a JSON object")
+        return await answer(request)
+    except StreamerError as error:
+        return {"error": str(error), "exit": error.exit_code}
+    except ValueError as error:  # not JSON, or a line without end
+        return {"error": f"not a request: {error}", "exit": UsageError.exit_code}
+
+
+def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What the run of a folder answers.
+
+    Raises
+    ------
+    OSError
+        Nobody answers.
+    StreamerError
+        It refuses.
+    """
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(TIMEOUT_S)
+        link.connect(os.fspath(folder / SOCKET))
+        link.sendall(json.dumps(request).encode() + b"\n")
+        with link.makefile("rb") as answers:
+            said = json.loads(answers.readline(MAX_LINE) or b"{}")
+    if not isinstance(said, dict) or "error" in said:
+        kind = UsageError if said.get("exit") == UsageError.exit_code else StreamerError
+        raise kind(str(said.get("error", said)))
+    return said
+
+
+def runs(base: Path) -> dict[Path, dict[str, Any]]:
+    """The runs that go on, and their status."""
+    found = {}
+    for folder in sorted(base.glob("run-*")):
+        with contextlib.suppress(OSError, ValueError):
+            found[folder] = ask(folder, {"do": "status"})
+    return found

@@ -1,0 +1,137 @@
+"""A run that goes on, asked from another terminal: status, stop, scale. Real processes, real sockets."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from physics_helpers import Process, Processes, call, event, sum_model, wait_until, write_hits
+
+from stages.detector.ecal import eb_detid
+from streamer import control
+from streamer.errors import StreamerError, UsageError
+from streamer.lifecycle import STATES, LifeCycle
+from streamer.runner import Run
+
+
+@pytest.fixture
+def streamer(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as made:
+        yield made
+
+
+def begun(streamer: Processes, tmp_path: Path, *more: object) -> Process:
+    """A run that goes on until it is stopped."""
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    inputs = [] if "--resume" in more else [write_hits(tmp_path / "events.root", events), "--loop", "--rate", 2000]
+    if "--resume" not in more:
+        inputs += ["--output", tmp_path / "out", "--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}"]
+    process = streamer("run", *inputs, *more)
+    process.wait_for_events(200)
+    return process
+
+
+def rows(streamer: Processes) -> dict[str, Any]:
+    """What the one run says of its processes."""
+    return {row["name"]: row for row in control.ask(streamer.run_dir(), {"do": "status"})["processes"]}
+
+
+def test_a_stage_grows_and_shrinks_while_events_flow(streamer: Processes, tmp_path: Path) -> None:
+    process = begun(streamer, tmp_path)
+    assert {row["state"] for row in rows(streamer).values()} == {"running"}
+    streamer("scale", "tagger=3").check()
+    wait_until(lambda: rows(streamer)["tagger-2"]["events"] > 100, "events at the third tagger")
+    streamer("scale", "tagger=1", tmp_path / "out").check()
+    names = ["reader-0", "framer-0", "cropper-0", "tagger-0", "writer-0"]
+    wait_until(lambda: list(rows(streamer)) == names, "the end of two taggers")
+    process.stage("writer-0").send_signal(signal.SIGKILL)  # it comes back to one tagger, not to three
+    wait_until(lambda: rows(streamer)["writer-0"]["restarts"] == 1, "another writer")
+    wait_until(lambda: rows(streamer)["writer-0"]["events"] > 100, "events at it")
+    for stage, n, why in (
+        ("writer", 2, "writers cannot be scaled"),
+        ("tagger", 0, "1 to 64"),
+        ("taggr", 2, "no stage"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            control.ask(streamer.run_dir(), {"do": "scale", "stage": stage, "replicas": n})
+    told = streamer("status")
+    told.check()
+    assert re.search(r"tagger-0 +running +\d+ +\d+ s +0", told.out), told.out
+    streamer("stop").check()
+    process.check()
+    code, said, _ = call("ledger", tmp_path / "out", "--json")
+    books = json.loads(said)
+    assert (code, books["closes"], books["total"]["in_flight"]) == (0, True, 0)
+    assert "overdue" not in process.err.partition("tagger: 1 replicas")[0]  # to scale loses nothing
+    alone = streamer("status")
+    assert alone.wait() == 2
+    assert "no run goes on" in alone.err
+
+
+def test_a_run_that_is_stopped_now_goes_on_later(streamer: Processes, tmp_path: Path) -> None:
+    process = begun(streamer, tmp_path, "--replicas", "framer=2")
+    other = begun(streamer, tmp_path, "--output", tmp_path / "other")
+    unclear = streamer("stop")
+    assert unclear.wait() == 2
+    assert f"2 runs go on; name the output folder of one: {tmp_path / 'other'}, {tmp_path / 'out'}" in unclear.err
+    streamer("stop", tmp_path / "other").check()
+    other.check()
+    streamer("stop", "--now").check()
+    assert process.wait() == 130
+    again = begun(streamer, tmp_path, "--resume", tmp_path / "out")
+    streamer("stop", "--drain").check()
+    again.check()
+    assert call("ledger", tmp_path / "out")[0] == 0
+
+
+def test_a_process_that_is_stopped_is_killed_and_replaced(streamer: Processes, tmp_path: Path) -> None:
+    process = begun(streamer, tmp_path, "--set", "supervisor.stall_timeout=2")
+    process.stage("framer-0").suspend()
+    wait_until(lambda: "framer-0 did not answer for" in process.err, "the death of the framer")
+    wait_until(lambda: rows(streamer)["framer-0"]["state"] == "running", "another framer")
+    control.ask(streamer.run_dir(), {"do": "stop"})
+    process.check()
+    assert call("ledger", tmp_path / "out")[0] == 0
+
+
+async def test_nonsense_at_the_control_socket_is_refused(run: Run) -> None:
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("do") == "fail":
+            raise StreamerError("it failed")
+        return {"got": request}
+
+    def said(line: bytes) -> Any:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(20)
+            link.connect(str(run.dir / control.SOCKET))
+            link.sendall(line)
+            return json.loads(link.makefile().readline())
+
+    async with control.listening(run.dir, answer):
+        for line in (b"[]\n", b"no json\n", b"\xff\xfe\n", b'{"do":' + b" " * (control.MAX_LINE + 1) + b"\n"):
+            refusal = await asyncio.to_thread(said, line)
+            assert refusal["exit"] == 2
+            assert "request" in refusal["error"]
+        assert await asyncio.to_thread(control.ask, run.dir, {"do": "x"}) == {"got": {"do": "x"}}
+        with pytest.raises(StreamerError, match="it failed"):
+            await asyncio.to_thread(control.ask, run.dir, {"do": "fail"})
+    with pytest.raises(OSError, match=r"refused|No such file"):
+        control.ask(run.dir, {"do": "x"})
+
+
+def test_states_follow_each_other_as_they_may() -> None:
+    for path in (STATES[:5], ("starting", "failed"), ("starting", "ready", "failed"), ("starting", "starting")):
+        life = LifeCycle()
+        for state in path:
+            life.enter(state)
+    for before, after in (("starting", "running"), ("ready", "draining"), ("running", "ready"), ("stopped", "failed")):
+        life = LifeCycle()
+        life.state = before
+        with pytest.raises(ValueError, match=f"{before} cannot become {after}"):
+            life.enter(after)
