@@ -18,6 +18,11 @@ settings.register_profile("streamer", deadline=None, database=None)  # a slow ma
 settings.load_profile("streamer")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long form of the chaos suite (a quarter of an hour)")
+    parser.addoption("--seed", type=int, help="of the chaos suite; drawn and told when left out")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run `async def` tests in a loop of their own."""

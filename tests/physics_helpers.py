@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx
 import psutil
-import pytest
 import uproot
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,6 +58,8 @@ def cms_open_data() -> Path:
     for base in (ROOT / "shared", ROOT.parent / "shared"):
         if (base / "cms-open-data").is_dir():
             return base / "cms-open-data"
+    import pytest  # only here: whoever is no test does without
+
     pytest.skip("the real CMS events are not here (../shared/cms-open-data)")
 
 
@@ -336,16 +337,19 @@ def free_ports(n: int) -> int:
 
 
 class Process:
-    """A `streamer` command in a process of its own; its output goes to files, so that it never waits for a reader."""
+    """A `streamer` command in a process of its own; its output goes to files, so that it never waits for a reader.
 
-    def __init__(self, folder: Path, runtime: Path, *args: object) -> None:
+    A `prefix` is a command that becomes it, such as `unshare -n`.
+    """
+
+    def __init__(self, folder: Path, runtime: Path, *args: object, prefix: Sequence[str] = ()) -> None:
         self.args = [str(arg) for arg in args]
         number = len(list(folder.glob("command-*.err")))
         self._out, self._err = folder / f"command-{number}.out", folder / f"command-{number}.err"
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "streamer", *self.args],
+                [*prefix, sys.executable, "-m", "streamer", *self.args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -448,8 +452,8 @@ class Processes:
     def __enter__(self) -> "Processes":
         return self
 
-    def __call__(self, *args: object) -> Process:
-        self.made.append(Process(self.folder, self.runtime, *args))
+    def __call__(self, *args: object, prefix: Sequence[str] = ()) -> Process:
+        self.made.append(Process(self.folder, self.runtime, *args, prefix=prefix))
         return self.made[-1]
 
     def run_dir(self) -> Path:
@@ -486,6 +490,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if done.returncode:
+        import pytest
+
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     try:
         yield folder
