@@ -61,7 +61,10 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Go on with the run of this output folder, with its configuration."),
+        typer.Option(
+            metavar="DIR",
+            help="Go on with this output folder's run and configuration; INPUT is needed only if its URLs had secrets.",
+        ),
     ] = None,
 ) -> None:
     """Stream events through the chain and write their scores.
@@ -80,7 +83,7 @@ def run(
     if resume is not None:
         from stages.writer import resumed
 
-        for option, given in (("INPUT", inputs), ("--output", output), ("--config", config), ("--tagger", tagger)):
+        for option, given in (("--output", output), ("--config", config), ("--tagger", tagger)):
             if given:
                 raise UsageError(f"--resume goes on with the run's own configuration; leave {option} out")
         overwrite = False
@@ -150,9 +153,8 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
     if outcome.exit_code == EXIT_OK:
         from stages.truth import tell
-        from stages.writer import SCORES
 
-        tell(folder / SCORES)
+        tell(folder)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
@@ -194,7 +196,7 @@ def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run t
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")
-    tell(path)
+    tell(folder)
 
 
 def inspect(

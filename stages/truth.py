@@ -5,6 +5,7 @@ It is read back from `scores.root`, so that it tells of what was written.
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,11 @@ class Scored:
         return f"all {n:,} labelled {self.objects} are {'signal' if signal else 'background'}"
 
 
-def read(path: Path) -> tuple[list[Scored], int]:
-    """What a `scores.root` holds of truth and scores.
+def read(paths: Sequence[Path]) -> tuple[list[Scored], int]:
+    """What a run's files of scores hold of truth and scores.
 
     An event that was fed again and again counts once for each tagger, in the first pass that gave it a score. Reading
-    ends with the file, with a whole pass that adds nothing, or where every tagger has enough.
+    of a file ends with it, with a whole pass that adds nothing, or where every tagger has enough.
 
     Returns
     -------
@@ -132,35 +133,44 @@ def read(path: Path) -> tuple[list[Scored], int]:
     n_passes : int
         Over the input.
     """
-    with uproot.open({str(path): None}) as file:  # a mapping, or a colon in the path would mean an object
-        tree = file["Events"]
-        taggers = [
-            Scored(name, spec["objects"], LABELS[spec["objects"]], f"{spec['objects']}_{spec['score']}", spec["signal"])
-            for name, spec in json.loads(str(file["streamer_taggers"])).items()
-            if spec["objects"] in LABELS
-        ]
-        n_events, n_passes = tree.num_entries, 0
-        if n_events:
-            n_passes = 1 + int(_columns(tree, {"replay"}, n_events - 1)["replay"][0])
-        last = 0  # the pass that added something last
-        for first in range(0, n_events, READ_EVENTS):
-            wanted = [tagger for tagger in taggers if not tagger.full]
-            who = _columns(tree, {"replay", "sourceFile", "sourceEntry"} if n_passes > 1 else set(), first)
-            if not wanted or (who and who["replay"][0] > last + 1):
-                break
-            labels = _columns(tree, {tagger.label for tagger in wanted}, first)
-            wanted = [tagger for tagger in wanted if ak.any(labels[tagger.label] >= 0)]
-            scores = _columns(tree, {tagger.score for tagger in wanted}, first)
-            keys = None
-            if who:
-                keys = (np.asarray(who["sourceFile"], np.int64) << _FILE_BITS) + np.asarray(who["sourceEntry"])
-            for tagger in wanted:
-                tagger.labelled = True
-                counts = np.asarray(ak.num(labels[tagger.label]))
-                flat = (np.asarray(ak.flatten(array)) for array in (labels[tagger.label], scores[tagger.score]))
-                if tagger.add(keys, counts, *flat) and who:
-                    last = int(who["replay"][-1])
+    taggers: list[Scored] = []
+    n_passes = 0
+    with contextlib.ExitStack() as stack:
+        # A mapping, or a colon in the path would mean an object.
+        files = [stack.enter_context(uproot.open({str(path): None})) for path in paths]
+        for name, spec in json.loads(str(files[0]["streamer_taggers"])).items():
+            if (objects := spec["objects"]) in LABELS:
+                taggers.append(Scored(name, objects, LABELS[objects], f"{objects}_{spec['score']}", spec["signal"]))
+        trees = [tree for tree in (file["Events"] for file in files) if tree.num_entries]
+        if trees:
+            n_passes = 1 + max(int(_columns(tree, {"replay"}, tree.num_entries - 1)["replay"][0]) for tree in trees)
+        for tree in trees:
+            _read(tree, taggers, several=n_passes > 1)
     return taggers, n_passes
+
+
+def _read(tree: Any, taggers: list[Scored], *, several: bool) -> None:
+    """Add what one file holds; `several` passes over the input are told apart."""
+    last = None  # the pass that added something last
+    for first in range(0, tree.num_entries, READ_EVENTS):
+        wanted = [tagger for tagger in taggers if not tagger.full]
+        who = _columns(tree, {"replay", "sourceFile", "sourceEntry"} if several else set(), first)
+        if who and last is None:
+            last = int(who["replay"][0])
+        if not wanted or (last is not None and who["replay"][0] > last + 1):
+            break
+        labels = _columns(tree, {tagger.label for tagger in wanted}, first)
+        wanted = [tagger for tagger in wanted if ak.any(labels[tagger.label] >= 0)]
+        scores = _columns(tree, {tagger.score for tagger in wanted}, first)
+        keys = None
+        if who:
+            keys = (np.asarray(who["sourceFile"], np.int64) << _FILE_BITS) + np.asarray(who["sourceEntry"])
+        for tagger in wanted:
+            tagger.labelled = True
+            counts = np.asarray(ak.num(labels[tagger.label]))
+            flat = (np.asarray(ak.flatten(array)) for array in (labels[tagger.label], scores[tagger.score]))
+            if tagger.add(keys, counts, *flat) and who:
+                last = int(who["replay"][-1])
 
 
 def _columns(tree: Any, names: set[str], first: int) -> dict[str, Any]:
@@ -172,15 +182,18 @@ def _columns(tree: Any, names: set[str], first: int) -> dict[str, Any]:
     return found
 
 
-def tell(path: Path) -> None:
-    """Print how good each tagger was by the labels in a `scores.root`, and draw the ROC curves beside it.
+def tell(folder: Path) -> None:
+    """Print how good each tagger was by the labels in a run's files of scores, and draw the ROC curves beside them.
 
     Nothing is said where nothing is labelled. What goes wrong is one line: the scores are good without.
     """
+    paths = sorted(folder.glob("scores*.root"))
+    if not paths:
+        return
     try:
-        taggers, n_passes = read(path)
+        taggers, n_passes = read(paths)
     except Exception as error:  # whatever a disk or a reader of ROOT files can come up with
-        _complain(f"{path}: cannot be read back for the AUC", error)
+        _complain(f"{folder}: the scores cannot be read back for the AUC", error)
         return
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("tagger", "AUC", f"rejection at {EFFICIENCY:.0%}", "signal", "background", "picture"):
@@ -188,7 +201,7 @@ def tell(path: Path) -> None:
         table.add_column(title, justify="left" if left else "right", no_wrap=not title.startswith("rejection"))
     lines = []
     for tagger in taggers:
-        picture = path.with_name(f"roc_{tagger.tagger}.png")
+        picture = folder / f"roc_{tagger.tagger}.png"
         with contextlib.suppress(OSError):
             picture.unlink(missing_ok=True)  # it would be taken for this run's
         if all(tagger.n[_BACKGROUND:]):

@@ -203,6 +203,11 @@ class Block:
     stamps: dict[str, int] = field(default_factory=dict)
     alone: bool = False
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the columns."""
+        return sum(column.nbytes for column in self.columns.values())
+
     def with_columns(self, columns: Columns) -> "Block":
         """The same events with other columns."""
         return replace(self, columns=columns)

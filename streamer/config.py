@@ -63,6 +63,8 @@ class FeedConfig(Section):
     """Steps of the input read before they are needed."""
     max_in_flight: int = Field(8192, ge=1)
     """Events that may be under way, fed but not yet on disk. This is the back-pressure."""
+    max_in_flight_mb: int = Field(1024, ge=1, le=1 << 20)
+    """... and no more are fed while these hold so much [MB]."""
     redeliver_after: PositiveSeconds = 30.0
     """A block that is not on disk after this time is sent again."""
 

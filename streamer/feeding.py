@@ -36,7 +36,8 @@ class Feeding:
 
     def __init__(self, process: "Process", unit: Source) -> None:
         self.process, self.unit, self.config = process, unit, process.config.feed
-        self.window = Window(self.config.max_in_flight, self.config.redeliver_after)
+        max_bytes = self.config.max_in_flight_mb << 20
+        self.window = Window(self.config.max_in_flight, self.config.redeliver_after, max_bytes)
         self.stripes = process.stripes
         self.kept = Kept(self.stripes)
         books = process.config.books
@@ -44,7 +45,9 @@ class Feeding:
         self.book: FedBook | None = None
         self.space = asyncio.Event()
         process.metrics.in_flight.set_function(lambda: len(self.window))
-        process.metrics.limits(max_in_flight_events=self.window.max_events, read_ahead=self.config.read_ahead)
+        process.metrics.in_flight_bytes.set_function(lambda: self.window.bytes)
+        limits = {"max_in_flight_events": self.window.max_events, "max_in_flight_bytes": max_bytes}
+        process.metrics.limits(**limits, read_ahead=self.config.read_ahead)
 
     def committed(self, intervals: Intervals) -> None:
         self.window.commit(intervals, time.monotonic())

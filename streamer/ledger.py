@@ -166,11 +166,13 @@ class Window:
     max_events : int
     redeliver_after : float
         Seconds.
+    max_bytes : int
+        Of the columns; the block that reaches this is the last.
     """
 
-    def __init__(self, max_events: int, redeliver_after: float) -> None:
-        self.max_events, self.redeliver_after = max_events, redeliver_after
-        self.events = 0
+    def __init__(self, max_events: int, redeliver_after: float, max_bytes: int = 1 << 62) -> None:
+        self.max_events, self.redeliver_after, self.max_bytes = max_events, redeliver_after, max_bytes
+        self.events = self.bytes = 0
         self._flights: dict[int, _Flight] = {}
         self._usual = 0.0  # how long blocks take, rather too long than too short [s]
         self._newest = -math.inf  # when the last-sent of the blocks on disk was sent
@@ -180,11 +182,13 @@ class Window:
 
     def full(self, n_events: int) -> bool:
         """Whether `n_events` more do not fit; one block always fits into an empty window."""
-        return bool(self._flights) and self.events + n_events > self.max_events
+        too_many = self.events + n_events > self.max_events or self.bytes >= self.max_bytes
+        return bool(self._flights) and too_many
 
     def add(self, block: Block, now: float) -> None:
         self._flights[block.id] = _Flight(block, now)
         self.events += block.n_events
+        self.bytes += block.n_bytes
 
     def commit(self, intervals: Iterable[tuple[int, int]], now: float) -> int:
         """Forget blocks whose events are on disk; returns their number of events. Others do no harm."""
@@ -194,6 +198,7 @@ class Window:
             for block_id in inside:
                 flight = self._flights.pop(block_id)
                 done += flight.block.n_events
+                self.bytes -= flight.block.n_bytes
                 self._newest = max(self._newest, flight.sent_at)
                 # Of a block that was sent twice it is not known which attempt came through.
                 if flight.block.attempt == 1 and flight.sent_at > -math.inf:
@@ -224,16 +229,20 @@ class Window:
                 flight.deaths, flight.sent_at = flight.deaths + 1, -math.inf
                 if block.n_events > 1:
                     del self._flights[first]
+                    self.bytes -= block.n_bytes
                     for i in range(block.n_events):
                         one = block.part(schema, i, i + 1)
                         self._flights[one.id] = _Flight(one, -math.inf)
+                        self.bytes += one.n_bytes
                 elif flight.deaths >= DEADLY:
                     poison.append(block)
         return poison
 
     def replace(self, block: Block) -> None:
         """The block is to travel with other columns."""
-        self._flights[block.id].block = block
+        flight = self._flights[block.id]
+        self.bytes += block.n_bytes - flight.block.n_bytes
+        flight.block = block
 
     def overdue(self, now: float) -> list[Block]:
         """Blocks to send again, with the next attempt number; their clock starts anew."""

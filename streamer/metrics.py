@@ -130,6 +130,10 @@ class StageMetrics:
             ["stage"],
             registry=registry,
         ).labels(stage)
+        self.in_flight_bytes = Gauge(
+            "streamer_in_flight_bytes", "size of the blocks that are fed and not yet on disk (reader)", ["stage"],
+            registry=registry,
+        ).labels(stage)  # fmt: skip
         self.work_age = Gauge(
             "streamer_work_age_seconds",
             "how long the piece of work takes that goes on, or since when the process does not answer its own calls",

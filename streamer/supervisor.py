@@ -8,6 +8,7 @@ reader. A process that dies is started again, after a wait that grows; the strea
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 SCRAPE_S = 2.0
+LOCK = "supervisor"
+"""A file in a run's folder, locked while its supervisor lives."""
+FRESH_S = 60.0
+"""A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
 
@@ -177,17 +182,21 @@ class Supervisor:
         base = runtime_dir()
         try:
             make_private(base)
+            sweep(base)
             path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
         except OSError as error:
             raise UsageError(
                 f"{base}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
             ) from None
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self._save_config(path)
             Run.open(path)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
     def _save_config(self, run_dir: Path) -> None:
         """What processes that are started from now on find."""
@@ -516,6 +525,20 @@ class Supervisor:
         if self._signals > 1:
             return Outcome(130, "broken off; results that were committed are in the journal", reports)
         return Outcome(EXIT_OK, "", reports)
+
+
+def sweep(base: Path) -> None:
+    """Remove the folders of runs whose supervisor was killed."""
+    for path in base.glob("run-*"):
+        with contextlib.suppress(OSError):  # somebody holds it, or it is just being made or removed
+            if time.time() - path.stat().st_mtime < FRESH_S:
+                continue
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _died(code: int) -> str:

@@ -176,8 +176,16 @@ def written(folder: Path, *blocks: Block, kind: str = "ttree") -> Path:
     return folder / SCORES
 
 
+def test_all_files_of_a_run_count(tmp_path: Path) -> None:
+    second = written(tmp_path, block([[(1, 0.5)], [(0, 0.25)]], file=1)).rename(tmp_path / "scores_1.root")
+    first = written(tmp_path, block([[(1, 0.75)], [(0, 0.25)]]))
+    (alone, *_), _ = read([first])
+    (both, *_), _ = read([first, second])
+    assert (alone.n.tolist(), both.n.tolist()) == ([0, 1, 1], [0, 2, 2])
+
+
 def by_name(path: Path) -> dict[str, truth.Scored]:
-    return {found.tagger: found for found in read(path)[0]}
+    return {found.tagger: found for found in read([path])[0]}
 
 
 def pairs(found: truth.Scored) -> list[tuple[int, float]]:
@@ -208,7 +216,7 @@ def test_an_event_counts_in_the_first_pass_that_scores_it(
     first = [[(1, 0.5), (0, 0.25)], [(0, -1.0)], [(1, -1.0), (0, 0.125)], []]
     second = [[(1, 0.75), (0, 0.75)], [(0, 0.375)], [(1, 0.75), (0, 0.75)], []]
     path = written(tmp_path, *(block(rows, replay=k) for k, rows in enumerate([first, second, second])))
-    (found, *_), n_passes = read(path)
+    (found, *_), n_passes = read([path])
     assert n_passes == 3
     assert sorted(pairs(found)) == [(0, 0.125), (0, 0.25), (0, 0.375), (1, 0.5)]
 
@@ -224,7 +232,7 @@ def test_reading_ends_with_a_pass_that_adds_nothing(tmp_path: Path, monkeypatch:
     columns = truth._columns
     monkeypatch.setattr(truth, "_columns", lambda *args: seen.append(args[2]) or columns(*args))  # type: ignore[func-returns-value]
     rows: list[Rows] = [[(1, 0.5)], [(0, 0.25)]]
-    read(written(tmp_path, *(block(rows, replay=replay) for replay in range(50))))
+    read([written(tmp_path, *(block(rows, replay=replay) for replay in range(50)))])
     assert set(seen) == {99, 0, 2, 4}, "who is in the last pass, two passes, and the beginning of the third"
 
 
@@ -238,7 +246,7 @@ def test_so_many_objects_are_enough(
         path = written(tmp_path, *(block(rows, replay=replay) for replay in replays))
         found = by_name(path)["eg"]
         assert pairs(found) == [(0, 0.25)] * 25 + [(1, 0.5)] * 20 + [(1, 0.75)] * 5
-        tell(path)
+        tell(path.parent)
         assert "eg: by the first 25 of each kind at most" in capsys.readouterr().out
 
 
@@ -257,21 +265,21 @@ def test_without_two_kinds_there_is_one_line_and_without_labels_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], photons: list[Rows], said: str
 ) -> None:
     (tmp_path / "roc_eg.png").write_bytes(b"of an earlier run")
-    tell(written(tmp_path, block(photons)))
+    tell(written(tmp_path, block(photons)).parent)
     out, err = capsys.readouterr()
     assert (out.strip(), err) == (said, "")
     assert [path.name for path in tmp_path.iterdir()] == [SCORES]
 
 
 def test_a_perfect_tagger_leaves_no_background(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell(written(tmp_path, block([[(1, 0.75), (0, 0.25)]] * 4)))
+    tell(written(tmp_path, block([[(1, 0.75), (0, 0.25)]] * 4)).parent)
     assert re.search(r"eg\s+1.0000 \+- 0.0000\s+no background left\s+4\s+4\s+roc_eg.png", capsys.readouterr().out)
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, block([[(1, 0.75), (0, 0.25)]]))
     (tmp_path / "roc_eg.png").mkdir()
-    tell(path)
+    tell(path.parent)
     out, err = capsys.readouterr()
     assert re.search(r"eg\s+1.0000 .* none", out)
     assert err == f"streamer: {tmp_path / 'roc_eg.png'}: cannot be written (Is a directory); the scores are complete\n"
@@ -282,7 +290,7 @@ def test_a_full_disk_costs_the_picture_alone(tmp_path: Path, capsys: pytest.Capt
     with small_disk(tmp_path / "disk", "1m") as disk:
         path = written(disk, block([[(1, 0.75), (0, 0.25)]]))
         fill_disk(disk / "ballast")
-        tell(path)
+        tell(path.parent)
         out, err = capsys.readouterr()
         assert re.search(r"eg\s+1.0000 .* none", out)
         assert "roc_eg.png: cannot be written (No space left on device); the scores are complete" in err
@@ -292,10 +300,10 @@ def test_a_full_disk_costs_the_picture_alone(tmp_path: Path, capsys: pytest.Capt
 
 def test_scores_that_cannot_be_read_back_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / SCORES).write_bytes(b"root" + bytes(50))
-    tell(tmp_path / SCORES)
+    tell(tmp_path)
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"streamer: {tmp_path / SCORES}: cannot be read back for the AUC (")
+    assert err.startswith(f"streamer: {tmp_path}: the scores cannot be read back for the AUC (")
 
 
 async def test_a_run_that_is_finished_later_has_its_auc_too(tmp_path: Path) -> None:
