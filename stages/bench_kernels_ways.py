@@ -29,7 +29,7 @@ from stages.framer import ENERGIES, Framer
 from stages.inputs import shown
 from stages.reader import Reader
 from stages.tagger import fill_crops
-from streamer.block import Array, Block, Columns, Schema, offsets, readonly
+from streamer.block import Array, Block, Columns, Schema, core_columns, offsets, readonly
 from streamer.errors import StreamerError, UsageError
 
 STEPS = ("frames", "crops", "tensor")
@@ -138,8 +138,9 @@ def _with_jets(columns: Columns, jets: Array) -> Columns:
 
 def _with_core(schema: Schema, columns: Columns, n_events: int) -> Columns:
     """With zeros in the columns of the core, and in what names an event."""
+    given = {**core_columns(np.zeros(n_events, np.int64)), **columns}
     return {
-        name: columns[name] if name in columns else np.zeros(n_events, column.wire_dtype)
+        name: given[name] if name in given else np.zeros(n_events, column.wire_dtype)
         for name, column in schema.by_name.items()
     }
 

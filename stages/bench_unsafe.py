@@ -66,10 +66,13 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--supervised", action="store_true")
+    parser.add_argument("--predecessor", default="died")
+    parser.add_argument("--slot", type=int)
     given = parser.parse_args()
     setup_logging(logging.WARNING)
     config, run = UNSAFE.load_config(given.config), Run.open(given.run_dir)
-    return run_stage(UNSAFE, given.name, given.replica, config, run, supervised=given.supervised)
+    told = {name: getattr(given, name) for name in ("supervised", "predecessor", "slot")}
+    return run_stage(UNSAFE, given.name, given.replica, config, run, **told)
 
 
 if __name__ == "__main__":

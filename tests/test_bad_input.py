@@ -16,7 +16,7 @@ from stages.cropper import Cropper
 from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.records import INPUT
-from streamer.block import Block, Columns
+from streamer.block import Block, Columns, core_columns
 
 Event = dict[str, Any]
 NAN, INF = float("nan"), float("inf")
@@ -47,7 +47,8 @@ def framed(config: Config, columns: Columns) -> tuple[Block, dict[str, int]]:
     cropper.setup()
     framer.take_tally()
     schema, n = framer.inputs, len(columns["event"])
-    full = {name: columns[name] for name in schema.by_name if name in columns}
+    given = {**core_columns(np.zeros(n, np.int64)), **columns}
+    full = {name: given[name] for name in schema.by_name if name in given}
     full |= {c.name: np.zeros(n, c.wire_dtype) for c in schema.columns if c.name not in full}
     block = cropper.process(framer.process(Block(1, n, full)))
     cropper.outputs.check(block.columns, n)

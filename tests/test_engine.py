@@ -101,14 +101,14 @@ def test_items_are_worked_on_in_the_order_of_their_arrival(bench: Make) -> None:
     at_work.engine.drain()
     assert [at_work.take().id for _ in range(7)] == list(range(7))
     assert at_work.stage.batches == [[float(i) for i in range(k, min(k + 8, 35))] for k in range(0, 35, 8)]
-    assert at_work.closed() == {"full": 4, "max_wait": 0, "drain": 1}
+    assert at_work.closed() == {"full": 4, "max_wait": 0, "drain": 1, "alone": 0}
 
 
 def test_blocks_share_a_batch(bench: Make) -> None:
     at_work = bench(max_batch=6, max_wait=NEVER_S)
     at_work.submit(hits(2, 1), hits(2, 2), hits(2, 3))
     assert [at_work.take().id for _ in range(3)] == [1, 2, 3]
-    assert at_work.closed() == {"full": 1, "max_wait": 0, "drain": 0}
+    assert at_work.closed() == {"full": 1, "max_wait": 0, "drain": 0, "alone": 0}
 
 
 def test_an_item_that_fails_does_not_hurt_its_neighbours(bench: Make) -> None:
@@ -139,7 +139,7 @@ def test_a_batch_is_closed_after_the_wait(bench: Make) -> None:
     at_work = bench(max_batch=8, max_wait=0.001)
     at_work.submit(hits(3, 1))
     assert at_work.take().id == 1
-    assert at_work.closed() == {"full": 0, "max_wait": 1, "drain": 0}
+    assert at_work.closed() == {"full": 0, "max_wait": 1, "drain": 0, "alone": 0}
 
 
 def test_draining_empties_the_queue_and_what_comes_after(bench: Make) -> None:
@@ -149,7 +149,7 @@ def test_draining_empties_the_queue_and_what_comes_after(bench: Make) -> None:
     assert at_work.take().id == 1
     at_work.submit(hits(1, 2))
     assert at_work.take().id == 2
-    assert at_work.closed() == {"full": 0, "max_wait": 0, "drain": 2}
+    assert at_work.closed() == {"full": 0, "max_wait": 0, "drain": 2, "alone": 0}
 
 
 def test_metrics_tell_sizes_and_what_waits(bench: Make) -> None:

@@ -554,7 +554,7 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         cases = {
             "metrics port": (stage("framer", f"metrics.base_port={port - 1}"),
                              f"metrics cannot be served on 127.0.0.1:{port} (Address already in use); set metrics.b"),
-            "hop port": (stage("cropper", "hop.transport=tcp", f"hop.base_port={port - 2}"),
+            "hop port": (stage("cropper", "hop.transport=tcp", f"hop.base_port={port - 2 * 64}"),
                          f"tcp://127.0.0.1:{port} cannot be bound (Address already in use); set hop.base_port"),
             "long path": (stage("tagger", run_dir=long_path), f"{long_path}: too long a path for sockets"),
             "no run folder": (stage("tagger", run_dir=in_the_way / "x"), f"{in_the_way / 'x'}: no folder for the run"),
@@ -603,7 +603,10 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         (["convert", "{hits}", "{hits}"], "{hits}: exists; choose another name, or --overwrite"),
         (["convert", "{hits}", "{hits}/x.root"], "{hits}/x.root: cannot be written ("),
         (["run", "--resume", "{nothing}"], "{nothing}: no run was begun there"),
-        (["run", "{hits}", "--resume", "{nothing}"], "--resume goes on with the run's own configuration; leave INPUT"),
+        (
+            ["run", "--resume", "{nothing}", "-o", "x"],
+            "--resume goes on with the run's own configuration; leave --output",
+        ),
         (["ledger", "{nothing}"], "{nothing}: no run was begun there"),
         (["finish", "{nothing}"], "{nothing}: no run broke off there; there is nothing to finish"),
         (["stage", "tager"], "no stage 'tager' in reader > framer > cropper > tagger > writer; did you mean 'tagger'?"),
