@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from streamer.cli import ConfigOption, SetOption, overrides
-from streamer.errors import EXIT_OK, EXIT_USAGE, UsageError
+from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 
 InputArgument = Annotated[
     list[str] | None,
@@ -141,16 +141,19 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     config = PIPELINE.load_config(path, wanted)
     with LiveLine(title) as line:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
+    folder = config.writer.dir  # type: ignore[attr-defined]
     if all(outcome.reports.values()):
         from stages.books import read_books
 
-        books = read_books(config.writer.dir)  # type: ignore[attr-defined]
+        books = read_books(folder)
         summary = summarise(PIPELINE.names, outcome.reports)
         show(replace(summary, ledger=books.ledger, problems=tuple(books.why_not)), outcome)
-        if summary.ledger.errors:
+        if books.ledger.errors:
             told = f"{books.ledger.errors:,} events could not be processed; see which, and why: streamer errors {{}}"
-            typer.echo(told.format(shlex.quote(str(config.writer.dir))), err=True)  # type: ignore[attr-defined]
-    error, folder = outcome.error, config.writer.dir  # type: ignore[attr-defined]
+            typer.echo(told.format(shlex.quote(str(folder))), err=True)
+        if outcome.exit_code == EXIT_OK and books.why_not:  # stopped before what an earlier run lost was fed again
+            outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(books.why_not))
+    error = outcome.error
     if outcome.exit_code == EXIT_OK:
         from stages.truth import tell
 

@@ -1,6 +1,7 @@
 """Whatever dies: every event comes out once, and the books say so. Real processes, real kills."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,30 @@ def test_a_run_that_was_killed_goes_on(streamer: Processes, inputs: list[Path], 
     again.check()
     assert_whole(tmp_path / "out", N_EVENTS)
     assert len(list((tmp_path / "out").glob("scores*.root"))) > 2
+
+
+def test_a_resumed_run_that_is_stopped_before_it_fed_what_was_lost_says_so(
+    streamer: Processes, inputs: list[Path], tmp_path: Path
+) -> None:
+    process = streamer(*options(inputs, tmp_path))
+    process.wait_for_events(500)
+    process.stage("tagger-0").suspend()
+    at_writer = process.metrics("writer-0")["streamer_events_total/ok"]
+    wait_until(lambda: process.metrics("reader-0")["streamer_events_total/ok"] > at_writer, "events under way")
+    family = process.children()
+    process.popen.kill()
+    for child in family:
+        child.wait(20)
+    stopped = streamer("run", "--resume", tmp_path / "out")
+    stopped.stage("reader-0")
+    stopped.signal(signal.SIGTERM)
+    stopped.check(1)
+    (complaint,) = stopped.complaints
+    assert re.fullmatch(
+        r"\d+ events were fed and are not on disk, the first is number \d+; what was committed is safe, "
+        rf"go on with: streamer run --resume {tmp_path / 'out'}", complaint)  # fmt: skip
+    streamer("run", "--resume", tmp_path / "out").check()
+    assert_whole(tmp_path / "out")
 
 
 def test_a_book_that_a_power_cut_shortened_still_closes(
