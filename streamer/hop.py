@@ -272,7 +272,6 @@ class Inlet:
         self._arrived: asyncio.Queue[tuple[Block, Link] | None] = asyncio.Queue()
         self._links = [self._make(at) for at in addresses]
         self._open = len(self._links)
-        self._gone: list[Link] = []
 
     async def receive(self) -> "tuple[Block, Link] | None":
         """The next block and the link it came on; None when every outlet has ended.
@@ -304,11 +303,11 @@ class Inlet:
         for at in addresses[len(self._links) :]:
             self._links.append(self._make(at))
             self._open += 1
-        for link in self._links[len(addresses) :]:
-            link.over()
-            self._gone.append(link)
-            await link.close()
+        gone = self._links[len(addresses) :]
         del self._links[len(addresses) :]
+        for link in gone:
+            link.over()
+            await link.close()
 
     async def leave(self) -> None:
         """Ask for nothing more; `receive` gives out what is under way and then None."""

@@ -164,7 +164,8 @@ class Supervisor:
                     await self._add(stage, replica)
                 poller = asyncio.create_task(self._poll())
                 while self._keepers:
-                    done, self._keepers = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
+                    self._keepers -= done  # others may have come meanwhile
                     for keeper in done:
                         keeper.result()
                 poller.cancel()
