@@ -19,7 +19,7 @@ settings.load_profile("streamer")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the long form of the chaos suite (a quarter of an hour)")
+    parser.addoption("--long", action="store_true", help="the long form of the chaos suite (twenty minutes)")
     parser.addoption("--seed", type=int, help="of the chaos suite; drawn and told when left out")
 
 
