@@ -93,7 +93,7 @@ def test_a_resumed_run_that_is_stopped_before_it_fed_what_was_lost_says_so(
         r"\d+ events were fed and are not on disk, the first is number \d+; what was committed is safe, "
         rf"go on with: streamer run --resume {tmp_path / 'out'}", complaint)  # fmt: skip
     streamer("run", "--resume", tmp_path / "out").check()
-    assert_whole(tmp_path / "out")
+    assert_whole(tmp_path / "out", N_EVENTS)
 
 
 def test_a_book_that_a_power_cut_shortened_still_closes(
