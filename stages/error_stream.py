@@ -23,7 +23,7 @@ from stages.config import Config, InputConfig
 from stages.inputs import expand, shown
 from streamer.block import Block, failures
 from streamer.config import to_toml
-from streamer.errors import UsageError
+from streamer.errors import UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class ErrorStream:
         self._inputs: list[Path | str] | None = None
         self._wanted: queue.Queue[tuple[int, int] | None] = queue.Queue(_WAITING)
         self._saver: threading.Thread | None = None
-        self._told_limit = False
+        self._starting = threading.Lock()
+        self._enough = False  # as many are saved, or cannot be, as the limit is
         self._lost: set[tuple[int, int]] = set()  # what cannot be saved
 
     def path(self, segment: int) -> Path:
@@ -113,6 +114,8 @@ class ErrorStream:
         """Save the events of all lines that are not saved yet; returns when that is done."""
         self.close()
         for line in read_lines(self.folder, self._stem):
+            if self._enough:
+                return
             self._save(line["sourceFile"], line["sourceEntry"])
 
     def close(self) -> None:
@@ -168,9 +171,12 @@ class ErrorStream:
 
     def _want(self, line: dict[str, Any]) -> None:
         """Have an event saved by and by."""
-        if self._saver is None:
-            self._saver = threading.Thread(target=self._save_all, name="errors", daemon=True)
-            self._saver.start()
+        if self._enough:
+            return
+        with self._starting:  # a file of scores is made in another thread than results are taken in
+            if self._saver is None:
+                self._saver = threading.Thread(target=self._save_all, name="errors", daemon=True)
+                self._saver.start()
         with contextlib.suppress(queue.Full):
             self._wanted.put_nowait((line["sourceFile"], line["sourceEntry"]))
 
@@ -179,21 +185,18 @@ class ErrorStream:
             self._save(*wanted)
 
     def _save(self, number: int, entry: int) -> None:
-        path = self.folder / f"{number}-{entry}.root"
-        if path.exists() or number >= len(self.inputs) or (number, entry) in self._lost:
+        path, most = self.folder / f"{number}-{entry}.root", self.config.writer.error_files
+        if self._enough or path.exists() or number >= len(self.inputs) or (number, entry) in self._lost:
             return
-        most = self.config.writer.error_files
-        if sum(1 for _ in self.folder.glob("[0-9]*-[0-9]*.root")) >= most:
-            if not self._told_limit:
-                log.warning("%s: %d failed events are kept as files, which is the limit", self.folder, most)
-            self._told_limit = True
+        if len(self._lost) + sum(1 for _ in self.folder.glob("[0-9]*-[0-9]*.root")) >= most:
+            log.warning("%s: %d failed events are kept as files, which is the limit", self.folder, most)
+            self._enough = True
             return
         try:
             save_event(self.inputs[number], entry, self.config.input, path)
-        except (UsageError, OSError, ValueError) as error:
-            if len(self._lost) < most:
-                self._lost.add((number, entry))
-                log.error("%s: entry %d cannot be saved: %s", shown(self.inputs[number]), entry, error)
+        except Exception as error:  # whatever reading of the input comes up with; the scores do not suffer from it
+            self._lost.add((number, entry))
+            log.error("%s: entry %d cannot be saved: %s", shown(self.inputs[number]), entry, one_line(error))
 
 
 def save_event(source: Path | str, entry: int, config: InputConfig, path: Path) -> None:
