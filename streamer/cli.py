@@ -1,9 +1,10 @@
 """The command line. The core's own commands stand here; the pipeline adds the rest."""
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -114,13 +115,21 @@ def stage(
     if not 0 <= replica < effective.n_replicas(name):
         raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
     run = Run.open(run_dir or runtime_dir() / "default")
-    raise typer.Exit(
-        run_stage(pipeline, name, replica, effective, run, supervised=supervised, predecessor=predecessor, slot=slot)
-    )
+    code = run_stage(pipeline, name, replica, effective, run, supervised=supervised, predecessor=predecessor, slot=slot)
+    leave(code)
 
 
 for command in (status, stop, scale):
     app.command(rich_help_panel="Stream")(command)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, of which all is closed, without taking the interpreter and its compiled code apart: that costs
+    up to half a second of processor time, in which five stages of a run stand in each other's way."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:

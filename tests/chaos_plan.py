@@ -58,11 +58,11 @@ def _everywhere(n: int) -> str:
     return ",".join(f"{stage}={n}" for stage in STAGES)
 
 
-_SHORT = {KILL.format("tagger"): 1, SEVERAL: 1, SUPERVISOR: 1}
+_SHORT = {SEVERAL: 1, FREEZE: 1, SUPERVISOR: 1}
 _LONG = {**{KILL.format(stage): 3 for stage in STAGES}, SEVERAL: 5, FREEZE: 6, SUPERVISOR: 1, DRAIN: 1, ALL: 1}
 _CUTS = {CUT: 8, RESET: 4}
 
-SHORT = (Scenario("short", "writer=2", _SHORT, 6 * N_PASS),)
+SHORT = (Scenario("short", "reader=2,writer=2", _SHORT, 6 * N_PASS),)
 LONG = (
     Scenario("one of each", "", _LONG, 80 * N_PASS),
     Scenario("two framers, croppers and taggers", "framer=2,cropper=2,tagger=2", _LONG, 80 * N_PASS),

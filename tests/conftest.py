@@ -19,8 +19,15 @@ settings.load_profile("streamer")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the long form of the chaos suite (twenty minutes)")
+    parser.addoption("--long", action="store_true", help="what takes long as well, and chaos in its long form")
     parser.addoption("--seed", type=int, help="of the chaos suite; drawn and told when left out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long; with --long"))
 
 
 @pytest.hookimpl(tryfirst=True)

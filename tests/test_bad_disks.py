@@ -264,6 +264,7 @@ def test_a_disk_that_turns_read_only_or_dies_costs_nothing_that_was_acknowledged
     finish(out)
 
 
+@pytest.mark.long
 def test_a_full_disk_under_the_files_or_the_readers_book_alone(full: Path, start: Any, tmp_path: Path) -> None:
     out, ballast = full / "out", full / "ballast"
     out.mkdir()

@@ -83,7 +83,7 @@ def test_samples_say_how_they_were_made_and_training_never_saw_them(tagger: str)
     assert str(FRESH_SEED) not in seeds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_stream_gets_the_auc_of_the_cards_on_fresh_events(tmp_path: Path) -> None:
     """A new seed, the whole chain of processes, and the packaged networks."""

@@ -67,6 +67,7 @@ def expected(real_events: list[reference.Event], model: Path) -> tuple[Any, Any]
     return reference.run(real_events, session_of(model))
 
 
+@pytest.mark.long
 def test_five_processes_score_the_real_events_as_the_plain_loop_does(
     folder: Path, model: Path, real_files: list[Path], real_events: list[reference.Event], expected: Any
 ) -> None:

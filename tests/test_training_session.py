@@ -80,6 +80,7 @@ def test_one_channel_alone_can_be_trained_on(jets: Path, tmp_path: Path) -> None
     assert "AUC by pt alone, the higher the more signal | 0.5000" in card
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_best_so_far(jets: Path, tmp_path: Path) -> None:
     out = tmp_path / "kept.onnx"
     with Processes(tmp_path) as processes:

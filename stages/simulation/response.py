@@ -180,7 +180,8 @@ def _follow(
 def _copy(source: Any, n_source: Any, target: Any, n: Any) -> Any:
     n_copied = min(n_source, len(target) - n)
     for k in range(n_copied):
-        target[n + k] = source[k]
+        for column in range(source.shape[1]):  # by rows, it takes Numba two seconds more to compile
+            target[n + k, column] = source[k, column]
     return n + n_copied
 
 
