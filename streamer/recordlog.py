@@ -39,7 +39,7 @@ class Log:
     path : Path
         Made when it is not there; else its torn end is cut off, and new records stand behind the old ones.
     about : dict
-        What `read_about` gives back; used when the file is made.
+        What `read_about` gives back, its `format` first; used when the file is made.
     mark : bytes
         Stands in every record: a tail with more than one of them is damage, and no torn record.
     damaged : callable
@@ -53,6 +53,8 @@ class Log:
     ------
     OSError
         The file cannot be made, or (`BlockingIOError`) another process writes it.
+    UsageError
+        The file is of another kind; it is left as it is.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], mark: bytes, damaged: Damaged) -> None:
@@ -64,6 +66,12 @@ class Log:
             lock(self._fd)
             settle(self._fd)
             self.places, self._end = scan(path, mark, damaged)
+            try:
+                read_about(path, about["format"])
+            except UsageError:
+                if self.places or not _hardly_begun(path, about):
+                    raise
+                self._end = 0
             os.ftruncate(self._fd, self._end)
             if not self._end:  # a file's fsync does not promise that its name, and its folder's, are on disk
                 for folder in path.absolute().parents[:2]:
@@ -189,6 +197,14 @@ def read_about(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != kind:
         raise UsageError(f"{path}: not a {kind} of this version of streamer")
     return about
+
+
+def _hardly_begun(path: Path, about: dict[str, Any]) -> bool:
+    """Whether a file without records is what a crash leaves of its first one: its beginning, nothing, or zeros."""
+    with path.open("rb") as file:
+        found: bytes = file.read(_PREFIX.size + 64)[_PREFIX.size :].rstrip(b"\0")
+    head: bytes = msgpack.packb(about)[: len(msgpack.packb({"format": about["format"]}))]
+    return found[: len(head)] == head[: len(found)]
 
 
 def lock(descriptor: int) -> None:

@@ -221,6 +221,7 @@ class Storm:
                 self.pause(4.0)
             else:
                 fault.back = self._until_back(begin, begin + fault.lasted)
+                fault.least = self.watch.throughput.least(begin)
         finally:
             self.say(str(fault))
         if fault.cut_short:

@@ -190,10 +190,12 @@ class Throughput:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
         self._last_low = -math.inf
+        self.history: list[tuple[float, int]] = []
 
     def add(self, now: float, total: int, fed_rate: float) -> None:
         """So many events are on disk now, and so many are fed a second."""
         self._seen.append((now, total))
+        self.history.append((now, total))
         while len(self._seen) > 1 and self._seen[1][0] <= now - self.WINDOW_S:
             self._seen.popleft()
         (begin, before), (end, after) = self._seen[0], self._seen[-1]
@@ -210,6 +212,17 @@ class Throughput:
         if now - max(self._last_low, end) < self.WINDOW_S or now - begin < 2 * self.WINDOW_S:
             return None
         return max(0.0, self._last_low - begin)
+
+    def least(self, begin: float) -> int:
+        """The fewest events that came to disk in any whole second since `begin`."""
+        since = [(at, total) for at, total in self.history if at >= begin - 1.0]
+        found, first = [], 0
+        for at, total in since:
+            while since[first + 1 :] and since[first + 1][0] <= at - 1.0:
+                first += 1
+            if since[first][0] <= at - 1.0:
+                found.append(total - since[first][1])
+        return min(found)
 
 
 class Watch:

@@ -62,6 +62,8 @@ _SHORT = {SEVERAL: 1, FREEZE: 1, SUPERVISOR: 1}
 _LONG = {**{KILL.format(stage): 3 for stage in STAGES}, SEVERAL: 5, FREEZE: 6, SUPERVISOR: 1, DRAIN: 1, ALL: 1}
 _CUTS = {CUT: 8, RESET: 4}
 
+ONE_OF_TWO = Scenario("one of two taggers", "tagger=2", {KILL.format("tagger"): 10}, 30 * N_PASS)
+
 SHORT = (Scenario("short", "reader=2,writer=2", _SHORT, 6 * N_PASS),)
 LONG = (
     Scenario("one of each", "", _LONG, 80 * N_PASS),
@@ -92,6 +94,8 @@ class Fault:
     back : float or None
         Seconds until the throughput was back, 0 where nothing was felt, infinite when it took longer than `LIMIT_S`;
         None where the stream ended first, or the next fault came on purpose before (`cut_short`).
+    least : int or None
+        The fewest events that came to disk in any second from the fault until the throughput was back.
     """
 
     kind: str
@@ -100,11 +104,12 @@ class Fault:
     lasted: float = 0.0
     kills: int = 0
     back: float | None = None
+    least: int | None = None
     cut_short: bool = False
 
     def __str__(self) -> str:
         none = "the next one follows" if self.cut_short else "the stream is over"
-        back = none if self.back is None else f"back after {self.back:.2f} s"
+        back = none if self.back is None else f"back after {self.back:.2f} s, never less than {self.least}/s"
         return f"{self.at:7.2f} s  {self.kind}: {self.what} ({self.lasted:.2f} s); {back}"
 
 

@@ -11,7 +11,21 @@ from pathlib import Path
 import pytest
 from chaos import Storm
 from chaos_checks import OwnNetwork, Sample, Throughput, judge
-from chaos_plan import ALL, CUT, DRAIN, FREEZE, FULL_STOPS, LONG, RESET, SHORT, Outcome, Scenario, counts, table
+from chaos_plan import (
+    ALL,
+    CUT,
+    DRAIN,
+    FREEZE,
+    FULL_STOPS,
+    LONG,
+    ONE_OF_TWO,
+    RESET,
+    SHORT,
+    Outcome,
+    Scenario,
+    counts,
+    table,
+)
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -69,6 +83,17 @@ def test_there_was_enough_of_it(request: pytest.FixtureRequest, campaign: Campai
     assert OwnNetwork.why_not() or (n[CUT] > 0 and n[RESET] > 0)
 
 
+@pytest.mark.long
+def test_with_one_of_two_taggers_killed_the_stream_never_stops(campaign: Campaign) -> None:
+    outcome = campaign.run(ONE_OF_TWO)
+    print(outcome)
+    assert outcome.good
+    timed = [fault for fault in outcome.faults if fault.back is not None]
+    assert len(timed) >= 8
+    assert all(fault.least and fault.least > 0 for fault in timed)
+    assert max(fault.back or 0.0 for fault in timed) < 5.0
+
+
 def test_the_verdict_sees_what_is_lost_doubled_and_changed(campaign: Campaign) -> None:
     out, reference = campaign.sample.folder / "undisturbed", campaign.sample.reference
     n = len(reference["run"])
@@ -98,3 +123,5 @@ def test_the_throughput_is_back_when_it_stays(low: list[tuple[float, float]], ba
         if now > 0 and found is None:
             found = throughput.back(0.0, 0.0)
     assert found == pytest.approx(back, abs=0.03)
+    longest = max((end - begin for begin, end in low), default=0.0)
+    assert throughput.least(0.0) == pytest.approx(1000 * max(0.0, 1.0 - longest), abs=30)

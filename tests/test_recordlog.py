@@ -353,6 +353,27 @@ def test_what_is_no_such_log_is_told(tmp_path: Path, data: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"root" + bytes(range(200)), b"x" * 9, b"\x03\x00\x00\x00\x00\x00\x00\x00{}\n"])
+def test_a_foreign_file_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a toy log"):
+        Made(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("n", range(len(msgpack.packb(ABOUT)) + 8))
+async def test_a_log_that_was_hardly_begun_is_begun_again(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "log"
+    await written(path, [])
+    whole = path.read_bytes()
+    for left in (whole[:n], whole[:n] + bytes(len(whole) - n)):
+        path.write_bytes(left)
+        await written(path, RECORDS[:1])
+        assert payloads(path) == RECORDS[:1]
+        assert read_about(path, "toy log") == ABOUT
+
+
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file or directory"):
         read_about(tmp_path / "log", "toy log")
