@@ -17,5 +17,5 @@ PIPELINE = Pipeline(
     chain=CHAIN,
     add_commands="stages.commands:add_commands",
     checks="stages.commands:checks",
-    finish="stages.writer:finish_run",
+    finish="stages.finishing:finish_run",
 )

@@ -25,9 +25,9 @@ from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.inputs import expand
 from stages.reader import Reader
+from stages.results import SCORES
 from stages.sources import choose
 from stages.tagger import Model, Tagger
-from stages.writer import SCORES
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema, core_columns, readonly
 from streamer.errors import StreamerError, UsageError

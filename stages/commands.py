@@ -81,7 +81,7 @@ def run(
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
     """
     if resume is not None:
-        from stages.writer import resumed
+        from stages.finishing import resumed
 
         for option, given in (("--output", output), ("--config", config), ("--tagger", tagger)):
             if given:
@@ -194,8 +194,8 @@ _EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
 
 def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
     """Turn what a run that broke off has on disk into ROOT files. To go on with it: streamer run --resume."""
+    from stages.finishing import finish as finish_folder
     from stages.truth import tell
-    from stages.writer import finish as finish_folder
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")

@@ -1,15 +1,4 @@
-"""Writer: scores to a journal, which is what commits stand on; journals become ROOT files.
-
-In the output folder lie
-
-    scores.root, scores_1.root, ...       finished files, as ROOT itself would number them
-    books/writer-0.manifest               what is in which of them
-    books/writer-0.000002.journal         results that are not in one yet
-    errors/                               events that failed (`stages.error_stream`)
-
-and with several writers `scores-1.root` and so on beside them. A file appears under its name when it is complete, and
-its journal goes when the manifest has it.
-"""
+"""Writer: scores to a journal, which is what commits stand on; journals become ROOT files (`stages.results`)."""
 
 import asyncio
 import contextlib
@@ -23,118 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from stages import PIPELINE, records
+from stages import records
 from stages.config import Config
-from stages.error_stream import ErrorStream
-from stages.formats.root import WRITE_EVENTS, write_events
-from stages.inputs import shown
-from stages.manifest import Manifest, OpenManifest, Tally
+from stages.manifest import Manifest, OpenManifest
+from stages.results import Results, drop, stored_sources
 from streamer import __version__
-from streamer.block import Block, Schema
+from streamer.block import Block
 from streamer.disk import DiskError, patiently, remedy
 from streamer.errors import StreamerError, UsageError
-from streamer.journal import Journal, steps
-from streamer.ledger import Stripes
+from streamer.journal import Journal
 from streamer.stage import Sink
 
 log = logging.getLogger(__name__)
 
-SCORES = "scores.root"
 MIN_FREE_BYTES = 1 << 20
-
-
-class Results:
-    """One writer's files.
-
-    Attributes
-    ----------
-    manifest : OpenManifest or None
-        Open for writing, once somebody has opened it.
-    networks : dict of str to str
-        SHA-256 of each tagger's network when the run began.
-    """
-
-    def __init__(self, config: Config, replica: int, n_replicas: int) -> None:
-        self.config, self.folder, self.books = config, config.writer.dir, config.books
-        self.stripes = Stripes(n_replicas, config.feed.block_events)
-        self.schema = records.scores(config)
-        self.manifest: OpenManifest | None = None
-        self.networks: dict[str, str] = {}
-        self.errors = ErrorStream(config, PIPELINE.names, replica)
-        self._stem = f"scores-{replica}" if replica else "scores"
-        self._name = f"writer-{replica}"
-
-    @property
-    def manifest_path(self) -> Path:
-        return self.books / f"{self._name}.manifest"
-
-    def scores_path(self, segment: int) -> Path:
-        return self.folder / (f"{self._stem}_{segment}.root" if segment else f"{self._stem}.root")
-
-    def journal_path(self, segment: int) -> Path:
-        return self.books / f"{self._name}.{segment:06d}.journal"
-
-    def journals(self) -> dict[int, Path]:
-        """The journals that are there and hold something, by their segments, in order."""
-        return {int(path.suffixes[-2][1:]): path for path in self._all_journals() if path.stat().st_size}
-
-    def _all_journals(self) -> list[Path]:
-        return sorted(self.books.glob(f"{self._name}.??????.journal"))
-
-    def all_scores(self) -> list[Path]:
-        """Files of scores that are there."""
-        found = [self.scores_path(0), *self.folder.glob(f"{self._stem}_[0-9]*.root")]
-        return [path for path in found if path.exists()]
-
-    def stale(self) -> list[Path]:
-        """Files of scores that the manifest does not know."""
-        assert self.manifest is not None
-        known = {segment.file for segment in self.manifest.segments}
-        return [path for path in self.all_scores() if path.name not in known]
-
-    def unfinished(self) -> dict[int, Path]:
-        """Journals that are no files yet; those that are, and were not dropped, go, and so do empty ones."""
-        assert self.manifest is not None
-        left = self.journals()
-        for path in {*self._all_journals()} - {*left.values()}:
-            path.unlink()
-        for segment in [segment for segment in left if segment < len(self.manifest.segments)]:
-            left.pop(segment).unlink()
-        return left
-
-    def convert(self, closing: Journal, segment: int) -> None:
-        """Make a journal's ROOT file, enter it in the manifest, and drop the journal.
-
-        Raises
-        ------
-        OSError
-            The disk is full; the journal stays, and it can be tried again.
-        """
-        assert self.manifest is not None
-        path, tally = self.scores_path(segment), Tally(self.stripes)
-        write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
-        self.manifest.add(tally.segment(path, digest))
-        drop(closing)
-
-    def convert_left(self, left: Journal, segment: int) -> None:
-        """Like `convert`, for a journal that nobody needs when that fails."""
-        try:
-            self.convert(left, segment)
-        except BaseException:
-            left.close()
-            raise
-
-
-def drop(journal: Journal) -> None:
-    """Let go of a journal that is no longer needed. One that the disk keeps goes the next time (`unfinished`)."""
-    journal.close()
-    with contextlib.suppress(OSError):
-        journal.path.unlink()
 
 
 class Writer(Sink):
@@ -206,7 +97,7 @@ class Writer(Sink):
 
     def _about(self) -> dict[str, Any]:
         """What the manifest and each journal say of the run."""
-        read = self.config.input.model_copy(update={"files": _sources(self.config)})
+        read = self.config.input.model_copy(update={"files": stored_sources(self.config)})
         config = self.config.model_copy(update={"input": read}).model_dump(mode="json")
         return {
             "run": self.run_id,
@@ -423,34 +314,6 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
-def write_scores(path: Path, blocks: Any, config: Config, networks: dict[str, str]) -> int:
-    """Write the output tree from scored blocks; returns the number of events.
-
-    Parameters
-    ----------
-    networks : dict of str to str
-        SHA-256 of each tagger's network when the run began.
-    """
-    schema = records.output(config)
-    taggers = {
-        name: {**spec.model_dump(mode="json"), "sha256": networks.get(name, "")}
-        for name, spec in config.taggers.items()
-    }
-    metadata = {
-        "streamer_sources": json.dumps(_sources(config)),
-        "streamer_taggers": json.dumps(taggers),
-        "streamer_version": __version__,
-    }
-    return write_events(
-        path,
-        schema,
-        steps(blocks, schema, WRITE_EVENTS),
-        rntuple=config.writer.format == "rntuple",
-        title="scores of the end-to-end taggers",
-        metadata=metadata,
-    )
-
-
 def _hashes(config: Config) -> dict[str, str]:
     """SHA-256 of the networks; a file that cannot be read is the tagger's to complain about."""
     out = {}
@@ -458,91 +321,3 @@ def _hashes(config: Config) -> dict[str, str]:
         with contextlib.suppress(OSError):
             out[name] = hashlib.sha256(spec.model.read_bytes()).hexdigest()
     return out
-
-
-def _sources(config: Config) -> tuple[str, ...]:
-    """The input files, as they may be stored."""
-    return tuple(str(shown(file)) for file in config.input.files)
-
-
-def resumed(folder: Path) -> dict[str, Any]:
-    """The settings with which a run goes on that broke off or was stopped.
-
-    Raises
-    ------
-    UsageError
-        There is none.
-    """
-    path = folder / "books" / "writer-0.manifest"
-    config: dict[str, Any] = Manifest(path).about.get("config", {})
-    if not config:
-        raise UsageError(f"{folder}: no run was begun there (there is no {path})")
-    return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
-
-
-def finish_run(config: Config) -> None:
-    """Finish what the writers of a run whose events are all on disk did not."""
-    for path in sorted(config.books.glob("writer-*.manifest")):
-        if not Manifest(path).complete:
-            _finish(config.writer.dir, path)
-
-
-def finish(folder: Path) -> tuple[Path, int]:
-    """Turn the journals of a run that broke off into ROOT files; returns the path of the first and the events in all.
-
-    Raises
-    ------
-    UsageError
-        There is nothing to finish.
-    StreamerError
-        The disk is full.
-    """
-    paths = sorted((folder / "books").glob("writer-*.manifest"))
-    if not any(path.stat().st_size for path in paths):
-        raise UsageError(f"{folder}: no run broke off there; there is nothing to finish")
-    left = [path for path in paths if not Manifest(path).complete]
-    if not left:
-        raise UsageError(f"{folder}: the run there has ended in order; there is nothing to finish")
-    for path in left:
-        _finish(folder, path)
-    return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments)
-
-
-def _finish(folder: Path, path: Path) -> None:
-    """Finish what one writer left."""
-    try:
-        manifest = OpenManifest(path)
-    except BlockingIOError:
-        raise UsageError(f"{folder}: a run is writing there; let that end first") from None
-    try:
-        config = Config.model_validate(manifest.about["config"])
-        networks = manifest.about["networks"]
-    except (KeyError, ValidationError):
-        raise UsageError(f"{path}: not a manifest of this version of streamer") from None
-    config = config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
-    results = Results(config, int(path.stem.rpartition("-")[2]), config.n_replicas("writer"))
-    results.manifest, results.networks = manifest, networks
-    try:
-        left = results.unfinished() or ({} if manifest.segments else {0: results.journal_path(0)})
-        for segment, journal in left.items():
-            results.convert_left(_recovered(journal, results.schema), segment)
-        results.errors.finish()
-        manifest.end()
-    except OSError as error:
-        told = f"{folder}: cannot be written ({error.strerror or error})"
-        raise StreamerError(f"{told}; {remedy(error)}, then: streamer finish {folder}") from None
-    finally:
-        manifest.close()
-
-
-def _recovered(path: Path, schema: Schema) -> Journal:
-    """A journal that was left behind; of a damaged one a copy is kept."""
-    problems: list[str] = []
-    size = path.stat().st_size if path.exists() else 0
-    left = Journal(path, {}, schema, problems.append) if size else None
-    if problems:
-        shutil.copyfile(path, kept := path.with_suffix(".damaged"))
-        for line in problems:
-            log.error(line)
-        log.error("the damaged journal is kept as %s", kept)
-    return left or Journal(path, {}, schema, log.error)

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from stages import records, truth
 from stages.config import Config, packaged
 from stages.detector.ecal import eb_detid
+from stages.results import SCORES, write_scores
 from stages.truth import read, tell
-from stages.writer import SCORES, Writer, write_scores
+from stages.writer import Writer
 from streamer.block import Block, Columns
 
 SAMPLE = Path(packaged("samples/egamma.root"))

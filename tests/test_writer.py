@@ -18,8 +18,10 @@ from physics_helpers import fill_disk, read_scores, small_disk, sum_model
 
 from stages import records
 from stages.config import Config
+from stages.finishing import finish, finish_run, resumed
 from stages.manifest import Manifest
-from stages.writer import SCORES, Writer, finish, finish_run, prepare_folder, resumed, write_scores
+from stages.results import SCORES, write_scores
+from stages.writer import Writer, prepare_folder
 from streamer.block import Block
 from streamer.errors import StreamerError, UsageError
 from streamer.journal import Journal
@@ -709,7 +711,7 @@ async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: 
 
 
 def test_scores_of_a_stream_longer_than_one_step_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.writer.WRITE_EVENTS", 7)
+    monkeypatch.setattr("stages.results.WRITE_EVENTS", 7)
     ids = list(range(1, 21))
     assert write_scores(tmp_path / SCORES, iter([block(i) for i in ids]), config(tmp_path), {}) == 60
     assert_holds(tmp_path / SCORES, ids)

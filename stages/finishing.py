@@ -1,0 +1,101 @@
+"""Runs that broke off: how they go on, and how what they left becomes files."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages.config import Config
+from stages.manifest import Manifest, OpenManifest
+from stages.results import SCORES, Results
+from streamer.block import Schema
+from streamer.disk import remedy
+from streamer.errors import StreamerError, UsageError
+from streamer.journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """The settings with which a run goes on that broke off or was stopped.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    path = folder / "books" / "writer-0.manifest"
+    config: dict[str, Any] = Manifest(path).about.get("config", {})
+    if not config:
+        raise UsageError(f"{folder}: no run was begun there (there is no {path})")
+    return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
+
+
+def finish_run(config: Config) -> None:
+    """Finish what the writers of a run whose events are all on disk did not."""
+    for path in sorted(config.books.glob("writer-*.manifest")):
+        if not Manifest(path).complete:
+            _finish(config.writer.dir, path)
+
+
+def finish(folder: Path) -> tuple[Path, int]:
+    """Turn the journals of a run that broke off into ROOT files; returns the path of the first and the events in all.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to finish.
+    StreamerError
+        The disk is full.
+    """
+    paths = sorted((folder / "books").glob("writer-*.manifest"))
+    if not any(path.stat().st_size for path in paths):
+        raise UsageError(f"{folder}: no run broke off there; there is nothing to finish")
+    left = [path for path in paths if not Manifest(path).complete]
+    if not left:
+        raise UsageError(f"{folder}: the run there has ended in order; there is nothing to finish")
+    for path in left:
+        _finish(folder, path)
+    return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments)
+
+
+def _finish(folder: Path, path: Path) -> None:
+    """Finish what one writer left."""
+    try:
+        manifest = OpenManifest(path)
+    except BlockingIOError:
+        raise UsageError(f"{folder}: a run is writing there; let that end first") from None
+    try:
+        config = Config.model_validate(manifest.about["config"])
+        networks = manifest.about["networks"]
+    except (KeyError, ValidationError):
+        raise UsageError(f"{path}: not a manifest of this version of streamer") from None
+    config = config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
+    results = Results(config, int(path.stem.rpartition("-")[2]), config.n_replicas("writer"))
+    results.manifest, results.networks = manifest, networks
+    try:
+        left = results.unfinished() or ({} if manifest.segments else {0: results.journal_path(0)})
+        for segment, journal in left.items():
+            results.convert_left(_recovered(journal, results.schema), segment)
+        results.errors.finish()
+        manifest.end()
+    except OSError as error:
+        told = f"{folder}: cannot be written ({error.strerror or error})"
+        raise StreamerError(f"{told}; {remedy(error)}, then: streamer finish {folder}") from None
+    finally:
+        manifest.close()
+
+
+def _recovered(path: Path, schema: Schema) -> Journal:
+    """A journal that was left behind; of a damaged one a copy is kept."""
+    problems: list[str] = []
+    size = path.stat().st_size if path.exists() else 0
+    left = Journal(path, {}, schema, problems.append) if size else None
+    if problems:
+        shutil.copyfile(path, kept := path.with_suffix(".damaged"))
+        for line in problems:
+            log.error(line)
+        log.error("the damaged journal is kept as %s", kept)
+    return left or Journal(path, {}, schema, log.error)

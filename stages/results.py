@@ -1,0 +1,153 @@
+"""What a writer leaves: its journals, its ROOT files and its manifest, by their names in the output folder.
+
+    scores.root, scores_1.root, ...       finished files, as ROOT itself would number them
+    books/writer-0.manifest               what is in which of them
+    books/writer-0.000002.journal         results that are not in one yet
+    errors/                               events that failed (`stages.error_stream`)
+
+With several writers `scores-1.root` and so on are beside them. A file appears under its name when it is complete, and
+its journal goes when the manifest has it.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from stages import PIPELINE, records
+from stages.config import Config
+from stages.error_stream import ErrorStream
+from stages.formats.root import WRITE_EVENTS, write_events
+from stages.inputs import shown
+from stages.manifest import OpenManifest, Tally
+from streamer import __version__
+from streamer.journal import Journal, steps
+from streamer.ledger import Stripes
+
+SCORES = "scores.root"
+
+
+class Results:
+    """One writer's files.
+
+    Attributes
+    ----------
+    manifest : OpenManifest or None
+        Open for writing, once somebody has opened it.
+    networks : dict of str to str
+        SHA-256 of each tagger's network when the run began.
+    """
+
+    def __init__(self, config: Config, replica: int, n_replicas: int) -> None:
+        self.config, self.folder, self.books = config, config.writer.dir, config.books
+        self.stripes = Stripes(n_replicas, config.feed.block_events)
+        self.schema = records.scores(config)
+        self.manifest: OpenManifest | None = None
+        self.networks: dict[str, str] = {}
+        self.errors = ErrorStream(config, PIPELINE.names, replica)
+        self._stem = f"scores-{replica}" if replica else "scores"
+        self._name = f"writer-{replica}"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.books / f"{self._name}.manifest"
+
+    def scores_path(self, segment: int) -> Path:
+        return self.folder / (f"{self._stem}_{segment}.root" if segment else f"{self._stem}.root")
+
+    def journal_path(self, segment: int) -> Path:
+        return self.books / f"{self._name}.{segment:06d}.journal"
+
+    def journals(self) -> dict[int, Path]:
+        """The journals that are there and hold something, by their segments, in order."""
+        return {int(path.suffixes[-2][1:]): path for path in self._all_journals() if path.stat().st_size}
+
+    def _all_journals(self) -> list[Path]:
+        return sorted(self.books.glob(f"{self._name}.??????.journal"))
+
+    def all_scores(self) -> list[Path]:
+        """Files of scores that are there."""
+        found = [self.scores_path(0), *self.folder.glob(f"{self._stem}_[0-9]*.root")]
+        return [path for path in found if path.exists()]
+
+    def stale(self) -> list[Path]:
+        """Files of scores that the manifest does not know."""
+        assert self.manifest is not None
+        known = {segment.file for segment in self.manifest.segments}
+        return [path for path in self.all_scores() if path.name not in known]
+
+    def unfinished(self) -> dict[int, Path]:
+        """Journals that are no files yet; those that are, and were not dropped, go, and so do empty ones."""
+        assert self.manifest is not None
+        left = self.journals()
+        for path in {*self._all_journals()} - {*left.values()}:
+            path.unlink()
+        for segment in [segment for segment in left if segment < len(self.manifest.segments)]:
+            left.pop(segment).unlink()
+        return left
+
+    def convert(self, closing: Journal, segment: int) -> None:
+        """Make a journal's ROOT file, enter it in the manifest, and drop the journal.
+
+        Raises
+        ------
+        OSError
+            The disk is full; the journal stays, and it can be tried again.
+        """
+        assert self.manifest is not None
+        path, tally = self.scores_path(segment), Tally(self.stripes)
+        write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
+        self.manifest.add(tally.segment(path, digest))
+        drop(closing)
+
+    def convert_left(self, left: Journal, segment: int) -> None:
+        """Like `convert`, for a journal that nobody needs when that fails."""
+        try:
+            self.convert(left, segment)
+        except BaseException:
+            left.close()
+            raise
+
+
+def drop(journal: Journal) -> None:
+    """Let go of a journal that is no longer needed. One that the disk keeps goes the next time (`unfinished`)."""
+    journal.close()
+    with contextlib.suppress(OSError):
+        journal.path.unlink()
+
+
+def write_scores(path: Path, blocks: Any, config: Config, networks: dict[str, str]) -> int:
+    """Write the output tree from scored blocks; returns the number of events.
+
+    Parameters
+    ----------
+    networks : dict of str to str
+        SHA-256 of each tagger's network when the run began.
+    """
+    schema = records.output(config)
+    taggers = {
+        name: {**spec.model_dump(mode="json"), "sha256": networks.get(name, "")}
+        for name, spec in config.taggers.items()
+    }
+    metadata = {
+        "streamer_sources": json.dumps(stored_sources(config)),
+        "streamer_taggers": json.dumps(taggers),
+        "streamer_version": __version__,
+    }
+    return write_events(
+        path,
+        schema,
+        steps(blocks, schema, WRITE_EVENTS),
+        rntuple=config.writer.format == "rntuple",
+        title="scores of the end-to-end taggers",
+        metadata=metadata,
+    )
+
+
+def stored_sources(config: Config) -> tuple[str, ...]:
+    """The input files, as they may be stored."""
+    return tuple(str(shown(file)) for file in config.input.files)
