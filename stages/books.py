@@ -39,6 +39,8 @@ class Books:
         Whether a process writes there.
     problems : list of str
         What could not be read.
+    missing : list of str
+        Why files of scores are not as they were finished, one line each.
     """
 
     fed: Counter[Lumi] = field(default_factory=Counter)
@@ -51,6 +53,7 @@ class Books:
     in_flight: list[tuple[int, int]] = field(default_factory=list)
     running: bool = False
     problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def ledger(self) -> Ledger:
@@ -62,7 +65,7 @@ class Books:
     @property
     def why_not(self) -> list[str]:
         """Why the books do not close, one line each; none where they do."""
-        lines = list(self.problems)
+        lines = [*self.problems, *self.missing]
         if self.n_entries != self.n_kept:
             lines.append(f"{self.n_entries - self.n_kept:,} events are on disk more than once")
         if self.n_unfed:
@@ -76,8 +79,13 @@ class Books:
         return lines
 
 
-def read_books(folder: Path) -> Books:
+def read_books(folder: Path, *, moved: bool = False) -> Books:
     """The books of the run in an output folder, also while it goes on.
+
+    Parameters
+    ----------
+    moved : bool
+        Whether finished files may have been moved away.
 
     Raises
     ------
@@ -91,6 +99,8 @@ def read_books(folder: Path) -> Books:
     fed = IdSet()
     # What is on disk first: who feeds meanwhile only adds to what is under way.
     kept = _kept(manifests, books)
+    if not moved:
+        books.missing += [line for path in manifests for line in _missing(folder, Manifest(path))]
     for path in sorted((folder / "books").glob("reader-*.fed")):
         one = fedbook.read(path)
         books.fed += one.lumis
@@ -101,6 +111,15 @@ def read_books(folder: Path) -> Books:
     books.in_flight = list(_without(fed, on_disk))
     books.n_unfed = sum(last - first + 1 for first, last in _without(on_disk, fed))
     return books
+
+
+def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for segment in manifest.segments:
+        path = folder / segment.file
+        if not path.exists():
+            yield f"{path} is not there, with {segment.events:,} events (see --moved)"
+        elif path.stat().st_size != segment.bytes:
+            yield f"{path} has {path.stat().st_size:,} bytes, and had {segment.bytes:,} when it was finished"
 
 
 def _without(some: IdSet, others: IdSet) -> Iterator[tuple[int, int]]:

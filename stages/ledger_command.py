@@ -15,6 +15,7 @@ MOST_LINES = 40
 def ledger(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")] = Path("streamer-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every lumisection.")] = False,
+    moved: Annotated[bool, typer.Option("--moved", help="Finished files may have been moved elsewhere.")] = False,
 ) -> None:
     """What became of every event that was fed, per lumisection and in total. Works while the run goes on, too.
 
@@ -22,7 +23,7 @@ def ledger(
     """
     from stages.books import read_books
 
-    books = read_books(folder)
+    books = read_books(folder, moved=moved)
     if as_json:
         print(json.dumps(_plain(books), indent=1))
     else:

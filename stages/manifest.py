@@ -113,6 +113,11 @@ class Manifest:
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: not a manifest of this version of streamer") from None
 
+    @property
+    def files(self) -> set[str]:
+        """Names of the finished files."""
+        return {segment.file for segment in self.segments}
+
     def _take(self, line: dict[str, Any]) -> None:
         if not self.about:
             if line["format"] != FORMAT:

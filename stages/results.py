@@ -74,8 +74,7 @@ class Results:
     def stale(self) -> list[Path]:
         """Files of scores that the manifest does not know."""
         assert self.manifest is not None
-        known = {segment.file for segment in self.manifest.segments}
-        return [path for path in self.all_scores() if path.name not in known]
+        return [path for path in self.all_scores() if path.name not in self.manifest.files]
 
     def unfinished(self) -> dict[int, Path]:
         """Journals that are no files yet; those that are, and were not dropped, go, and so do empty ones."""

@@ -155,7 +155,6 @@ class Writer(Sink):
         if manifest.run != self.run_id:
             manifest.go_on(self.run_id)
         left = results.unfinished()
-        self._stale = results.stale()
         self._open(max(left, default=len(manifest.segments)))
         for segment, path in left.items():
             if segment != self._segment:
@@ -163,6 +162,7 @@ class Writer(Sink):
                     results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
                 except OSError as error:
                     raise self._unwritable(path, error) from None
+        self._stale = results.stale()  # not before: a file that was half-way when its writer died is made anew
 
     def _open(self, segment: int) -> None:
         """Begin a journal, or go on with the one that is there."""
@@ -224,9 +224,11 @@ class Writer(Sink):
 
     def _drop_stale(self, journal: Journal) -> None:
         if self._stale and journal.n_events:
+            known = self.manifest.files
             for path in self._stale:
                 with contextlib.suppress(OSError):  # it is tried again at the end
-                    path.unlink()
+                    if path.name not in known:
+                        path.unlink()
             self._stale = []
 
     def _begin_next(self, journal: Journal) -> bool:

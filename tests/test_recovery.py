@@ -68,6 +68,15 @@ def test_a_book_that_a_power_cut_shortened_still_closes(
     assert call("ledger", tmp_path / "out")[0] == 1
     streamer("run", "--resume", tmp_path / "out").check()
     assert_whole(tmp_path / "out", N_EVENTS, 2)
+    scores = tmp_path / "out/scores_1.root"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:-1])
+    code, said, _ = call("ledger", tmp_path / "out")
+    assert (code, f"the books do not close: {scores} has {len(whole) - 1:,} bytes" in said) == (1, True)
+    scores.unlink()
+    code, said, _ = call("ledger", tmp_path / "out")
+    assert (code, f"the books do not close: {scores} is not there" in said) == (1, True)
+    assert call("ledger", tmp_path / "out", "--moved")[0] == 0
 
 
 def test_more_readers_than_files_are_refused(inputs: list[Path], tmp_path: Path) -> None:

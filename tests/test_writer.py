@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from physics_helpers import fill_disk, read_scores, small_disk, sum_model
 from stages import records
 from stages.config import Config
 from stages.finishing import finish, finish_run, resumed
-from stages.manifest import Manifest
+from stages.manifest import Manifest, OpenManifest, Segment
 from stages.results import SCORES, write_scores
 from stages.writer import Writer, prepare_folder
 from streamer.block import Block
@@ -367,6 +368,31 @@ async def test_a_process_that_is_started_again_goes_on(tmp_path: Path) -> None:
     assert_holds(tmp_path / SCORES, [1, 2, 4])
     assert names(tmp_path) == [MANIFEST, SCORES]
     assert Manifest(tmp_path / MANIFEST).run == "first"
+
+
+async def test_a_file_that_was_there_and_not_yet_in_the_manifest_is_made_anew_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, held = OpenManifest.add, threading.Event()
+
+    def late(manifest: OpenManifest, segment: Segment) -> None:
+        held.wait(20)
+        add(manifest, segment)
+
+    monkeypatch.setattr(OpenManifest, "add", late)
+    writer = started(tmp_path / "a", segment_events=6)
+    await fed(writer, [1, 2, 3])  # the first file is finished beside the stream
+    while not (tmp_path / "a" / SCORES).exists():
+        await asyncio.sleep(0.01)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # what a writer leaves that is killed now
+    held.set()
+    await ended(writer)
+    again = started(tmp_path / "b", segment_events=6)
+    await fed(again, [4])
+    await ended(again)
+    assert names(tmp_path / "b") == [MANIFEST, SCORES, "scores_1.root"]
+    assert_holds(tmp_path / "b" / SCORES, [1, 2])
+    assert_holds(tmp_path / "b/scores_1.root", [3, 4])
 
 
 async def test_another_run_goes_on_when_it_is_asked_to(tmp_path: Path) -> None:
