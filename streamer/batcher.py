@@ -1,12 +1,22 @@
-"""When to close a batch. Pure: no clock, no thread, no model; time is injected."""
+"""When to close a batch, and what to shed. Pure: no clock, no thread, no model; time is injected."""
 
 import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-REASONS = ("full", "max_wait", "drain", "alone")
+import numpy as np
+
+from streamer.block import Array
+from streamer.costs import Costs
+
+REASONS = ("full", "deadline", "idle", "max_wait", "drain", "alone")
 """Why a batch was closed; the label values of `streamer_batch_closed_total`."""
+
+RATE_WINDOW = 32
+"""The rate of arrivals is that of about so many full batches."""
+LOOK_AHEAD = 4
+"""So many full batches are looked at when it is decided whom to shed."""
 
 K = TypeVar("K")
 
@@ -33,6 +43,14 @@ class Batch(Generic[K]):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Shed(Generic[K]):
+    """Items that are not worked on: they could not be done in time any more, or at the cost of more others."""
+
+    parts: list[Part[K]]
+    size: int
+
+
 @dataclass(slots=True)
 class _Waiting(Generic[K]):
     key: K
@@ -40,6 +58,22 @@ class _Waiting(Generic[K]):
     stop: int
     since: float
     alone: bool
+    deadlines: Array | None = None
+
+    @property
+    def due(self) -> float:
+        """Deadline of the first item that is left; of all of them the earliest."""
+        return math.inf if self.deadlines is None else float(self.deadlines[self.start])
+
+    @property
+    def left(self) -> Array:
+        """Deadlines of the items that are left."""
+        n = self.stop - self.start
+        return np.full(n, math.inf) if self.deadlines is None else self.deadlines[self.start : self.stop]
+
+    def take(self, n: int) -> Part[K]:
+        self.start += n
+        return Part(self.key, self.start - n, self.start)
 
 
 class Batcher(Generic[K]):
@@ -61,44 +95,178 @@ class Batcher(Generic[K]):
         self.waiting = 0
         self._queue: deque[_Waiting[K]] = deque()
 
-    def add(self, key: K, n_items: int, now: float, *, alone: bool = False) -> None:
+    def add(self, key: K, n_items: int, now: float, *, deadlines: Array | None = None, alone: bool = False) -> None:
         """Queue `n_items` (at least one) under `key`."""
-        self._queue.append(_Waiting(key, 0, n_items, now, alone))
-        self.waiting += n_items
+        self._put(_Waiting(key, 0, n_items, now, alone, deadlines))
+
+    def _put(self, item: _Waiting[K]) -> None:
+        self._queue.append(item)
+        self.waiting += item.stop
 
     @property
-    def oldest(self) -> float:
-        """Since when the item waits that has waited the longest; never, if none does."""
+    def urgency(self) -> float:
+        """Who has the least comes first: here, since when the item waits that has waited the longest."""
         return self._queue[0].since if self._queue else math.inf
 
-    def next(self, now: float, *, draining: bool = False) -> Batch[K] | float | None:
-        """The batch to work on now; or when to ask again; or None: ask when something was added."""
+    def next(self, now: float, *, draining: bool = False) -> Batch[K] | Shed[K] | float | None:
+        """What to do now that the device is free: work on a batch, give up items, or wait.
+
+        A number says when to ask again; None: when something was added.
+        """
         if not self.waiting:
             return None
         due = self._queue[0].since + self.max_wait
         if self._queue[0].alone:
-            return self._close("alone")
+            return self._close("alone", self.max_batch)
         if self.waiting >= self.max_batch:
-            return self._close("full")
+            return self._close("full", self.max_batch)
         if now >= due:
-            return self._close("max_wait")
+            return self._close("max_wait", self.max_batch)
         if draining:
-            return self._close("drain")
+            return self._close("drain", self.max_batch)
         return due
 
-    def _close(self, reason: str) -> Batch[K]:
+    def _close(self, reason: str, most: int) -> Batch[K]:
         parts: list[Part[K]] = []
-        size, was_alone = 0, False
-        while self._queue and size < self.max_batch:
+        left, was_alone = most, False
+        while self._queue and left:
             head = self._queue[0]
             if parts and (head.alone or was_alone):
                 break
-            stop = min(head.stop, head.start + self.max_batch - size)
-            parts.append(Part(head.key, head.start, stop))
-            size += stop - head.start
-            head.start = stop
+            n = min(head.stop - head.start, left)
+            parts.append(head.take(n))
+            left -= n
             if head.start == head.stop:
                 self._queue.popleft()
             was_alone = head.alone
-        self.waiting -= size
-        return Batch(parts, size, reason)
+        self.waiting -= most - left
+        return Batch(parts, most - left, reason)
+
+
+class DeadlineBatcher(Batcher[K]):
+    """Batches that answer as many items as possible before their deadlines; earliest deadline first.
+
+    A free device never waits: it takes whatever is there, so that batches are small when the stream is thin and grow by
+    themselves with the load, as more comes while one is worked on. Who can no longer make it is shed. When not
+    all that wait can make it, either a smaller batch saves the first ones, or they are shed for the sake of a larger
+    batch: what answers more, at the price of the device's time (`docs/batching.md`).
+
+    Parameters
+    ----------
+    costs : Costs
+        Of the network; also says which batches can be run.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        super().__init__(costs.max_batch, 0.0)
+        self.costs = costs
+        self._rate, self._rate_at = 0.0, -math.inf
+
+    def _put(self, item: _Waiting[K]) -> None:
+        window = RATE_WINDOW * self.costs.of(self.max_batch)
+        elapsed = max(item.since - self._rate_at, 0.0)
+        self._rate = self._rate * math.exp(-elapsed / window) + item.stop / window
+        self._rate_at = max(item.since, self._rate_at)
+        place = len(self._queue)
+        while place and self._queue[place - 1].due > item.due:
+            place -= 1
+        self._queue.insert(place, item)
+        self.waiting += item.stop
+
+    @property
+    def urgency(self) -> float:
+        """When work must begin for the first item to be in time."""
+        return self._queue[0].due - self.costs.of(1) if self._queue else math.inf
+
+    def expired(self, now: float) -> Shed[K] | None:
+        """Items that could not make it even if they were worked on now and alone."""
+        limit, n = now + self.costs.of(1), 0
+        for item in self._queue:
+            if item.due >= limit:
+                break
+            n += int(np.searchsorted(item.left, limit))
+        return self._shed(n) if n else None
+
+    def next(self, now: float, *, draining: bool = False) -> Batch[K] | Shed[K] | float | None:
+        if not self.waiting:
+            return None
+        if shed := self.expired(now):
+            return shed
+        if self._queue[0].alone:
+            return self._close("alone", self.max_batch)
+        n = min(self.waiting, self.max_batch)
+        due = self._queue[0].due
+        if now + self.costs.of(n) <= due:
+            return self._close("full" if n == self.max_batch else "idle", n)
+        return self._squeeze(now)
+
+    def _squeeze(self, now: float) -> Batch[K] | Shed[K]:
+        """The first items do not make it in the batch that they would be in."""
+        deadlines = self._deadlines(LOOK_AHEAD * self.max_batch)
+        small = min(self.costs.most(deadlines[0] - now), self.waiting)
+        n_shed = self._first_that_fits(deadlines, now)
+        price = min(self._rate, self.costs.peak)
+        saving = self._worth(deadlines, 0, small, now, price)
+        shedding = self._worth(deadlines, n_shed, min(self.max_batch, self.waiting - n_shed), now, price)
+        if small and saving >= shedding:
+            return self._close("deadline", small)
+        return self._shed(n_shed)
+
+    def _first_that_fits(self, deadlines: Array, now: float) -> int:
+        """How many must go so that the next one makes it in the batch that it is then in."""
+        left = deadlines.size - np.arange(deadlines.size)
+        ends = now + np.array(
+            [self.costs.of(min(n, self.max_batch)) for n in range(1, min(deadlines.size, self.max_batch) + 1)]
+        )
+        fits = ends[np.minimum(left, self.max_batch) - 1] <= deadlines
+        return int(np.argmax(fits)) if fits.any() else deadlines.size
+
+    def _worth(self, deadlines: Array, first: int, n: int, now: float, price: float) -> float:
+        """How many of those that wait are answered in time, less what the device could do in the time that they take."""
+        begin, answered, n_all = now, 0, deadlines.size
+        while first < n_all and n:
+            now += self.costs.of(n)
+            answered += n
+            first += n
+            while first < n_all and not (n := min(self.costs.most(float(deadlines[first]) - now), n_all - first)):
+                first += 1
+        return answered - price * (now - begin)
+
+    def _deadlines(self, most: int) -> Array:
+        """The earliest, in order."""
+        return np.sort(np.concatenate([item.left for item in self._first(most)]))[:most]
+
+    def _close(self, reason: str, most: int) -> Batch[K]:
+        head = self._queue[0]
+        parts = self._take([head] if head.alone else [item for item in self._first(most) if not item.alone], most)
+        return Batch(parts, sum(part.size for part in parts), reason)
+
+    def _shed(self, n: int) -> Shed[K]:
+        return Shed(self._take(self._first(n), n), n)
+
+    def _first(self, most: int) -> list[_Waiting[K]]:
+        """Those that have the `most` earliest deadlines, and perhaps some more."""
+        found: list[_Waiting[K]] = []
+        n, latest = 0, -math.inf
+        for item in self._queue:
+            if n >= most and item.due >= latest:
+                break
+            found.append(item)
+            n += item.stop - item.start
+            latest = max(latest, float(item.left[-1]))
+        return found
+
+    def _take(self, items: list[_Waiting[K]], most: int) -> list[Part[K]]:
+        """The items with the earliest deadlines of these."""
+        deadlines = np.concatenate([item.left for item in items])
+        limit = np.partition(deadlines, most - 1)[most - 1] if most < deadlines.size else math.inf
+        counts = [int(np.searchsorted(item.left, limit)) for item in items]
+        left = min(most, deadlines.size) - sum(counts)
+        for k, item in enumerate(items):  # of those at the limit, who comes first
+            more = min(left, int(np.searchsorted(item.left, limit, side="right")) - counts[k])
+            counts[k] += more
+            left -= more
+        parts = [item.take(n) for item, n in zip(items, counts, strict=True) if n]
+        self._queue = deque(sorted((item for item in self._queue if item.start < item.stop), key=lambda item: item.due))
+        self.waiting -= sum(counts)
+        return parts

@@ -1,0 +1,100 @@
+"""What a batch costs, by its size: learned at warm-up, kept current while running. Pure: times are given."""
+
+import bisect
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+MEMORY = 1 / 16
+"""Weight of the newest measurement in how fast the machine is."""
+OWN_MEMORY = MEMORY / 8
+"""... and in what is special of its size."""
+MAX_STEP = 4.0
+"""A measurement that is so many times the mean counts as no more: a pause of the machine is not the network's cost."""
+
+
+def useful_sizes(measured: Mapping[int, float], waste: float = 0.1) -> list[int]:
+    """The batch sizes worth warming up: padding to the next one costs no more than so large a share.
+
+    Where a batch costs nearly the same whatever its size, few sizes do; where each item costs, many are needed.
+
+    Parameters
+    ----------
+    measured : mapping of int to float
+        Seconds of some sizes, the smallest and the largest that are wanted among them; between them the cost is a line.
+    """
+    known = sorted(measured)
+    costs = np.maximum.accumulate([measured[size] for size in known])
+    of = np.interp(np.arange(known[-1] + 1), known, costs)
+    sizes = [known[0]]
+    while sizes[-1] < known[-1]:
+        least = sizes[-1] + 1  # who is padded the most
+        fits = np.flatnonzero(of[least:] <= (1.0 + waste) * of[least])
+        sizes.append(least + int(fits[-1]))
+    return sizes
+
+
+class Costs:
+    """Seconds that a batch takes, by its size; only the sizes that were warmed up are run.
+
+    A size that is seldom run follows the others: how much slower or faster the machine has become since the warm-up is
+    learned of all of them, and what is special of one size of its own measurements.
+
+    Parameters
+    ----------
+    seconds : mapping of int to float
+        What each size took at warm-up. A larger batch never counts as cheaper than a smaller one.
+    """
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        if not seconds or min(seconds) < 1 or not all(0.0 < s < math.inf for s in seconds.values()):
+            raise ValueError("sizes of at least one, with finite costs above zero, are needed")
+        self.sizes = sorted(seconds)
+        self._own = [seconds[size] for size in self.sizes]
+        self._drift = 1.0
+        self._of: list[float] = []
+        self._settle()
+
+    @property
+    def max_batch(self) -> int:
+        return self.sizes[-1]
+
+    def size(self, n: int) -> int:
+        """The size that a batch of `n` items is padded to."""
+        return self.sizes[self._place(n)]
+
+    def of(self, n: int) -> float:
+        """Seconds that a batch of `n` items takes, padding included."""
+        return self._of[self._place(n)]
+
+    def most(self, seconds: float) -> int:
+        """The largest size that takes no longer than this; 0 for none."""
+        place = bisect.bisect_right(self._of, seconds)
+        return self.sizes[place - 1] if place else 0
+
+    @property
+    def peak(self) -> float:
+        """Items a second, of the size that does the most."""
+        return max(size / cost for size, cost in zip(self.sizes, self._of, strict=True))
+
+    def learn(self, n: int, seconds: float) -> None:
+        """A batch of `n` items took so long."""
+        place = self._place(n)
+        ratio = min(seconds / self._of[place], MAX_STEP)
+        self._drift *= 1.0 + MEMORY * (ratio - 1.0)
+        expected = self._own[place] * self._drift
+        self._own[place] *= 1.0 + OWN_MEMORY * (min(seconds / expected, MAX_STEP) - 1.0)
+        self._settle()
+
+    def _place(self, n: int) -> int:
+        if not 1 <= n <= self.sizes[-1]:
+            raise ValueError(f"a batch of {n} items; 1 to {self.sizes[-1]} can be run")
+        return bisect.bisect_left(self.sizes, n)
+
+    def _settle(self) -> None:
+        highest = 0.0
+        self._of = []
+        for own in self._own:
+            highest = max(highest, own * self._drift)
+            self._of.append(highest)

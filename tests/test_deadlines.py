@@ -1,0 +1,139 @@
+"""Batches under deadlines: whom they answer, whom they give up. The clock is the test's, costs are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.batcher import REASONS, Batch, DeadlineBatcher, Shed
+from streamer.costs import Costs
+
+COSTS = {1: 2.0, 2: 3.0, 4: 4.0}
+
+# What is done at a time, and what must come of it. An addition is a key and its items' deadlines.
+TABLE = [
+    ("nothing waits", [(0, "ask", None)]),
+    ("a free device takes what is there", [(0, ("a", [99])), (0, "ask", "idle: a0-1"), (0, "ask", None)]),
+    ("and as much as fits", [(0, ("a", [99] * 5)), (0, "ask", "full: a0-4"), (0, "ask", "idle: a4-5")]),
+    ("the earliest deadline comes first", [(0, ("a", [90] * 3)), (1, ("b", [50] * 2)), (1, "ask", "full: b0-2 a0-2")]),
+    ("just in time", [(0, ("a", [4] * 4)), (0, "ask", "full: a0-4")]),
+    ("too late for sure", [(0, ("a", [2, 9])), (0.1, "ask", "shed: a0-1"), (0.1, "ask", "idle: a1-2")]),
+    ("a smaller batch saves the first", [(0, ("a", [3, 3, 9, 9])), (0, "ask", "deadline: a0-2"),
+     (3, "ask", "idle: a2-4")]),
+    ("all too late", [(0, ("a", [1, 1])), (0, ("b", [1])), (0, "ask", "shed: a0-2 b0-1"), (0, "ask", None)]),
+    ("the first goes for the sake of four others", [(0, ("a", [2.5])), (0, ("b", [4.5] * 4)), (0, "ask", "shed: a0-1"),
+     (0, "ask", "full: b0-4")]),
+    ("no deadline is the latest", [(0, ("a", None)), (1, ("b", [9])), (1, "ask", "idle: b0-1 a0-1")]),
+    ("alone even then", [(0, ("a", [50])), (0, ("b", [40], "alone")), (0, "ask", "alone: b0-1"),
+     (0, "ask", "idle: a0-1")]),
+]  # fmt: skip
+
+
+def answer(decision: object) -> object:
+    if not isinstance(decision, Batch | Shed):
+        return decision
+    assert decision.size == sum(part.size for part in decision.parts)
+    reason = decision.reason if isinstance(decision, Batch) else "shed"
+    return f"{reason}: " + " ".join(f"{part.key}{part.start}-{part.stop}" for part in decision.parts)
+
+
+@pytest.mark.parametrize("steps", [row[1] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_arrivals_lead_to_decisions(steps: list[tuple[float, object, object]]) -> None:
+    batcher: DeadlineBatcher[str] = DeadlineBatcher(Costs(COSTS))
+    for step in steps:
+        now, what = step[:2]
+        if isinstance(what, tuple):
+            key, deadlines, *alone = what
+            n = len(deadlines) if deadlines else 1
+            batcher.add(key, n, now, deadlines=np.array(deadlines, float) if deadlines else None, alone=bool(alone))
+        else:
+            assert answer(batcher.next(now)) == step[2]
+
+
+Arrivals = list[tuple[float, list[float]]]
+"""Time since the one before, and how long after it each item's deadline is (sorted)."""
+
+arrivals = st.lists(
+    st.tuples(st.floats(0, 4), st.lists(st.floats(0, 12), min_size=1, max_size=7).map(sorted)), max_size=25
+)
+costs = st.tuples(
+    st.floats(0.01, 3), st.floats(0, 1), st.sampled_from([[1], [1, 2, 4], [1, 3, 8], [1, 2, 3, 4, 5]])
+).map(lambda drawn: {size: drawn[0] + drawn[1] * size for size in drawn[2]})
+
+
+def in_order(given: Arrivals) -> list[tuple[float, int, list[float]]]:
+    now, made = 0.0, []
+    for key, (gap, slack) in enumerate(given):
+        now += gap
+        made.append((now, key, [now + s for s in slack]))
+    return made
+
+
+def greedy_answers_all(given: Arrivals, costs: Costs) -> bool:
+    """Whether firing whatever waits, first come first served, answers every item in time."""
+    todo, now, waiting = in_order(given), 0.0, []
+    while todo or waiting:
+        if not waiting:
+            now = max(now, todo[0][0])
+        while todo and todo[0][0] <= now:
+            waiting += todo.pop(0)[2]
+        n = min(len(waiting), costs.max_batch)
+        now += costs.of(n)
+        if any(now > deadline for deadline in waiting[:n]):
+            return False
+        del waiting[:n]
+    return True
+
+
+def streamed(given: Arrivals, costs: Costs) -> tuple[dict[tuple[int, int], float], set[tuple[int, int]]]:
+    """When each item was answered, and which were shed; every item is one or the other, once."""
+    batcher: DeadlineBatcher[int] = DeadlineBatcher(costs)
+    todo, now = in_order(given), 0.0
+    answered: dict[tuple[int, int], float] = {}
+    shed: set[tuple[int, int]] = set()
+    due = {(key, i): d for _, key, deadlines in todo for i, d in enumerate(deadlines)}
+    while todo or batcher.waiting:
+        if not batcher.waiting:
+            now = max(now, todo[0][0])
+        while todo and todo[0][0] <= now:
+            at, key, deadlines = todo.pop(0)
+            batcher.add(key, len(deadlines), at, deadlines=np.array(deadlines))
+        decision = batcher.next(now)
+        assert isinstance(decision, Batch | Shed), "a free device waits though something could be done"
+        items = [(part.key, i) for part in decision.parts for i in range(part.start, part.stop)]
+        assert len(items) == decision.size >= 1
+        assert not {*items} & (answered.keys() | shed)
+        if isinstance(decision, Shed):
+            shed |= {*items}
+            continue
+        assert decision.reason in REASONS
+        assert decision.size <= costs.max_batch
+        now += costs.of(decision.size)
+        answered |= dict.fromkeys(items, now)
+        assert all(now <= due[item] * (1 + 1e-9) for item in items), "paid for, and too late"
+    assert answered.keys() | shed == due.keys()
+    return answered, shed
+
+
+@given(arrivals, costs)
+def test_nobody_is_shed_whom_firing_whatever_waits_would_have_answered(
+    given: Arrivals, seconds: dict[int, float]
+) -> None:
+    _, shed = streamed(given, Costs(seconds))
+    if shed:
+        assert not greedy_answers_all(given, Costs(seconds))
+
+
+@given(arrivals, costs)
+def test_nobody_waits_who_can_no_longer_make_it(given: Arrivals, seconds: dict[int, float]) -> None:
+    """Which bounds the queue: it holds no more than comes within a deadline."""
+    batcher: DeadlineBatcher[int] = DeadlineBatcher(Costs(seconds))
+    for at, key, deadlines in in_order(given):
+        batcher.add(key, len(deadlines), at, deadlines=np.array(deadlines))
+        batcher.expired(at)
+        left = [d for item in batcher._queue for d in item.deadlines[item.start : item.stop]]  # type: ignore[index]
+        assert len(left) == batcher.waiting
+        assert all(deadline >= at + seconds[1] for deadline in left)
+        assert batcher.urgency == (min(left) - seconds[1] if left else math.inf)
