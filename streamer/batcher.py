@@ -214,15 +214,12 @@ class DeadlineBatcher(Batcher[K]):
 
     def _first_that_fits(self, deadlines: Array, now: float) -> int:
         """How many must go so that the next one makes it in the batch that it is then in."""
-        left = deadlines.size - np.arange(deadlines.size)
-        ends = now + np.array(
-            [self.costs.of(min(n, self.max_batch)) for n in range(1, min(deadlines.size, self.max_batch) + 1)]
-        )
-        fits = ends[np.minimum(left, self.max_batch) - 1] <= deadlines
+        sizes = np.minimum(np.arange(deadlines.size, 0, -1), self.max_batch)
+        fits = now + self.costs.of_each(sizes) <= deadlines
         return int(np.argmax(fits)) if fits.any() else deadlines.size
 
     def _worth(self, deadlines: Array, first: int, n: int, now: float, price: float) -> float:
-        """How many of those that wait are answered in time, less what the device could do in the time that they take."""
+        """How many of those that wait are answered in time, less what the device could do in that time."""
         begin, answered, n_all = now, 0, deadlines.size
         while first < n_all and n:
             now += self.costs.of(n)

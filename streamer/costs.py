@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from streamer.block import Array
+
 MEMORY = 1 / 16
 """Weight of the newest measurement in how fast the machine is."""
 OWN_MEMORY = MEMORY / 8
@@ -67,6 +69,11 @@ class Costs:
     def of(self, n: int) -> float:
         """Seconds that a batch of `n` items takes, padding included."""
         return self._of[self._place(n)]
+
+    def of_each(self, n: Array) -> Array:
+        """The same for many."""
+        found: Array = np.array(self._of)[np.searchsorted(self.sizes, n)]
+        return found
 
     def most(self, seconds: float) -> int:
         """The largest size that takes no longer than this; 0 for none."""

@@ -1,5 +1,6 @@
 """What batches cost; all times are the test's."""
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def test_padding_wastes_little_and_few_sizes_do(fixed: float, each: float, large
     sizes = useful_sizes(measured, waste)
     assert (sizes[0], sizes[-1]) == (1, largest)
     assert sizes == sorted(set(sizes))
-    for before, size in zip(sizes, sizes[1:], strict=False):
+    for before, size in itertools.pairwise(sizes):
         if size > before + 1:
             assert fixed + each * size <= (1 + waste) * (fixed + each * (before + 1)) * (1 + 1e-9)
 
