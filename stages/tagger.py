@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from stages.config import Config, TaggerSpec
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.kernels import njit
 from streamer.batcher import Part
-from streamer.block import Array, Block, Columns, Schema, offsets, readonly, with_failures
+from streamer.block import FED_TIME, Array, Block, Columns, Schema, offsets, readonly, with_failures
+from streamer.costs import Costs, useful_sizes
 from streamer.errors import UsageError
 from streamer.stage import BatchStage
 
 log = logging.getLogger(__name__)
+
+WARM_UP_S = 0.05
+"""Each batch size is measured for about so long."""
 
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -233,6 +238,8 @@ class Network:
         self.model = Model(name, self.spec.model, self.spec, config.tagger.provider, threads_of(config))
         n_channels, rows, columns = self.spec.shape
         fitting = (config.tagger.batch_mb << 20) // (4 * n_channels * rows * columns)
+        self._deadline = config.tagger.deadline
+        self.exact = self.model.provider == "CPU"  # where a new size costs nothing, nothing is padded
         self.max_batch = self.model.fixed_batch or max(1, min(config.tagger.max_batch, fitting))
         self._batch = np.zeros((self.max_batch, n_channels, rows * columns), np.float32)
         self._towers = np.array([channel == "HCAL" for channel in self.spec.channels])
@@ -242,13 +249,45 @@ class Network:
         self.score = records.score_column(name, self.spec).name
 
     def warm_up(self, inputs: Schema) -> None:
-        """Compile, and run the network once at both ends of its range."""
+        """Compile, run the network over its range of sizes, and learn what they cost."""
+        self._fill(inputs.empty(), 0, 0, 0)
         try:
-            for n in {1, self.max_batch}:
-                self._run(n)
+            measured = {n: self._measured(n) for n in self._ends()}
+            sizes = useful_sizes(measured)
+            if not self.exact:
+                for n in sizes:  # so that nothing is compiled when events are waiting
+                    self._run(n)
         except Exception as error:
             raise UsageError(f"{self.model.where}: fails on empty crops ({_line(error)})") from None
-        self._fill(inputs.empty(), 0, 0, 0)
+        self.costs = Costs(dict(zip(sizes, np.interp(sizes, list(measured), list(measured.values())), strict=True)))
+
+    def check_deadline(self) -> None:
+        """Whether a single crop can be in time."""
+        least = self.costs.of(1)
+        if 0 < self._deadline < least:
+            raise UsageError(
+                f"tagger.deadline = {self._deadline * 1e3:g} ms, but one inference of {self.model.where} takes "
+                f"{least * 1e3:.3g} ms here; the events' way to the tagger comes on top"
+            )
+
+    def _ends(self) -> list[int]:
+        """The sizes that are measured: each twice the one before."""
+        if self.model.fixed_batch:
+            return [self.max_batch]
+        doubled = (1 << k for k in range(self.max_batch.bit_length()))
+        return sorted({*doubled, self.max_batch})
+
+    def _measured(self, n: int) -> float:
+        """Seconds of a batch, the least of some."""
+        self._run(n)
+        took: list[float] = []
+        while len(took) < 3 or (len(took) < 20 and sum(took) < WARM_UP_S):
+            begin = time.perf_counter()
+            self._run(n)
+            took.append(time.perf_counter() - begin)
+            if sum(took) > 3 * WARM_UP_S:
+                break
+        return min(took)
 
     def items(self, block: Block) -> int:
         return int(block.columns[f"n{self.crop}"].sum()) if self.spec.crop else block.n_events
@@ -258,10 +297,17 @@ class Network:
         for part in parts:
             self._fill(part.key.columns, part.start, part.stop, n)
             n += part.size
-        return self._run(n)
+        # What is padded holds earlier crops; their scores are not looked at.
+        return self._run(n if self.exact else self.costs.size(n))[:n]
 
     def _run(self, n: int) -> Array:
         return self.model.scores(self._batch[:n].reshape(n, *self.spec.shape))
+
+    def events(self, block: Block) -> Array:
+        """The event of each item."""
+        if not self.spec.crop:
+            return np.arange(block.n_events)
+        return np.repeat(np.arange(block.n_events), block.columns[f"n{self.crop}"])
 
     def _fill(self, columns: Columns, first: int, last: int, place: int) -> None:
         pixel = self.pixel if self.spec.crop else "Pixel"
@@ -321,11 +367,14 @@ class Tagger(BatchStage):
             try:
                 self.networks[name] = Network(name, self.config)
                 self.networks[name].warm_up(self.inputs)
+                self.networks[name].check_deadline()
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:
             raise UsageError("\n".join(problems))
         self.queues = {name: network.max_batch for name, network in self.networks.items()}
+        if self.config.tagger.policy == "adaptive":
+            self.costs = {name: network.costs for name, network in self.networks.items()}
         for network in self.networks.values():
             log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(self.config))
 
@@ -338,6 +387,13 @@ class Tagger(BatchStage):
 
     def items(self, block: Block) -> dict[str, int]:
         return {name: network.items(block) for name, network in self.networks.items()}
+
+    def deadlines(self, queue: str, block: Block) -> Array | None:
+        after = self.config.tagger.deadline
+        if not after:
+            return None
+        fed = np.maximum.accumulate(block.columns[FED_TIME.name])
+        return np.asarray(fed[self.networks[queue].events(block)] + int(after * 1e9))
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         return self.networks[queue].infer(parts)

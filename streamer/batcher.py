@@ -104,9 +104,10 @@ class Batcher(Generic[K]):
         self.waiting += item.stop
 
     @property
-    def urgency(self) -> float:
-        """Who has the least comes first: here, since when the item waits that has waited the longest."""
-        return self._queue[0].since if self._queue else math.inf
+    def urgency(self) -> tuple[float, float]:
+        """Of several batchers that share a device, who has the least comes first: when work must begin for the first
+        item to be in time, and since when it waits."""
+        return (math.inf, self._queue[0].since) if self._queue else (math.inf, math.inf)
 
     def next(self, now: float, *, draining: bool = False) -> Batch[K] | Shed[K] | float | None:
         """What to do now that the device is free: work on a batch, give up items, or wait.
@@ -174,9 +175,11 @@ class DeadlineBatcher(Batcher[K]):
         self.waiting += item.stop
 
     @property
-    def urgency(self) -> float:
-        """When work must begin for the first item to be in time."""
-        return self._queue[0].due - self.costs.of(1) if self._queue else math.inf
+    def urgency(self) -> tuple[float, float]:
+        if not self._queue:
+            return math.inf, math.inf
+        head = self._queue[0]
+        return head.due - self.costs.of(1), head.since
 
     def expired(self, now: float) -> Shed[K] | None:
         """Items that could not make it even if they were worked on now and alone."""

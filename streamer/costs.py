@@ -100,8 +100,4 @@ class Costs:
         return bisect.bisect_left(self.sizes, n)
 
     def _settle(self) -> None:
-        highest = 0.0
-        self._of = []
-        for own in self._own:
-            highest = max(highest, own * self._drift)
-            self._of.append(highest)
+        self._of = np.maximum.accumulate(np.array(self._own) * self._drift).tolist()  # at once: another thread may read

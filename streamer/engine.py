@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from streamer.batcher import Batch, Batcher, Part
+from streamer.batcher import Batch, Batcher, DeadlineBatcher, Part, Shed
 from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
 from streamer.errors import one_line, told
@@ -18,6 +18,9 @@ from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.stage import BatchStage
 
 log = logging.getLogger(__name__)
+
+LATE = "too late: its deadline passed, or would have, before it was scored"
+"""Why an item has no result that was shed."""
 
 L = TypeVar("L")
 
@@ -59,7 +62,8 @@ class Engine(Generic[L]):
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
         self._batchers: dict[str, Batcher[_Job[L]]] = {
-            queue: Batcher(max_batch, stage.max_wait) for queue, max_batch in stage.queues.items()
+            queue: DeadlineBatcher(stage.costs[queue]) if queue in stage.costs else Batcher(max_batch, stage.max_wait)
+            for queue, max_batch in stage.queues.items()
         }
         self._ready = threading.Condition()
         self._draining = self._closing = False
@@ -73,13 +77,19 @@ class Engine(Generic[L]):
         if not job.n_items:
             self._finish(job)
             return
+        deadlines = {queue: self._deadlines(queue, block) for queue in items}
         now = time.monotonic()
         with self._ready:
             for queue, n in items.items():
                 if n:
-                    self._batchers[queue].add(job, n, now, alone=block.alone)
+                    self._batchers[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
                     self._batches[queue].waiting.set(self._batchers[queue].waiting)
             self._ready.notify()
+
+    def _deadlines(self, queue: str, block: Block) -> Array | None:
+        """By our clock."""
+        deadlines = self._stage.deadlines(queue, block) if queue in self._stage.costs else None
+        return None if deadlines is None else time.monotonic() + (deadlines - time.time_ns()) * 1e-9
 
     def drain(self) -> None:
         """Nothing more will come: do not wait for fuller batches."""
@@ -95,20 +105,23 @@ class Engine(Generic[L]):
 
     def _run(self) -> None:
         try:
-            while (closed := self._next()) is not None:
-                self._work(*closed)
+            while (decided := self._next()) is not None:
+                queue, what = decided
+                if isinstance(what, Shed):
+                    self._give_up(queue, what)
+                else:
+                    self._work(queue, what)
         except BaseException as error:
             self._on_crash(error)
 
-    def _next(self) -> tuple[str, Batch[_Job[L]]] | None:
+    def _next(self) -> tuple[str, Batch[_Job[L]] | Shed[_Job[L]]] | None:
         with self._ready:
             while not self._closing:
                 now = time.monotonic()
                 wake = math.inf
-                # The queue whose first item has waited the longest has its turn first.
-                for queue, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].oldest):
+                for queue, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].urgency):
                     decision = batcher.next(now, draining=self._draining)
-                    if isinstance(decision, Batch):
+                    if isinstance(decision, Batch | Shed):
                         self._batches[queue].waiting.set(batcher.waiting)
                         return queue, decision
                     wake = min(wake, math.inf if decision is None else decision)
@@ -117,32 +130,46 @@ class Engine(Generic[L]):
 
     def _work(self, queue: str, batch: Batch[_Job[L]]) -> None:
         begin = time.perf_counter()
-        results = self._infer(queue, batch)
-        self._metrics.busy.inc(time.perf_counter() - begin)
+        results, whole = self._infer(queue, batch)
+        took = time.perf_counter() - begin
+        self._metrics.busy.inc(took)
+        if whole and queue in self._stage.costs:
+            self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
         self._batches[queue].size.observe(batch.size)
         self._batches[queue].closed[batch.reason].inc()
         place = 0
         for part in batch.parts:
-            job = part.key
-            job.results[queue].append(results[place : place + part.size])
-            job.n_done += part.size
+            self._hand_back(queue, part, results[place : place + part.size])
             place += part.size
-            if job.n_done == job.n_items:
-                with self._box.working([job.block]):
-                    self._finish(job)
 
-    def _infer(self, queue: str, batch: Batch[_Job[L]]) -> Array:
+    def _give_up(self, queue: str, shed: Shed[_Job[L]]) -> None:
+        self._batches[queue].shed.inc(shed.size)
+        for part in shed.parts:
+            part.key.why[queue].update(dict.fromkeys(range(part.start, part.stop), LATE))
+            self._hand_back(queue, part, self._stage.failed(part.size))
+
+    def _hand_back(self, queue: str, part: Part[_Job[L]], results: Array) -> None:
+        """Items of one block come in their order, whether they were worked on or not."""
+        job = part.key
+        job.results[queue].append(results)
+        job.n_done += part.size
+        if job.n_done == job.n_items:
+            with self._box.working([job.block]):
+                self._finish(job)
+
+    def _infer(self, queue: str, batch: Batch[_Job[L]]) -> tuple[Array, bool]:
+        """The results, and whether the batch was worked on as a whole."""
         parts = [Part(part.key.block, part.start, part.stop) for part in batch.parts]
         with self._box.working(part.key for part in parts):
             try:
-                return self._stage.infer(queue, parts)
+                return self._stage.infer(queue, parts), True
             except Exception as error:
                 why = one_line(error)
         log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, why)
         ones = [self._infer_one(queue, part.key, i) for part in batch.parts for i in range(part.start, part.stop)]
-        return np.concatenate(ones)
+        return np.concatenate(ones), False
 
     def _infer_one(self, queue: str, job: _Job[L], i: int) -> Array:
         with self._box.working([job.block]):

@@ -188,6 +188,7 @@ class BatchMetrics:
     size: Histogram
     closed: dict[str, Counter]
     waiting: Gauge
+    shed: Counter
 
     @staticmethod
     def of(registry: CollectorRegistry, queues: Iterable[str], reasons: Iterable[str]) -> "dict[str, BatchMetrics]":
@@ -195,10 +196,14 @@ class BatchMetrics:
         size = Histogram("streamer_batch_size", "items in a batch", ["queue"], buckets=SIZE_BUCKETS, registry=registry)
         closed = Counter("streamer_batch_closed", "batches closed, and why", ["queue", "reason"], registry=registry)
         waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", ["queue"], registry=registry)
+        shed = Counter("streamer_items_shed", "items given up for their deadlines", ["queue"], registry=registry)
         reasons = tuple(reasons)
         return {
             queue: BatchMetrics(
-                size.labels(queue), {reason: closed.labels(queue, reason) for reason in reasons}, waiting.labels(queue)
+                size.labels(queue),
+                {reason: closed.labels(queue, reason) for reason in reasons},
+                waiting.labels(queue),
+                shed.labels(queue),
             )
             for queue in queues
         }

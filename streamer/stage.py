@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema
+from streamer.costs import Costs
 
 NO_COLUMNS = Schema(())
 
@@ -131,10 +132,18 @@ class BatchStage(Unit, ABC):
         What is batched apart (one network's items each), and the most items in a batch; known after `setup`.
     max_wait : float
         A batch is closed when its oldest item has waited so long [s].
+    costs : mapping of str to Costs
+        What the batches of a queue cost, known after `setup`; they are then formed as soon as the device is free, and
+        under deadlines (`streamer.batcher.DeadlineBatcher`). Queues without have `max_wait`.
     """
 
     queues: dict[str, int]
     max_wait: float
+    costs: Mapping[str, Costs] = {}
+
+    def deadlines(self, queue: str, block: Block) -> Array | None:
+        """When each item is worth nothing any more [ns since 1970], not falling; None: never."""
+        return None
 
     @abstractmethod
     def items(self, block: Block) -> dict[str, int]:

@@ -136,4 +136,4 @@ def test_nobody_waits_who_can_no_longer_make_it(given: Arrivals, seconds: dict[i
         left = [d for item in batcher._queue for d in item.deadlines[item.start : item.stop]]  # type: ignore[index]
         assert len(left) == batcher.waiting
         assert all(deadline >= at + seconds[1] for deadline in left)
-        assert batcher.urgency == (min(left) - seconds[1] if left else math.inf)
+        assert batcher.urgency[0] == (min(left) - seconds[1] if left else math.inf)
