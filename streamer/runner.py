@@ -38,6 +38,7 @@ from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.ledger import Stripes
 from streamer.lifecycle import LifeCycle
 from streamer.metrics import StageMetrics, serve
+from streamer.orphan import die_with_parent
 from streamer.pipeline import Pipeline
 from streamer.roles import play
 from streamer.stage import Unit
@@ -490,13 +491,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_trim_threshold, size)
         libc.mallopt(m_mmap_threshold, size)
-
-
-def die_with_parent() -> None:
-    """Let Linux kill this process when its parent dies; that works on a stopped one, too."""
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere the end of standard input must do
-        ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _cpu_seconds() -> float:
