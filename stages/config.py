@@ -164,7 +164,7 @@ class TaggerConfig(Section):
     """Crops in a batch at most, as far as they fit into `batch_mb`."""
     batch_mb: int = Field(64, ge=1, le=65536)
     """Memory that a tagger's dense batch may take [MB]; a single crop may take more."""
-    policy: Literal["adaptive", "fixed"] = "adaptive"
+    policy: Literal["adaptive", "fixed"] = "fixed"
     """`adaptive`: a free network takes what waits, earliest deadline first; `fixed`: when a batch is full or old."""
     deadline: Seconds = 0.0
     """A crop that cannot be scored so long after its event was fed is given up (`adaptive` only); 0 = never."""

@@ -238,7 +238,8 @@ class Network:
         self.model = Model(name, self.spec.model, self.spec, config.tagger.provider, threads_of(config))
         n_channels, rows, columns = self.spec.shape
         fitting = (config.tagger.batch_mb << 20) // (4 * n_channels * rows * columns)
-        self._deadline = config.tagger.deadline
+        self._config = config.tagger
+        self.costs: Costs | None = None
         self.exact = self.model.provider == "CPU"  # where a new size costs nothing, nothing is padded
         self.max_batch = self.model.fixed_batch or max(1, min(config.tagger.max_batch, fitting))
         self._batch = np.zeros((self.max_batch, n_channels, rows * columns), np.float32)
@@ -249,33 +250,39 @@ class Network:
         self.score = records.score_column(name, self.spec).name
 
     def warm_up(self, inputs: Schema) -> None:
-        """Compile, run the network over its range of sizes, and learn what they cost."""
+        """Compile, run the network, and where batches are to adapt, learn what they cost.
+
+        Raises
+        ------
+        UsageError
+            The network fails, or no crop could be scored before its deadline.
+        """
         self._fill(inputs.empty(), 0, 0, 0)
         try:
-            measured = {n: self._measured(n) for n in self._ends()}
-            sizes = useful_sizes(measured)
-            if not self.exact:
-                for n in sizes:  # so that nothing is compiled when events are waiting
+            if self._config.policy == "adaptive":
+                self.costs = self._learned()
+            else:
+                for n in {1, self.max_batch}:
                     self._run(n)
         except Exception as error:
             raise UsageError(f"{self.model.where}: fails on empty crops ({_line(error)})") from None
-        self.costs = Costs(dict(zip(sizes, np.interp(sizes, list(measured), list(measured.values())), strict=True)))
-
-    def check_deadline(self) -> None:
-        """Whether a single crop can be in time."""
-        least = self.costs.of(1)
-        if 0 < self._deadline < least:
+        least = self.costs.of(1) if self.costs else 0.0
+        if 0 < self._config.deadline < least:
             raise UsageError(
-                f"tagger.deadline = {self._deadline * 1e3:g} ms, but one inference of {self.model.where} takes "
+                f"tagger.deadline = {self._config.deadline * 1e3:g} ms, but one inference of {self.model.where} takes "
                 f"{least * 1e3:.3g} ms here; the events' way to the tagger comes on top"
             )
 
-    def _ends(self) -> list[int]:
-        """The sizes that are measured: each twice the one before."""
-        if self.model.fixed_batch:
-            return [self.max_batch]
-        doubled = (1 << k for k in range(self.max_batch.bit_length()))
-        return sorted({*doubled, self.max_batch})
+    def _learned(self) -> Costs:
+        """What batches cost, from sizes that are each twice the one before."""
+        doubled = {1 << k for k in range(self.max_batch.bit_length())}
+        ends = [self.max_batch] if self.model.fixed_batch else sorted({*doubled, self.max_batch})
+        measured = {n: self._measured(n) for n in ends}
+        sizes = useful_sizes(measured)
+        if not self.exact:
+            for n in sizes:  # so that nothing is compiled when events are waiting
+                self._run(n)
+        return Costs(dict(zip(sizes, np.interp(sizes, ends, list(measured.values())).tolist(), strict=True)))
 
     def _measured(self, n: int) -> float:
         """Seconds of a batch, the least of some."""
@@ -298,7 +305,7 @@ class Network:
             self._fill(part.key.columns, part.start, part.stop, n)
             n += part.size
         # What is padded holds earlier crops; their scores are not looked at.
-        return self._run(n if self.exact else self.costs.size(n))[:n]
+        return self._run(self.costs.size(n) if self.costs and not self.exact else n)[:n]
 
     def _run(self, n: int) -> Array:
         return self.model.scores(self._batch[:n].reshape(n, *self.spec.shape))
@@ -367,14 +374,13 @@ class Tagger(BatchStage):
             try:
                 self.networks[name] = Network(name, self.config)
                 self.networks[name].warm_up(self.inputs)
-                self.networks[name].check_deadline()
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:
             raise UsageError("\n".join(problems))
         self.queues = {name: network.max_batch for name, network in self.networks.items()}
         if self.config.tagger.policy == "adaptive":
-            self.costs = {name: network.costs for name, network in self.networks.items()}
+            self.costs = {name: network.costs for name, network in self.networks.items() if network.costs}
         for network in self.networks.values():
             log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(self.config))
 

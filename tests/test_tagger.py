@@ -257,3 +257,37 @@ def test_what_it_tells_of_itself(tmp_path: Path) -> None:
         "provider": "CPU",
         "models": {"eg": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}},
     }
+
+
+# ---- batches that adapt
+
+
+def test_what_batches_cost_is_learned_at_the_start(tmp_path: Path) -> None:
+    tagger = make(conv_model(tmp_path / "conv.onnx"), policy="adaptive", max_batch=48)
+    costs = tagger.costs["eg"]
+    assert (costs.sizes[0], costs.max_batch) == (1, 48)
+    assert 0 < costs.of(1) <= costs.of(48) < 1
+    assert not make(conv_model(tmp_path / "conv.onnx")).costs
+
+
+def test_a_network_of_one_batch_size_has_one_cost(tmp_path: Path) -> None:
+    tagger = make(conv_model(tmp_path / "fixed.onnx", (4, 1, 32, 32)), policy="adaptive")
+    assert tagger.costs["eg"].sizes == [4]
+
+
+def test_a_deadline_that_no_crop_can_meet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tagger.deadline = 1e-06 ms, but one inference of .* takes [\d.e-]+ ms here"):
+        make(conv_model(tmp_path / "conv.onnx"), policy="adaptive", deadline=1e-9)
+
+
+def test_the_deadline_of_a_crop_is_that_of_its_event(tmp_path: Path) -> None:
+    settings = config(sum_model(tmp_path / "sum.onnx"), policy="adaptive", deadline=2.0)
+    chain = Chain(settings)
+    hit = [(int(eb_detid(20, 11)), 30.0)]
+    photons = [(34.0, 0.34, 0.005)]
+    block = chain.crops(columns_of([event(i, EBRecHit=hit, Photon=photons * (i % 3)) for i in range(6)]), 6)
+    fed = np.arange(6) * 1000
+    block = block.with_columns({**block.columns, "fedTime": fed})
+    found = chain.tagger.deadlines("eg", block)
+    assert found is not None
+    np.testing.assert_array_equal(found - 2_000_000_000, [1000, 2000, 2000, 4000, 5000, 5000])
