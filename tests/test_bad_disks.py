@@ -197,12 +197,12 @@ def killed_in_fsync(path: Path, ext4: Ext4) -> None:
 
 async def test_what_only_the_page_cache_has_counts_for_nothing(ext4: Ext4) -> None:
     path = ext4.path / "log"
-    log = Log(path, {}, b"MARK", pytest.fail)
+    log = Log(path, {"format": "toy log"}, b"MARK", pytest.fail)
     log.add(b"MARK" + bytes(2000))
     await log.sync()
     log.close()
     killed_in_fsync(path, ext4)
-    log = Log(path, {}, b"MARK", pytest.fail)
+    log = Log(path, {"format": "toy log"}, b"MARK", pytest.fail)
     assert len(log.places) == 1
     log.close()
 

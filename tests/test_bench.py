@@ -151,7 +151,7 @@ def test_the_chain_without_safety_lacks_just_that() -> None:
     assert PIPELINE.chain[-1].make(with_).inputs.by_name == UNSAFE.chain[-1].make(without).inputs.by_name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bench_safety_compares_and_leaves_only_its_figures(hits: Path, tmp_path: Path) -> None:
     model, output = conv_model(tmp_path / "random.onnx"), tmp_path / "bench"
     with Processes(tmp_path) as start:

@@ -65,6 +65,7 @@ def test_training_makes_a_model_with_card_and_picture(sample: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.md", "my.onnx", "my.png"]
 
 
+@pytest.mark.long
 def test_shuffled_labels_cannot_be_learned(sample: Path, tmp_path: Path) -> None:
     done = run(sample, tmp_path / "no.onnx", epochs=3, shuffle_labels=True)
     assert abs(done.auc - 0.5) < 3.5 * done.auc_error

@@ -4,7 +4,8 @@ In the barrel a pixel is an ECAL crystal. In the endcaps there are five rows to 
 columns. A *pixel* number is `row * N_COLUMNS + column`; -1 stands for "not in the frame". The grid is that of
 the CMS end-to-end framework, its towers are those of the CMS hadron calorimeter.
 
-The four functions are NumPy ufuncs compiled by Numba: they take scalars and arrays, and work in kernels.
+The four functions are NumPy ufuncs: they take scalars and arrays, and work in kernels. Numba compiles them when they are
+first called; with their types given it would at every import, which takes half a second.
 """
 
 import math
@@ -35,26 +36,28 @@ ETA_EDGES = _eta_edges()
 """float64[281]: row r covers ETA_EDGES[r] <= eta < ETA_EDGES[r + 1], the last row its upper edge as well."""
 
 
-@vectorize("int32(float64)", cache=True)
+@vectorize(cache=True)
 def row_of_eta(eta: Any) -> Any:
     """Row that a direction falls in, or -1 outside |eta| <= 3 (and for nan)."""
+    eta = np.float64(eta)
     if not ETA_EDGES[0] <= eta <= ETA_EDGES[-1]:
-        return -1
-    return min(np.searchsorted(ETA_EDGES, eta, side="right") - 1, N_ROWS - 1)
+        return np.int32(-1)
+    return np.int32(min(np.searchsorted(ETA_EDGES, eta, side="right") - 1, N_ROWS - 1))
 
 
-@vectorize("int32(float64)", cache=True)
+@vectorize(cache=True)
 def column_of_phi(phi: Any) -> Any:
     """Column of an azimuth in radians, whole turns aside, or -1 if it is not finite.
 
     Columns are one degree wide and count from -10 degrees, as the crystals of the barrel do.
     """
+    phi = np.float64(phi)
     if not math.isfinite(phi):
-        return -1
-    return (math.floor(math.degrees(phi) % 360.0) + 10) % 360
+        return np.int32(-1)
+    return np.int32((math.floor(math.degrees(phi) % 360.0) + 10) % 360)
 
 
-@vectorize("float64(int64)", cache=True)
+@vectorize(cache=True)
 def eta_of_row(row: Any) -> Any:
     """Eta at the middle of a row, or nan outside the frame."""
     if not 0 <= row < N_ROWS:
@@ -62,7 +65,7 @@ def eta_of_row(row: Any) -> Any:
     return (ETA_EDGES[row] + ETA_EDGES[row + 1]) / 2
 
 
-@vectorize("float64(int64)", cache=True)
+@vectorize(cache=True)
 def phi_of_column(column: Any) -> Any:
     """Azimuth in radians, in [-pi, pi), at the middle of a column, or nan outside the frame."""
     if not 0 <= column < N_COLUMNS:

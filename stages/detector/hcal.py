@@ -82,16 +82,16 @@ def hcal_detid(ieta: npt.ArrayLike, iphi: npt.ArrayLike, depth: npt.ArrayLike, *
     return np.asarray(detid, np.uint32)
 
 
-@vectorize("int32(float64, float64)", cache=True)
+@vectorize(cache=True)
 def tower_of_direction(eta: Any, phi: Any) -> Any:
     """Tower that a direction falls in (phi in radians), or -1 outside |eta| <= 3. A ufunc, as those of `grid`.
 
     By the towers' own edges, which in the barrel are up to 0.004 in eta away from those of five crystals.
     """
-    column = column_of_phi(phi)
+    eta, column = np.float64(eta), column_of_phi(np.float64(phi))
     if not abs(eta) <= TOWER_EDGES[-1] or column < 0:
-        return -1
+        return np.int32(-1)
     ring = min(np.searchsorted(TOWER_EDGES, abs(eta), side="right"), TOWER_EDGES.size - 1) - 1
     half = N_TOWER_ROWS // 2
     row = half + ring if eta >= 0 else half - 1 - ring
-    return row * N_TOWER_COLUMNS + column // 5
+    return np.int32(row * N_TOWER_COLUMNS + column // 5)
