@@ -4,8 +4,8 @@ In the barrel a pixel is an ECAL crystal. In the endcaps there are five rows to 
 columns. A *pixel* number is `row * N_COLUMNS + column`; -1 stands for "not in the frame". The grid is that of
 the CMS end-to-end framework, its towers are those of the CMS hadron calorimeter.
 
-The four functions are NumPy ufuncs: they take scalars and arrays, and work in kernels. Numba compiles them when they are
-first called; with their types given it would at every import, which takes half a second.
+The four functions are NumPy ufuncs: they take scalars and arrays, and work in kernels. Numba compiles them when they
+are first called; with their types given it would at every import, which takes half a second.
 """
 
 import math
