@@ -23,8 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="of the chaos suite; drawn and told when left out")
 
 
-LONGEST_FIRST = ("pipeline", "control", "collisions", "poison", "remote", "bad_disks", "chaos", "taggers", "truth",
-                 "training_session", "recovery", "foreign_formats", "bench", "training_networks", "view_plot")  # fmt: skip
+LONGEST_FIRST = (
+    *("pipeline", "control", "collisions", "poison", "remote", "bad_disks", "chaos", "taggers", "truth"),
+    *("training_session", "recovery", "foreign_formats", "bench", "training_networks", "view_plot"),
+)
 """Files of tests that take more than ten seconds: those that start first do not keep one worker busy at the end."""
 
 
