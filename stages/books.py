@@ -114,7 +114,7 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
 
 
 def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
-    for segment in manifest.segments:
+    for segment in manifest.segments():
         path = folder / segment.file
         if not path.exists():
             yield f"{path} is not there, with {segment.events:,} events (see --moved)"
@@ -136,16 +136,16 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
         config = Config.model_validate(manifest.about["config"])
         if kept.stripes.n == 1:
             kept = Kept(Stripes(config.n_replicas("writer"), config.feed.block_events))
-        for segment in manifest.segments:
+        segments = manifest.segments()
+        for segment in segments:
             books.n_entries += segment.events
             for run, lumi, n, errors in segment.lumis:
                 books.kept[run, lumi] += n
                 books.errors[run, lumi] += errors
             for first, last in segment.ids:
                 kept.sets[sink].add(first, last)
-        finished = len(manifest.segments)
         for journal in sorted(path.parent.glob(f"{path.stem}.??????.journal")):
-            if int(journal.suffixes[-2][1:]) >= finished:
+            if int(journal.suffixes[-2][1:]) >= len(segments):
                 _add_journal(journal, config, kept, sink, books)
     return kept
 

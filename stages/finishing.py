@@ -58,7 +58,7 @@ def finish(folder: Path) -> tuple[Path, int]:
         raise UsageError(f"{folder}: the run there has ended in order; there is nothing to finish")
     for path in left:
         _finish(folder, path)
-    return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments)
+    return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments())
 
 
 def _finish(folder: Path, path: Path) -> None:
@@ -76,7 +76,7 @@ def _finish(folder: Path, path: Path) -> None:
     results = Results(config, int(path.stem.rpartition("-")[2]), config.n_replicas("writer"))
     results.manifest, results.networks = manifest, networks
     try:
-        left = results.unfinished() or ({} if manifest.segments else {0: results.journal_path(0)})
+        left = results.unfinished() or ({} if manifest.files else {0: results.journal_path(0)})
         for segment, journal in left.items():
             results.convert_left(_recovered(journal, results.schema), segment)
         results.errors.finish()

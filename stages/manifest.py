@@ -86,37 +86,48 @@ class Manifest:
         Its first line: configuration, networks and what else was so when the run began; empty for none.
     run : str
         The run that wrote last.
-    segments : list of Segment
+    files : set of str
+        Names of the finished files.
+    ids : IdSet
+        The writer's own events in them.
     complete : bool
         Whether the last run ended in order.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.about: dict[str, Any] = {}
-        self.run = ""
-        self.segments: list[Segment] = []
-        self.complete = False
-        self.size = 0
+        self._forget()
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-        try:
-            for line in data.splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self._take(json.loads(line))
-                self.size += len(line)
+            for line, size in self._lines():
+                self._take(line)
+                self.size += size
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: not a manifest of this version of streamer") from None
 
-    @property
-    def files(self) -> set[str]:
-        """Names of the finished files."""
-        return {segment.file for segment in self.segments}
+    def _forget(self) -> None:
+        self.about: dict[str, Any] = {}
+        self.run = ""
+        self.files: set[str] = set()
+        self.ids = IdSet()
+        self.complete = False
+        self.size = 0
+
+    def segments(self) -> list[Segment]:
+        """The finished files, read anew: a writer that runs for months does not keep all that is to say of each."""
+        return [Segment(**line) for line, _ in self._lines() if "file" in line]
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The whole lines, and how long each is."""
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    yield json.loads(line), len(line)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be read ({error.strerror})") from None
 
     def _take(self, line: dict[str, Any]) -> None:
         if not self.about:
@@ -128,7 +139,10 @@ class Manifest:
         elif "complete" in line:
             self.complete = True
         else:
-            self.segments.append(Segment(**line))
+            segment = Segment(**line)
+            self.files.add(segment.file)
+            for first, last in segment.ids:
+                self.ids.add(first, last)
 
 
 class OpenManifest(Manifest):
@@ -159,7 +173,7 @@ class OpenManifest(Manifest):
     def begin(self, about: dict[str, Any]) -> None:
         """Forget everything and begin anew."""
         self._tail.cut_back(0)
-        self.size, self.about, self.segments = 0, {}, []
+        self._forget()
         self._add({"format": FORMAT, **about})
 
     def go_on(self, run: str) -> None:

@@ -82,7 +82,7 @@ class Results:
         left = self.journals()
         for path in {*self._all_journals()} - {*left.values()}:
             path.unlink()
-        for segment in [segment for segment in left if segment < len(self.manifest.segments)]:
+        for segment in [segment for segment in left if segment < len(self.manifest.files)]:
             left.pop(segment).unlink()
         return left
 

@@ -155,7 +155,7 @@ class Writer(Sink):
         if manifest.run != self.run_id:
             manifest.go_on(self.run_id)
         left = results.unfinished()
-        self._open(max(left, default=len(manifest.segments)))
+        self._open(max(left, default=len(manifest.files)))
         for segment, path in left.items():
             if segment != self._segment:
                 try:
@@ -178,8 +178,7 @@ class Writer(Sink):
 
     def kept(self) -> Iterator[tuple[int, int]]:
         assert self._journal is not None
-        for segment in self.manifest.segments:
-            yield from ((first, last) for first, last in segment.ids)
+        yield from self.manifest.ids
         to_local = self.results.stripes.to_local
         for number, n in zip(self._journal.ids, self._journal.sizes, strict=True):
             yield to_local(number), to_local(number + n - 1)
@@ -224,10 +223,9 @@ class Writer(Sink):
 
     def _drop_stale(self, journal: Journal) -> None:
         if self._stale and journal.n_events:
-            known = self.manifest.files
             for path in self._stale:
                 with contextlib.suppress(OSError):  # it is tried again at the end
-                    if path.name not in known:
+                    if path.name not in self.manifest.files:
                         path.unlink()
             self._stale = []
 
@@ -257,7 +255,7 @@ class Writer(Sink):
             await self._conversion
         journal = self._journal
         assert journal is not None
-        if journal.n_events or not self.manifest.segments:
+        if journal.n_events or not self.manifest.files:
             await self._convert(journal, self._segment)
         else:
             drop(journal)
@@ -292,7 +290,7 @@ class Writer(Sink):
         if self._results is not None and self._results.manifest is not None:
             manifest = self._results.manifest
             with contextlib.suppress(OSError):
-                if not manifest.segments and not self._results.journals():
+                if not manifest.files and not self._results.journals():
                     manifest.path.unlink()
             manifest.close()
 

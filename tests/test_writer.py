@@ -147,7 +147,7 @@ async def test_the_manifest_says_what_is_in_the_file(tmp_path: Path) -> None:
     assert manifest.complete
     assert manifest.run == manifest.about["run"] == "first"
     assert manifest.about["config"]["input"]["files"] == ["a.root", "b.ig"]
-    (segment,) = manifest.segments
+    (segment,) = manifest.segments()
     data = (tmp_path / SCORES).read_bytes()
     assert (segment.file, segment.events, segment.errors) == (SCORES, 9, 3)
     assert segment.ids == [[3, 8], [12, 14]]
@@ -176,7 +176,7 @@ async def test_a_long_run_makes_several_files_and_finishes_them_on_the_way(tmp_p
     await ended(writer)
     assert_holds(tmp_path / "scores_3.root", [7])
     assert names(tmp_path) == [MANIFEST, *files, "scores_3.root"]
-    segments = Manifest(tmp_path / MANIFEST).segments
+    segments = Manifest(tmp_path / MANIFEST).segments()
     assert [segment.file for segment in segments] == [*files, "scores_3.root"]
     assert [segment.events for segment in segments] == [6, 6, 6, 3]
 
@@ -238,7 +238,7 @@ async def test_each_of_several_writers_has_its_own_files(tmp_path: Path) -> None
     assert names(tmp_path) == [MANIFEST, "books/writer-1.manifest", "scores-1.root", SCORES]
     assert_holds(tmp_path / SCORES, [0, 2])
     assert_holds(tmp_path / "scores-1.root", [1, 3])
-    assert Manifest(tmp_path / "books/writer-1.manifest").segments[0].ids == [[0, 5]]
+    assert Manifest(tmp_path / "books/writer-1.manifest").segments()[0].ids == [[0, 5]]
 
 
 async def test_results_are_on_disk_after_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ async def test_a_folder_with_results_is_refused_and_replaced_only_on_request(tmp
     await ended(second)
     assert_holds(tmp_path / SCORES, [2, 3])
     assert names(tmp_path) == [MANIFEST, SCORES]
-    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments] == [6]
+    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments()] == [6]
 
 
 async def test_results_that_no_manifest_knows_are_refused_too(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ async def test_a_writer_killed_before_it_drops_a_finished_journal_counts_nothing
     assert names(tmp_path) == [journal(1), MANIFEST, SCORES]
     assert sorted(again.kept()) == [(3, 8), (9, 11)]
     await ended(again)
-    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments] == [6, 3]
+    assert [segment.events for segment in Manifest(tmp_path / MANIFEST).segments()] == [6, 3]
 
 
 async def test_a_writer_killed_before_the_manifest_has_a_file_makes_it_anew(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ async def test_a_damaged_journal_gives_the_rest_and_is_told(tmp_path: Path, capl
     assert (await asyncio.to_thread(finish, tmp_path / "a"))[1] == 6
     assert_holds(tmp_path / "a" / SCORES, [1, 3])
     assert f"block at byte {sizes[0]} is damaged" in caplog.text
-    assert Manifest(tmp_path / "a" / MANIFEST).segments[0].ids == [[3, 5], [9, 11]]
+    assert Manifest(tmp_path / "a" / MANIFEST).segments()[0].ids == [[3, 5], [9, 11]]
     again = started(tmp_path / "b", "second", resume=True)
     assert kept(again) == [3, 4, 5, 9, 10, 11], "a run that goes on makes it again"
     await fed(again, [2])
@@ -662,7 +662,7 @@ async def test_a_disk_that_gets_room_in_time_costs_nothing_at_all(
         (disk / "ballast").unlink()
         await syncing
         await ended(writer)
-        assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
+        assert Manifest(disk / "out" / MANIFEST).segments()[0].ids == [[3, 305]]
         assert len(read_scores(disk / "out" / SCORES)["event"]) == 303
 
 
@@ -686,7 +686,7 @@ async def test_a_process_that_is_started_again_on_a_full_disk_waits_for_room_too
         (disk / "ballast").unlink()
         await syncing
         await ended(again)
-        assert Manifest(disk / "out" / MANIFEST).segments[0].ids == [[3, 305]]
+        assert Manifest(disk / "out" / MANIFEST).segments()[0].ids == [[3, 305]]
 
 
 async def test_what_helps_a_process_that_is_started_again_is_no_other_folder(
@@ -717,7 +717,7 @@ async def test_a_journal_that_cannot_be_dropped_is_not_entered_twice(
         patch.setattr(Path, "unlink", refuse)
         await converted(writer)
     await ended(writer)
-    assert [segment.ids for segment in Manifest(tmp_path / MANIFEST).segments] == [[[3, 5]], [[6, 8]]]
+    assert [segment.ids for segment in Manifest(tmp_path / MANIFEST).segments()] == [[[3, 5]], [[6, 8]]]
 
 
 async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: Path) -> None:
