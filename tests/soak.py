@@ -16,6 +16,9 @@ is warm-up. What is left is flat when, for each process,
 and for the whole stream blocks in flight and the p99 of the latency are in the last third less than 1.5 times what they
 are in the first one (and a little, for what is small). Then the stream is stopped as by Ctrl-C; its books must close.
 
+What may grow for a while and is no leak: what malloc keeps of its highest tide (all that is in use at once is seen only
+now and then), and Python's own lists of freed objects. Whether bytes *in use* grow, `mallinfo2` tells from within.
+
 Exit code 0: flat, and the books close; 1: not; 2: it could not be measured.
 """
 
