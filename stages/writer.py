@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Writer(Sink):
         self._results: Results | None = None
         self._journal: Journal | None = None
         self._conversion: asyncio.Task[None] | None = None
+        self._files = ThreadPoolExecutor(1, "files")  # always the same one: malloc keeps memory apart for each thread
         self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
@@ -246,7 +248,8 @@ class Writer(Sink):
         return False
 
     async def _convert(self, journal: Journal, segment: int) -> None:
-        work = lambda: asyncio.to_thread(self.results.convert, journal, segment)  # noqa: E731
+        loop = asyncio.get_running_loop()
+        work = lambda: loop.run_in_executor(self._files, self.results.convert, journal, segment)  # noqa: E731
         await self._patiently(work, self.results.scores_path(segment))
 
     async def finish(self) -> None:
@@ -285,6 +288,7 @@ class Writer(Sink):
                 if not self._journal.n_events or not self._journal.path.stat().st_size:
                     self._journal.path.unlink()
             self._journal.close()
+        self._files.shutdown(wait=False)
         if self._results is not None:
             self._results.errors.close()
         if self._results is not None and self._results.manifest is not None:
