@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date, time
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -53,6 +53,10 @@ class FeedConfig(Section):
     """Stop after this many events; 0 = all there are."""
     rate: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Events per second; 0 = as fast as the chain takes them."""
+    arrivals: Literal["even", "poisson"] = "even"
+    """With a rate: events come at equal distances, or at random ones, independent of each other."""
+    seed: int = Field(0, ge=0, le=(1 << 32) - 1)
+    """Of random arrivals."""
     loop: bool = False
     """Start again at the end of the input until stopped; the output column `replay` counts the passes."""
     block_events: int = Field(256, ge=1, le=65536)
@@ -177,12 +181,26 @@ def load(model: type[C], path: Path | None = None, overrides: Mapping[str, Any] 
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from None
-    for key, value in (overrides or {}).items():
+    return _laid_over(model, data, overrides or {}, str(path) if path else "configuration")
+
+
+def changed(config: C, settings: Mapping[str, Any]) -> C:
+    """A configuration with some settings changed (dotted keys to values).
+
+    Raises
+    ------
+    UsageError
+        With one line per problem.
+    """
+    return _laid_over(type(config), config.model_dump(mode="json"), settings, "settings")
+
+
+def _laid_over(model: type[C], data: dict[str, Any], settings: Mapping[str, Any], where: str) -> C:
+    for key, value in settings.items():
         _set(data, key, value)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        where = str(path) if path else "configuration"
         raise UsageError("\n".join(f"{where}: {line}" for line in problems(error, model))) from None
 
 

@@ -7,12 +7,14 @@ from streamer.config import FeedConfig
 
 FAR_S = 5e9
 """A time that never comes, and whose nanoseconds still fit into 64 bits."""
+DRAWN = 4096
+"""So many random gaps are drawn at a time."""
 
 
 class Feed:
     """Cuts the input into blocks and gives each event the moment it is due.
 
-    With a rate, event i is due at `start + i / rate` whatever the chain does, so that latency counts from the
+    With a rate, each event has its place in a schedule that knows nothing of the chain, so that latency counts from the
     schedule and a slow chain cannot hide its lateness. Without one, events are due when they are asked for.
 
     Parameters
@@ -20,36 +22,50 @@ class Feed:
     config : FeedConfig
     start_ns : int
         Unix time of the first event [ns].
+    seed : sequence of int
+        Of the random arrivals.
     """
 
-    def __init__(self, config: FeedConfig, start_ns: int) -> None:
+    def __init__(self, config: FeedConfig, start_ns: int, seed: tuple[int, ...] = ()) -> None:
         self.config, self.start_ns = config, start_ns
         self.fed = 0
-        self._most = config.block_events
-        if config.rate:
-            self._most = min(self._most, 1 + int(config.block_wait * config.rate))
+        self._random = np.random.default_rng((config.seed, *seed))
+        self._drawn: npt.NDArray[np.int64] = np.zeros(1 if config.rate else 0, np.int64)
+        self._last_s = 0.0
 
     def next(self, available: int, now_ns: int) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
+
+        A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
+        late catches up in full blocks.
 
         Parameters
         ----------
         available : int
             Events at hand, at least one; the block takes the first `result.size` of them.
         """
-        n = min(max(self._most, self._overdue(now_ns)), available)
-        if self.config.rate:
-            places = np.arange(self.fed, self.fed + n)
-            seconds = np.minimum(places / self.config.rate, FAR_S)
-            due = self.start_ns + (seconds * 1e9).astype(np.int64)
-        else:
-            due = np.full(n, now_ns, np.int64)
-        self.fed += n
-        return due
-
-    def _overdue(self, now_ns: int) -> int:
-        """Events that should have left by now, up to a full block: a feed that is late catches up in large blocks."""
+        most = min(self.config.block_events, available)
         if not self.config.rate:
-            return 0
-        due = min((now_ns - self.start_ns) * 1e-9, FAR_S) * self.config.rate
-        return min(self.config.block_events, int(due) - self.fed)
+            self.fed += most
+            return np.full(most, now_ns, np.int64)
+        due = self._ahead(most)
+        until = max(int(due[0]) + int(self.config.block_wait * 1e9), now_ns - self.start_ns)
+        n = int(np.searchsorted(due, until, side="right"))
+        self.fed += n
+        self._drawn = self._drawn[n:]
+        return self.start_ns + due[:n]
+
+    def _ahead(self, n: int) -> npt.NDArray[np.int64]:
+        """When the next `n` events are due [ns since the start]."""
+        if self.config.arrivals == "even":
+            return _ns(np.arange(self.fed, self.fed + n) / self.config.rate)
+        while self._drawn.size < n:
+            seconds = self._last_s + np.cumsum(self._random.exponential(1.0, DRAWN) / self.config.rate)
+            self._last_s = float(seconds[-1])
+            self._drawn = np.concatenate([self._drawn, _ns(seconds)])
+        return self._drawn[:n]
+
+
+def _ns(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    found: npt.NDArray[np.int64] = (np.minimum(seconds, FAR_S) * 1e9).astype(np.int64)
+    return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer import hop, keeping
+from streamer.alarm import Alarm
 from streamer.block import Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
 from streamer.disk import patiently
@@ -44,6 +45,7 @@ class Feeding:
         self.book_path = None if books is None else books / f"{process.name}-{process.replica}.fed"
         self.book: FedBook | None = None
         self.space = asyncio.Event()
+        self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
         process.metrics.in_flight_bytes.set_function(lambda: self.window.bytes)
         limits = {"max_in_flight_events": self.window.max_events, "max_in_flight_bytes": max_bytes}
@@ -86,6 +88,7 @@ class Feeding:
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(commits.close)
+            stack.callback(self.alarm.close)
             outlet = await stack.enter_async_context(process.outlet())
             await process.or_stopped(outlet.first_credit())
             if stopping.is_set():  # the chain must still be told that the stream is over
@@ -156,7 +159,8 @@ class Feeding:
     async def feed(self, outlet: hop.Outlet) -> None:
         process, stopping = self.process, self.process.stopping
         n_sources = len(process.replicas_of(process.name))
-        feed = Feed(self.config.model_copy(update={"rate": self.config.rate / n_sources}), time.time_ns())
+        own = self.config.model_copy(update={"rate": self.config.rate / n_sources})
+        feed = Feed(own, time.time_ns(), (process.replica,))
         limit = self.config.events or 1 << 62
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:
@@ -199,9 +203,7 @@ class Feeding:
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9
         if wait > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self.process.stopping.wait()
+            await self.process.or_stopped(self.alarm.sleep(wait))
 
     def more_space(self) -> Coroutine[Any, Any, object]:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""

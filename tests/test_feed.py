@@ -33,11 +33,14 @@ def test_at_a_low_rate_blocks_hold_one_event() -> None:
     assert slow.next(100, START).size == 1
 
 
-@given(st.floats(0.01, 1e7), st.floats(0, 1), st.integers(1, 1000), st.integers(1, 5000))
+ARRIVALS = st.sampled_from(["even", "poisson"])
+
+
+@given(ARRIVALS, st.floats(0.01, 1e7), st.floats(0, 1), st.integers(1, 1000), st.integers(1, 5000))
 def test_no_event_waits_longer_for_its_block_than_block_wait(
-    rate: float, block_wait: float, block_events: int, available: int
+    arrivals: str, rate: float, block_wait: float, block_events: int, available: int
 ) -> None:
-    paced = feed(rate=rate, block_wait=block_wait, block_events=block_events)
+    paced = feed(arrivals=arrivals, rate=rate, block_wait=block_wait, block_events=block_events)
     for _ in range(3):
         due = paced.next(available, START)
         assert 1 <= due.size <= min(block_events, available)
@@ -52,9 +55,37 @@ def test_schedule_does_not_drift() -> None:
     assert abs(int(last) - START - round((900_000 - 1) / 30_000 * 1e9)) <= 1
 
 
+@given(st.lists(st.tuples(st.integers(1, 300), st.floats(0, 2)), min_size=1, max_size=30), st.integers(0, 9))
+def test_the_schedule_knows_nothing_of_how_it_is_asked(asked: list[tuple[int, float]], seed: int) -> None:
+    settings = {"arrivals": "poisson", "rate": 5000, "seed": seed}
+    broken = feed(**settings, block_events=100)
+    parts = [broken.next(available, START + int(late * 1e9)) for available, late in asked]
+    whole = feed(**settings, block_events=10_000)
+    n = sum(part.size for part in parts)
+    assert np.concatenate(parts).tolist() == whole.next(n, START + 10**12).tolist()
+
+
+def test_random_arrivals_have_the_rate_and_the_gaps_of_a_poisson_process() -> None:
+    random = Feed(FeedConfig(arrivals="poisson", rate=2000, block_events=50_000), START, (3,))
+    gaps = np.diff(random.next(50_000, START + 10**12)) * 1e-9
+    assert gaps.mean() == pytest.approx(1 / 2000, rel=5 / np.sqrt(gaps.size))
+    assert gaps.std() == pytest.approx(1 / 2000, rel=0.03)
+    assert np.mean(gaps > 1 / 2000) == pytest.approx(np.exp(-1), abs=0.02)
+    assert abs(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) < 5 / np.sqrt(gaps.size)
+
+
+def test_replicas_and_seeds_have_arrivals_of_their_own() -> None:
+    config = FeedConfig(arrivals="poisson", rate=100, block_wait=60)
+    first, other = (Feed(config, START, (replica,)).next(50, START) for replica in (0, 1))
+    seeded = Feed(config.model_copy(update={"seed": 1}), START, (0,)).next(50, START)
+    assert first.tolist() == Feed(config, START, (0,)).next(50, START).tolist()
+    assert len({tuple(due.tolist()) for due in (first, other, seeded)}) == 3
+
+
+@pytest.mark.parametrize("arrivals", ["even", "poisson"])
 @pytest.mark.parametrize("rate", [1e-300, 1e-9])
-def test_hopeless_rates_lie_in_the_far_future_and_not_in_the_past(rate: float) -> None:
-    hopeless = feed(rate=rate)
+def test_hopeless_rates_lie_in_the_far_future_and_not_in_the_past(rate: float, arrivals: str) -> None:
+    hopeless = feed(rate=rate, arrivals=arrivals)
     assert hopeless.next(1, START).tolist() == [START]
     for _ in range(20):
         assert hopeless.next(1, START)[0] > START
@@ -63,8 +94,8 @@ def test_hopeless_rates_lie_in_the_far_future_and_not_in_the_past(rate: float) -
 def test_a_late_feed_catches_up_in_full_blocks_and_keeps_its_schedule() -> None:
     late = feed(rate=1000, block_events=200, block_wait="5 ms")
     assert late.next(1000, START).size == 6
-    due = late.next(1000, START + 150_000_000)  # 150 events should have left, 6 have
-    assert due.size == 144
+    due = late.next(1000, START + 150_000_000)  # 151 events should have left, 6 have
+    assert due.size == 145
     assert due[0] - START == 6_000_000
     assert late.next(1000, START + 10**10).size == 200
     assert late.next(1000, START).size == 6
