@@ -1,4 +1,4 @@
-"""The commands that measure: bench, bench kernels, bench safety."""
+"""The commands that measure: bench, bench kernels, bench safety, bench tagger."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +12,13 @@ from streamer.cli import ConfigOption, SetOption, overrides
 
 def add_bench(app: typer.Typer) -> None:
     """Add them to the command line."""
-    measure = typer.Typer(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ... | safety ...")
+    measure = typer.Typer(
+        cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ... | safety ... | tagger ..."
+    )
     measure.callback()(bench)
     measure.command("kernels")(bench_kernels)
     measure.command("safety")(bench_safety)
+    measure.command("tagger")(bench_tagger)
     app.add_typer(measure, name="bench", rich_help_panel="Measure")
 
 
@@ -61,6 +64,7 @@ def bench(
       streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
       streamer bench kernels --help
       streamer bench safety --help
+      streamer bench tagger --help
     """
     if ctx.invoked_subcommand:
         return
@@ -157,3 +161,57 @@ def bench_safety(
     effective: Any = PIPELINE.load_config(config, {**overrides(set_), **wanted})
     show(safety(effective, Plan(events=events, rounds=rounds), output))
     typer.echo(f"figures  {output / 'safety.json'}")
+
+
+def bench_tagger(
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tagger.json and tagger.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODEL.onnx]", help="Measure this tagger; may be repeated.", show_default="all packaged"
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each stream is, about.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How often network and stage take turns.")] = 3,
+    thin: Annotated[float, typer.Option(min=1, metavar="HZ", help="Events a second of the thin stream.")] = 500.0,
+) -> None:
+    """Measure what the tagger makes of its networks: crops a second beside the bare network, and latency by load.
+
+    The tagger's process runs between two real hops, each tagger for itself: at full speed, in
+    turn with the [bold]bare network[/bold] on a batch that is ready; on a thin stream, an event
+    a block; and at shares of its full speed, with random arrivals, by both policies for
+    batches (tagger.policy). Without INPUT the packaged events are used. One inference thread,
+    unless tagger.threads is set.
+
+    Takes three minutes a tagger. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench tagger
+      streamer bench tagger --tagger eg --rounds 5
+      streamer bench tagger qg.root --tagger qg=my.onnx --set tagger.threads=2
+    """
+    from stages import PIPELINE
+    from stages.bench_tagger import Plan
+    from stages.bench_tagger import bench_tagger as measured
+    from stages.bench_tagger_plot import plot, show
+    from stages.config import TAGGERS, packaged
+
+    events = {"eg": "egamma"}
+    configs: dict[str, Any] = {}
+    for text in tagger or list(TAGGERS):
+        name = text.partition("=")[0]
+        packaged_events = packaged(f"samples/{events.get(name, name)}.root")
+        files = inputs or [packaged_events if name in TAGGERS else packaged("samples/egamma.root")]
+        wanted = {"tagger.threads": 1, **overrides(set_), "input.files": files, **chosen_taggers([text])}
+        effective: Any = PIPELINE.load_config(config, wanted)
+        configs[name] = effective.model_copy(update={"taggers": {name: effective.taggers[name]}})
+    result = measured(configs, Plan(seconds=seconds, rounds=rounds, thin=thin), output)
+    show(result)
+    plot(result, output / "tagger.png")
+    typer.echo(f"figures  {output / 'tagger.json'}  {output / 'tagger.png'}")

@@ -13,7 +13,7 @@ from stages import CHAIN, PIPELINE, records
 from stages.config import Config
 from streamer.block import Block
 from streamer.cli import setup_logging
-from streamer.pipeline import StageSpec
+from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Run, run_stage
 from streamer.stage import Sink
 
@@ -58,10 +58,11 @@ UNSAFE = replace(
 )
 
 
-def main() -> int:
+def main(pipeline: Pipeline) -> int:
+    """One process of a pipeline that is only there to be measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["stage"])
-    parser.add_argument("name", choices=UNSAFE.names)
+    parser.add_argument("name", choices=pipeline.names)
     parser.add_argument("--replica", type=int, default=0)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -70,10 +71,10 @@ def main() -> int:
     parser.add_argument("--slot", type=int)
     given = parser.parse_args()
     setup_logging(logging.WARNING)
-    config, run = UNSAFE.load_config(given.config), Run.open(given.run_dir)
+    config, run = pipeline.load_config(given.config), Run.open(given.run_dir)
     told = {name: getattr(given, name) for name in ("supervised", "predecessor", "slot")}
-    return run_stage(UNSAFE, given.name, given.replica, config, run, **told)
+    return run_stage(pipeline, given.name, given.replica, config, run, **told)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(UNSAFE))
