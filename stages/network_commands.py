@@ -7,12 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from streamer.control_commands import RunOption
+from streamer.errors import UsageError
+
+LOAD_PATIENCE_S = 600.0
+"""A network may take minutes to compile."""
+
 
 def add_networks(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(rich_help_panel="Networks")(generate)
     app.command(rich_help_panel="Networks")(compare)
     app.command(rich_help_panel="Networks")(train)
+    app.command(rich_help_panel="Stream")(model)
 
 
 class Process(StrEnum):
@@ -230,3 +237,31 @@ def train(
     if done.stopped:
         print(f"streamer: stopped by hand after {done.epochs} epochs; the best so far is kept", file=sys.stderr)
         raise typer.Exit(130)
+
+
+def model(
+    wanted: Annotated[str, typer.Argument(metavar="NAME=NEW.onnx", help="Such as eg=better.onnx.", show_default=False)],
+    output: RunOption = None,
+    at_lumisection: Annotated[
+        bool, typer.Option("--at-lumisection", help="Wait for the next lumisection.", show_default=False)
+    ] = False,
+) -> None:
+    """Replace a tagger's network while a run goes on; no event is lost, and none waits for it.
+
+    The new one is loaded and warmed up beside the old one, and scores from a block on; a column of the output
+    ([bold]egModel[/bold] for eg) tells which network an event was scored by. One that cannot be used is
+    refused, and the old one stays.
+
+    [bold]Example[/bold]
+
+      streamer model eg=better.onnx
+    """
+    from streamer.control import ask
+    from streamer.control_commands import the_run
+
+    name, equals, path = wanted.partition("=")
+    if not equals or not name or not path:
+        raise UsageError(f"{wanted!r}: write NAME=NEW.onnx, such as eg=better.onnx")
+    folder, _ = the_run(output)
+    change = {"settings": {f"taggers.{name}.model": str(Path(path).resolve())}, "at_lumisection": at_lumisection}
+    ask(folder, {"do": "change", "stage": "tagger", **change}, LOAD_PATIENCE_S)

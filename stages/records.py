@@ -284,10 +284,16 @@ def score_column(name: str, spec: TaggerSpec) -> Column:
     return Column(f"{spec.objects}_{spec.score}", "f4", per, doc=f"score of the {name} tagger, -1 for none")
 
 
+def model_column(name: str) -> Column:
+    """Which network a tagger had for an event."""
+    return Column(f"{name}Model", "u8", doc=f"first 64 bits of the SHA-256 of the {name} tagger's network")
+
+
 def scores(config: Config) -> Schema:
     """Tagger to writer."""
+    models = [model_column(name) for name in config.taggers]
     scored = [score_column(name, spec) for name, spec in config.taggers.items()]
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *_seeds(config), *scored])])
+    return Schema([*CORE_COLUMNS, *IDENTITY, *models, *_collections([*_objects(config), *_seeds(config), *scored])])
 
 
 def output(config: Config) -> Schema:

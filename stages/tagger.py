@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from streamer.batcher import Part
 from streamer.block import FED_TIME, Array, Block, Columns, Schema, offsets, readonly, with_failures
 from streamer.costs import Costs, useful_sizes
 from streamer.errors import UsageError
-from streamer.stage import BatchStage
+from streamer.stage import LATE, BatchStage
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,14 @@ class Model:
         return np.asarray(scores.reshape(-1)[:n])
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file; nothing for one that cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def has_gpu() -> bool:
     """Whether ONNX Runtime sees a CUDA device. (Its list of available providers names CUDA everywhere.)"""
     try:
@@ -248,6 +256,7 @@ class Network:
         if self.spec.crop:
             self.crop, self.pixel = records.crop_names(config.crops[name])
         self.score = records.score_column(name, self.spec).name
+        self.model_is = records.model_column(name).name
 
     def warm_up(self, inputs: Schema) -> None:
         """Compile, run the network, and where batches are to adapt, learn what they cost.
@@ -263,7 +272,7 @@ class Network:
                 self.costs = self._learned()
             else:
                 for n in {1, self.max_batch}:
-                    self._run(n)
+                    self.run(n)
         except Exception as error:
             raise UsageError(f"{self.model.where}: fails on empty crops ({_line(error)})") from None
         least = self.costs.of(1) if self.costs else 0.0
@@ -277,20 +286,20 @@ class Network:
         """What batches cost, from sizes that are each twice the one before."""
         doubled = {1 << k for k in range(self.max_batch.bit_length())}
         ends = [self.max_batch] if self.model.fixed_batch else sorted({*doubled, self.max_batch})
-        measured = {n: self._measured(n) for n in ends}
+        measured = {n: self.seconds(n) for n in ends}
         sizes = useful_sizes(measured)
         if not self.exact:
             for n in sizes:  # so that nothing is compiled when events are waiting
-                self._run(n)
+                self.run(n)
         return Costs(dict(zip(sizes, np.interp(sizes, ends, list(measured.values())).tolist(), strict=True)))
 
-    def _measured(self, n: int) -> float:
+    def seconds(self, n: int) -> float:
         """Seconds of a batch, the least of some."""
-        self._run(n)
+        self.run(n)
         took: list[float] = []
         while len(took) < 3 or (len(took) < 20 and sum(took) < WARM_UP_S):
             begin = time.perf_counter()
-            self._run(n)
+            self.run(n)
             took.append(time.perf_counter() - begin)
             if sum(took) > 3 * WARM_UP_S:
                 break
@@ -304,10 +313,15 @@ class Network:
         for part in parts:
             self._fill(part.key.columns, part.start, part.stop, n)
             n += part.size
-        # What is padded holds earlier crops; their scores are not looked at.
-        return self._run(self.costs.size(n) if self.costs and not self.exact else n)[:n]
+        return self.run(self.padded(n))[:n]  # what is padded holds earlier crops; their scores are not looked at
 
-    def _run(self, n: int) -> Array:
+    def padded(self, n: int) -> int:
+        """The batch size that `n` items are run at."""
+        if self.model.fixed_batch:
+            return self.model.fixed_batch
+        return self.costs.size(n) if self.costs and not self.exact else n
+
+    def run(self, n: int) -> Array:
         return self.model.scores(self._batch[:n].reshape(n, *self.spec.shape))
 
     def events(self, block: Block) -> Array:
@@ -333,6 +347,7 @@ class Network:
         why : mapping of int to str
             The items that failed, and what was said.
         """
+        columns[self.model_is] = np.full(columns["error"].size, int(self.model.sha256[:16], 16), np.uint64)
         good = np.isfinite(results)
         found = np.where(good, results, np.float32(-1))
         if not self.spec.crop:
@@ -368,31 +383,89 @@ class Tagger(BatchStage):
         UsageError
             With one line for each model that cannot be used.
         """
-        self.networks: dict[str, Network] = {}
-        problems = []
-        for name in self.config.taggers:
+        self.networks: dict[str, Network] = {}  # by queue: NAME, and after a change NAME#1, NAME#2, ...
+        self.queues = {}
+        self.costs: dict[str, Costs] = {}
+        self._n_changes = 0
+        self._use(self._loaded(self.config, [*self.config.taggers]))
+
+    def _loaded(self, config: Config, names: Sequence[str]) -> dict[str, Network]:
+        """Networks, checked and warm.
+
+        Raises
+        ------
+        UsageError
+            With one line for each that cannot be used.
+        """
+        found: dict[str, Network] = {}
+        problems: list[str] = []
+        for name in names:
             try:
-                self.networks[name] = Network(name, self.config)
-                self.networks[name].warm_up(self.inputs)
+                found[name] = Network(name, config)
+                found[name].warm_up(self.inputs)
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:
             raise UsageError("\n".join(problems))
-        self.queues = {name: network.max_batch for name, network in self.networks.items()}
-        if self.config.tagger.policy == "adaptive":
-            self.costs = {name: network.costs for name, network in self.networks.items() if network.costs}
-        for network in self.networks.values():
-            log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(self.config))
+        for network in found.values():
+            log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(config))
+        return found
+
+    def _use(self, networks: Mapping[str, Network]) -> None:
+        """Score with these from the next block on. What waits for others is scored by those."""
+        suffix = f"#{self._n_changes}" if self._n_changes else ""
+        for name, network in networks.items():
+            for queue in [queue for queue in self.queues if self.networks[queue].name == name]:
+                del self.queues[queue]
+            queue = name + suffix
+            self.networks[queue] = network
+            if network.costs is not None:
+                self.costs[queue] = network.costs
+            self.queues[queue] = network.max_batch
+        self._n_changes += 1
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Load other networks and warm them up.
+
+        Raises
+        ------
+        UsageError
+            One cannot be used, or something else is to be changed.
+        """
+        now = self.config.taggers
+        models = {name: spec.model for name, spec in now.items()}
+        wanted = {name: spec.model_copy(update={"model": models.get(name)}) for name, spec in config.taggers.items()}
+        if wanted != now or config.tagger != self.config.tagger:
+            raise UsageError("only networks (taggers.NAME.model) can be changed while a run goes on")
+        current = {self.networks[queue].name: self.networks[queue] for queue in self.queues}
+        others = [
+            name
+            for name, spec in config.taggers.items()
+            if spec.model != current[name].spec.model or digest(spec.model) != current[name].model.sha256
+        ]
+        if not others:
+            raise UsageError("the stream has these networks already")
+        loaded = self._loaded(config, others)
+
+        def change() -> None:
+            self.config = config
+            self._use(loaded)
+
+        return change
+
+    def forget(self, queue: str) -> None:
+        del self.networks[queue]
+        self.costs.pop(queue, None)
 
     def about(self) -> dict[str, Any]:
-        models = {name: network.model for name, network in self.networks.items()}
+        models = {self.networks[queue].name: self.networks[queue].model for queue in self.queues}
         return {
             "provider": next(iter(models.values())).provider,
             "models": {name: {"path": str(model.spec.model), "sha256": model.sha256} for name, model in models.items()},
         }
 
     def items(self, block: Block) -> dict[str, int]:
-        return {name: network.items(block) for name, network in self.networks.items()}
+        return {queue: self.networks[queue].items(block) for queue in self.queues}
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
         after = self.config.tagger.deadline
@@ -400,6 +473,9 @@ class Tagger(BatchStage):
             return None
         fed = np.maximum.accumulate(block.columns[FED_TIME.name])
         return np.asarray(fed[self.networks[queue].events(block)] + int(after * 1e9))
+
+    def padded(self, queue: str, n: int) -> int:
+        return self.networks[queue].padded(n)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         return self.networks[queue].infer(parts)
@@ -411,11 +487,13 @@ class Tagger(BatchStage):
         """Scores in the order of the objects; an event with a score that is no number is marked."""
         columns: Columns = dict(block.columns)
         failed: dict[int, str] = {}
-        for name, network in self.networks.items():
-            bad = network.place(columns, results[name], why.get(name, {}))
+        for queue, scores in results.items():
+            network = self.networks[queue]
+            bad = network.place(columns, scores, why.get(queue, {}))
             failed = {**bad, **failed}
-            if bad:
-                log.error("%s: no score for %d events of block %d", name, len(bad), block.id)
+            n_wrong = sum(text != LATE for text in bad.values())  # what was given up is counted, and no fault
+            if n_wrong:
+                log.error("%s: no score for %d events of block %d", network.name, n_wrong, block.id)
         columns = with_failures(columns, failed, self.mark)
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})
 

@@ -142,7 +142,22 @@ class Writer(Sink):
 
     def _go_on(self, results: Results, manifest: OpenManifest, about: dict[str, Any]) -> None:
         """Take up what is there."""
-        folder, before = self.config.writer.dir, manifest.about
+        if manifest.run != self.run_id:
+            self._check_same(manifest.about, about)
+            manifest.go_on(self.run_id)
+        left = results.unfinished()
+        self._open(max(left, default=len(manifest.files)))
+        for segment, path in left.items():
+            if segment != self._segment:
+                try:
+                    results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
+                except OSError as error:
+                    raise self._unwritable(path, error) from None
+        self._stale = results.stale()  # not before: a file that was half-way when its writer died is made anew
+
+    def _check_same(self, before: dict[str, Any], about: dict[str, Any]) -> None:
+        """Another run goes on with the settings of the first. (Within a run the networks may have been changed.)"""
+        folder = self.config.writer.dir
         for key in ("taggers", "framer", "input"):
             if before["config"][key] != about["config"][key]:
                 raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]")
@@ -154,17 +169,6 @@ class Writer(Sink):
                 f"{folder}: the run there has replicas.writer = {old[0]} and feed.block_events = {old[1]}; "
                 "go on with the same"
             )
-        if manifest.run != self.run_id:
-            manifest.go_on(self.run_id)
-        left = results.unfinished()
-        self._open(max(left, default=len(manifest.files)))
-        for segment, path in left.items():
-            if segment != self._segment:
-                try:
-                    results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
-                except OSError as error:
-                    raise self._unwritable(path, error) from None
-        self._stale = results.stale()  # not before: a file that was half-way when its writer died is made anew
 
     def _open(self, segment: int) -> None:
         """Begin a journal, or go on with the one that is there."""

@@ -109,6 +109,10 @@ class Batcher(Generic[K]):
         item to be in time, and since when it waits."""
         return (math.inf, self._queue[0].since) if self._queue else (math.inf, math.inf)
 
+    def expired(self, now: float) -> Shed[K] | None:
+        """Items that could not make it even if they were worked on now and alone."""
+        return None
+
     def next(self, now: float, *, draining: bool = False) -> Batch[K] | Shed[K] | float | None:
         """What to do now that the device is free: work on a batch, give up items, or wait.
 
@@ -182,7 +186,6 @@ class DeadlineBatcher(Batcher[K]):
         return head.due - self.costs.of(1), head.since
 
     def expired(self, now: float) -> Shed[K] | None:
-        """Items that could not make it even if they were worked on now and alone."""
         limit, n = now + self.costs.of(1), 0
         for item in self._queue:
             if item.due >= limit:

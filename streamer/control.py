@@ -1,7 +1,8 @@
 """A run's control socket: asked from another terminal how it does, to stop, or for more replicas.
 
 A UNIX socket in the run's private folder. A request is a line of JSON, and so is the answer, which has `error` where it
-was refused: `{"do": "status"}`, `{"do": "stop", "now": false}`, `{"do": "scale", "stage": "tagger", "replicas": 3}`.
+was refused: `{"do": "status"}`, `{"do": "stop", "now": false}`, `{"do": "scale", "stage": "tagger", "replicas": 3}`,
+`{"do": "change", "stage": "tagger", "settings": {"taggers.eg.model": "new.onnx"}, "at_lumisection": false}`.
 """
 
 import asyncio
@@ -31,8 +32,8 @@ async def listening(folder: Path, answer: Answer) -> AsyncIterator[None]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
+            said = await _answered(reader, answer)
             async with asyncio.timeout(TIMEOUT_S):
-                said = await _answered(reader, answer)
                 writer.write(json.dumps(said).encode() + b"\n")
                 await writer.drain()
         writer.close()
@@ -46,7 +47,8 @@ async def listening(folder: Path, answer: Answer) -> AsyncIterator[None]:
 
 async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, Any]:
     try:
-        request = json.loads(await reader.readline())
+        async with asyncio.timeout(TIMEOUT_S):
+            request = json.loads(await reader.readline())
         if not isinstance(request, dict):
             raise UsageError("a request is a JSON object")
         return await answer(request)
@@ -56,8 +58,13 @@ async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, A
         return {"error": f"not a request: {error}", "exit": UsageError.exit_code}
 
 
-def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def ask(folder: Path, request: dict[str, Any], patience: float = TIMEOUT_S) -> dict[str, Any]:
     """What the run of a folder answers.
+
+    Parameters
+    ----------
+    patience : float
+        Seconds.
 
     Raises
     ------
@@ -67,7 +74,7 @@ def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         It refuses.
     """
     with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(TIMEOUT_S)
+        link.settimeout(patience)
         link.connect(os.fspath(folder / SOCKET))
         link.sendall(json.dumps(request).encode() + b"\n")
         with link.makefile("rb") as answers:

@@ -4,7 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,12 +16,9 @@ from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
 from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
-from streamer.stage import BatchStage
+from streamer.stage import LATE, BatchStage
 
 log = logging.getLogger(__name__)
-
-LATE = "too late: its deadline passed, or would have, before it was scored"
-"""Why an item has no result that was shed."""
 
 L = TypeVar("L")
 
@@ -29,10 +27,9 @@ L = TypeVar("L")
 class _Job(Generic[L]):
     block: Block
     link: L
-    n_items: int
-    results: dict[str, list[Array]]
+    results: dict[str, Array]
     why: dict[str, dict[int, str]]
-    n_done: int = 0
+    left: int
 
 
 class Engine(Generic[L]):
@@ -61,20 +58,34 @@ class Engine(Generic[L]):
     ) -> None:
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
-        self._batchers: dict[str, Batcher[_Job[L]]] = {
-            queue: DeadlineBatcher(stage.costs[queue]) if queue in stage.costs else Batcher(max_batch, stage.max_wait)
-            for queue, max_batch in stage.queues.items()
-        }
+        self._batchers: dict[str, Batcher[_Job[L]]] = {queue: self._batcher(queue) for queue in stage.queues}
+        self._jobs: Counter[str] = Counter()  # of each queue, those that are here
         self._ready = threading.Condition()
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def _batcher(self, queue: str) -> Batcher[_Job[L]]:
+        stage = self._stage
+        if queue in stage.costs:
+            return DeadlineBatcher(stage.costs[queue])
+        return Batcher(stage.queues[queue], stage.max_wait)
+
+    def _metrics_of(self, queue: str) -> BatchMetrics:
+        return self._batches[label(queue)]
+
+    def _tell_waiting(self, queue: str) -> None:
+        waiting = sum(batcher.waiting for name, batcher in self._batchers.items() if label(name) == label(queue))
+        self._metrics_of(queue).waiting.set(waiting)
+
     def submit(self, block: Block, link: L) -> None:
         """Queue a block's items."""
         items = self._stage.items(block)
-        job = _Job(block, link, sum(items.values()), {queue: [] for queue in items}, {queue: {} for queue in items})
-        if not job.n_items:
+        results = {queue: self._stage.failed(n) for queue, n in items.items()}
+        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()))
+        with self._ready:
+            self._jobs.update(items.keys())
+        if not job.left:
             self._finish(job)
             return
         deadlines = {queue: self._deadlines(queue, block) for queue in items}
@@ -82,14 +93,34 @@ class Engine(Generic[L]):
         with self._ready:
             for queue, n in items.items():
                 if n:
+                    if queue not in self._batchers:
+                        self._batchers[queue] = self._batcher(queue)
                     self._batchers[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
-                    self._batches[queue].waiting.set(self._batchers[queue].waiting)
+                    self._tell_waiting(queue)
             self._ready.notify()
 
     def _deadlines(self, queue: str, block: Block) -> Array | None:
         """By our clock."""
         deadlines = self._stage.deadlines(queue, block) if queue in self._stage.costs else None
         return None if deadlines is None else time.monotonic() + (deadlines - time.time_ns()) * 1e-9
+
+    def expire(self) -> float:
+        """Give up what can no longer make it, also while a batch is worked on; returns when to come again [s from now].
+
+        To be called from another thread than the engine's own.
+        """
+        given_up: list[tuple[str, Shed[_Job[L]]]] = []
+        now, next_at = time.monotonic(), math.inf
+        with self._ready:
+            for queue, batcher in self._batchers.items():
+                if shed := batcher.expired(now):
+                    given_up.append((queue, shed))
+                    self._tell_waiting(queue)
+                next_at = min(next_at, batcher.urgency[0])
+        for queue, shed in given_up:
+            for job in self._given_up(queue, shed):
+                self._finish(job)  # the black box is the batch's
+        return next_at - now
 
     def drain(self) -> None:
         """Nothing more will come: do not wait for fuller batches."""
@@ -107,10 +138,9 @@ class Engine(Generic[L]):
         try:
             while (decided := self._next()) is not None:
                 queue, what = decided
-                if isinstance(what, Shed):
-                    self._give_up(queue, what)
-                else:
-                    self._work(queue, what)
+                for job in self._given_up(queue, what) if isinstance(what, Shed) else self._work(queue, what):
+                    with self._box.working([job.block]):
+                        self._finish(job)
         except BaseException as error:
             self._on_crash(error)
 
@@ -122,13 +152,14 @@ class Engine(Generic[L]):
                 for queue, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].urgency):
                     decision = batcher.next(now, draining=self._draining)
                     if isinstance(decision, Batch | Shed):
-                        self._batches[queue].waiting.set(batcher.waiting)
+                        self._tell_waiting(queue)
                         return queue, decision
                     wake = min(wake, math.inf if decision is None else decision)
                 self._ready.wait(None if wake == math.inf else wake - now)
             return None
 
-    def _work(self, queue: str, batch: Batch[_Job[L]]) -> None:
+    def _work(self, queue: str, batch: Batch[_Job[L]]) -> Iterator[_Job[L]]:
+        """Work on a batch; gives the jobs that are complete with it."""
         begin = time.perf_counter()
         results, whole = self._infer(queue, batch)
         took = time.perf_counter() - begin
@@ -137,27 +168,30 @@ class Engine(Generic[L]):
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
-        self._batches[queue].size.observe(batch.size)
-        self._batches[queue].closed[batch.reason].inc()
+        metrics = self._metrics_of(queue)
+        metrics.size.observe(batch.size)
+        metrics.padding.inc(self._stage.padded(queue, batch.size) - batch.size)
+        metrics.closed[batch.reason].inc()
         place = 0
         for part in batch.parts:
-            self._hand_back(queue, part, results[place : place + part.size])
+            part.key.results[queue][part.start : part.stop] = results[place : place + part.size]
             place += part.size
+            if self._is_last(part):
+                yield part.key
 
-    def _give_up(self, queue: str, shed: Shed[_Job[L]]) -> None:
-        self._batches[queue].shed.inc(shed.size)
+    def _given_up(self, queue: str, shed: Shed[_Job[L]]) -> Iterator[_Job[L]]:
+        """Book what is given up; gives the jobs that are complete with it."""
+        self._metrics_of(queue).shed.inc(shed.size)
         for part in shed.parts:
             part.key.why[queue].update(dict.fromkeys(range(part.start, part.stop), LATE))
-            self._hand_back(queue, part, self._stage.failed(part.size))
+            if self._is_last(part):
+                yield part.key
 
-    def _hand_back(self, queue: str, part: Part[_Job[L]], results: Array) -> None:
-        """Items of one block come in their order, whether they were worked on or not."""
-        job = part.key
-        job.results[queue].append(results)
-        job.n_done += part.size
-        if job.n_done == job.n_items:
-            with self._box.working([job.block]):
-                self._finish(job)
+    def _is_last(self, part: Part[_Job[L]]) -> bool:
+        """These items are done. Some of a block may be given up while others of it are worked on."""
+        with self._ready:
+            part.key.left -= part.size
+            return not part.key.left
 
     def _infer(self, queue: str, batch: Batch[_Job[L]]) -> tuple[Array, bool]:
         """The results, and whether the batch was worked on as a whole."""
@@ -181,5 +215,15 @@ class Engine(Generic[L]):
                 return self._stage.failed(1)
 
     def _finish(self, job: _Job[L]) -> None:
-        results = {queue: np.concatenate([self._stage.failed(0), *parts]) for queue, parts in job.results.items()}
-        self._on_done(self._stage.finish(job.block, results, job.why), job.link)
+        self._on_done(self._stage.finish(job.block, job.results, job.why), job.link)
+        with self._ready:
+            self._jobs.subtract(job.results.keys())
+            for queue in [queue for queue, n in self._jobs.items() if not n and queue not in self._stage.queues]:
+                del self._jobs[queue]
+                self._batchers.pop(queue, None)
+                self._stage.forget(queue)
+
+
+def label(queue: str) -> str:
+    """What metrics call it."""
+    return queue.partition("#")[0]

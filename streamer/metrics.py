@@ -189,6 +189,7 @@ class BatchMetrics:
     closed: dict[str, Counter]
     waiting: Gauge
     shed: Counter
+    padding: Counter
 
     @staticmethod
     def of(registry: CollectorRegistry, queues: Iterable[str], reasons: Iterable[str]) -> "dict[str, BatchMetrics]":
@@ -197,6 +198,7 @@ class BatchMetrics:
         closed = Counter("streamer_batch_closed", "batches closed, and why", ["queue", "reason"], registry=registry)
         waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", ["queue"], registry=registry)
         shed = Counter("streamer_items_shed", "items given up for their deadlines", ["queue"], registry=registry)
+        padding = Counter("streamer_batch_padding", "places in batches that held nothing", ["queue"], registry=registry)
         reasons = tuple(reasons)
         return {
             queue: BatchMetrics(
@@ -204,6 +206,7 @@ class BatchMetrics:
                 {reason: closed.labels(queue, reason) for reason in reasons},
                 waiting.labels(queue),
                 shed.labels(queue),
+                padding.labels(queue),
             )
             for queue in queues
         }

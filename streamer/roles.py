@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 QUICK_S = 0.5e-3
 """A block that takes less is processed in the loop, which still answers in time."""
+
+
+LEAST_WAIT_S = 1e-3
+"""Items that can no longer make it are looked for no more often than this."""
 
 
 async def play(process: "Process", unit: Unit) -> None:
@@ -98,6 +103,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     loop = asyncio.get_running_loop()
     finished: asyncio.Queue[tuple[Block, hop.Link]] = asyncio.Queue()  # bounded by the inlet's credits
     left = asyncio.Event()
+    submitted = asyncio.Event()
     holding = 0
 
     def hand_back(block: Block, link: hop.Link) -> None:
@@ -114,6 +120,15 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
             holding -= 1
             left.set()
 
+    async def expire() -> None:
+        while True:
+            wait = engine.expire()
+            if math.isinf(wait):  # no deadlines, or nothing waits
+                submitted.clear()
+                await submitted.wait()
+            else:
+                await asyncio.sleep(max(wait, LEAST_WAIT_S))
+
     batches = BatchMetrics.of(process.metrics.registry, unit.queues, REASONS)
     process.metrics.limits(**{f"max_batch_{queue}": most for queue, most in unit.queues.items()})
     process.metrics.in_flight.set_function(lambda: holding)
@@ -121,12 +136,14 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     try:
         async with process.outlet() as outlet:
             sending = process.background(send_finished(outlet))
+            expiring = process.background(expire())
             await process.or_stopped(outlet.first_credit())
             async with process.inlet(unit) as inlet:
                 while (item := await inlet.receive()) is not None:
                     process.book_arrival(item[0], inlet)
                     holding += 1
                     engine.submit(*item)
+                    submitted.set()
                 process.tell("draining")
                 engine.drain()
                 while holding:
@@ -134,5 +151,6 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                     await left.wait()
                 await outlet.end(final=inlet.complete)
             sending.cancel()
+            expiring.cancel()
     finally:
         engine.close()

@@ -32,8 +32,9 @@ import psutil
 from streamer import hop
 from streamer.blackbox import BlackBox
 from streamer.block import Block
+from streamer.changes import Changes
 from streamer.commits import report_death
-from streamer.config import MAX_REPLICAS, CoreConfig
+from streamer.config import MAX_REPLICAS, CoreConfig, changed
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.ledger import Stripes
 from streamer.lifecycle import LifeCycle
@@ -164,6 +165,7 @@ class Process:
         self.facts: dict[str, Any] = {}
         self._supervised, self._predecessor, self._slot = supervised, predecessor, slot
         self._half_line = b""
+        self._changes: Changes | None = None
         self._over: set[str] = set()
         self._inlet: hop.Inlet | None = None
         self._crashed: asyncio.Future[None] | None = None
@@ -197,6 +199,7 @@ class Process:
             unit = self.pipeline.chain[self.place].make(self.config)
             unit.mark, unit.run_id = self.place + 1, self.run.id
             unit.replica, unit.n_replicas = self.replica, self.config.n_replicas(self.name)
+            self._changes = Changes(unit)
             self.metrics = StageMetrics(self.name, self.replica, unit.tallies)
             self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
             self.life.publish(self.metrics.registry, self.name)
@@ -281,7 +284,8 @@ class Process:
 
     def _hear_supervisor(self) -> None:
         """Standard input: a JSON object a line. `{"over": ["reader-0", ...]}` names who has ended the stream, and
-        `{"replicas": {"tagger": 3}}` tells that there are more or fewer now.
+        `{"replicas": {"tagger": 3}}` tells that there are more or fewer now. `{"prepare": 7, "settings": {...}}` asks
+        to get ready for a change, `{"change": 7, "at_lumisection": false}` to make it, `{"drop": 7}` to forget it.
 
         At its end our supervisor has died: leave at once. What is on disk is safe, and the run can be resumed.
         """
@@ -294,11 +298,26 @@ class Process:
             self._over.update(news.get("over", ()))
             if "replicas" in news:
                 self.config = self.config.model_copy(update={"replicas": news["replicas"]})
+            if "prepare" in news:
+                self.background(self._prepare(news["prepare"], news["settings"]))
+            if self._changes is not None and "change" in news:
+                self._changes.make(news["change"], at_lumisection=news["at_lumisection"])
+            if self._changes is not None and "drop" in news:
+                self._changes.drop(news["drop"])
         if self._outlet is not None:
             self._outlet.n_peers = self.config.n_replicas(self.pipeline.names[self.place + 1])
         if self._inlet is not None:
             self._tell_over(self._inlet)
             self.background(self._inlet.follow(self._upstream()))
+
+    async def _prepare(self, number: int, settings: dict[str, Any]) -> None:
+        """Get ready for a change, and say whether we are."""
+        assert self._changes is not None
+        try:
+            refused = await self._changes.prepare(number, changed(self.config, settings))
+        except UsageError as error:
+            refused = str(error)
+        self.tell(self.state, prepared=number, refused=refused)
 
     def _upstream(self) -> list[str]:
         """Where the replicas of the stage before listen."""
@@ -441,7 +460,9 @@ class Process:
         await inlet.leave()
 
     def book_arrival(self, block: Block, inlet: hop.Inlet) -> None:
-        """Count a block that came in."""
+        """Count a block that came in; a change that waits for the next block is made before it."""
+        if self._changes is not None and (config := self._changes.before(block)) is not None:
+            self.config = config.model_copy(update={"replicas": self.config.replicas})
         self.metrics.bytes_in.inc(inlet.bytes_received - self._bytes_in)
         self._bytes_in = inlet.bytes_received
         sent = max((ns for stage, ns in block.stamps.items() if stage != "arrived"), default=0)

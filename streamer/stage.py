@@ -23,8 +23,12 @@ from typing import Any, ClassVar
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema
 from streamer.costs import Costs
+from streamer.errors import UsageError
 
 NO_COLUMNS = Schema(())
+
+LATE = "too late: its deadline passed, or would have, before it was scored"
+"""Why an item has no result that was given up for its deadline."""
 
 
 class Unit:
@@ -63,6 +67,18 @@ class Unit:
 
     def close(self) -> None:
         """Let go of what `setup` took."""
+
+    def prepare(self, config: Any) -> Callable[[], None]:
+        """Get ready for another configuration while the stage works; returns what puts it into force, between blocks.
+
+        Runs in a thread of its own; what it returns is called in the loop.
+
+        Raises
+        ------
+        UsageError
+            It is wrong, or cannot be changed while a run goes on.
+        """
+        raise UsageError("none of these settings can be changed while a run goes on")
 
     def about(self) -> dict[str, Any]:
         """Facts for the start-up log and the final report, such as the provider in use."""
@@ -129,7 +145,8 @@ class BatchStage(Unit, ABC):
     Attributes
     ----------
     queues : dict of str to int
-        What is batched apart (one network's items each), and the most items in a batch; known after `setup`.
+        What is batched apart (one network's items each), and the most items in a batch; known after `setup`. A change
+        (`prepare`) may replace them; metrics call a queue by what stands before a `#`.
     max_wait : float
         A batch is closed when its oldest item has waited so long [s].
     costs : mapping of str to Costs
@@ -145,13 +162,20 @@ class BatchStage(Unit, ABC):
         """When each item is worth nothing any more [ns since 1970], not falling; None: never."""
         return None
 
+    def forget(self, queue: str) -> None:
+        """The last item of a queue that was replaced is done."""
+
+    def padded(self, queue: str, n: int) -> int:
+        """The size that a batch of `n` items is run at."""
+        return n
+
     @abstractmethod
     def items(self, block: Block) -> dict[str, int]:
         """How many items the block brings to each queue."""
 
     @abstractmethod
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
-        """One result per item: same length, same order. Runs in the engine's thread.
+        """One result per item: same length, same order. Runs in the engine's thread; `finish` may run meanwhile.
 
         Parameters
         ----------

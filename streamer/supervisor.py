@@ -29,7 +29,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer import control
-from streamer.config import MAX_REPLICAS, CoreConfig, to_toml
+from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
@@ -149,6 +149,8 @@ class Supervisor:
         self._failure: Child | None = None
         self._unfinished = False
         self._signals = 0
+        self._asked: dict[str, asyncio.Future[str]] = {}  # by replica: whether it is ready for a change
+        self._n_changes = 0
         self._last = (time.monotonic(), 0)
         self._seen: Progress | None = None
         self._dir = Path()
@@ -240,6 +242,7 @@ class Supervisor:
             await asyncio.gather(self._hear(child), self._pass_log(child))
             code = await child.process.wait()
             child.exit_code, child.ended_at = code, time.monotonic()
+            self._said_ready(child, 0, f"{child.name} {child.error or _died(code)}")
             if self._failure is not None or self._signals >= 2:
                 return
             if code == EXIT_OK and child.report.get("complete"):
@@ -298,7 +301,13 @@ class Supervisor:
         if what == "scale":
             await self.scale(str(request.get("stage")), request.get("replicas"))
             return {}
-        raise UsageError(f"a run cannot {what!r}; it knows status, stop and scale")
+        if what == "change":
+            settings = request.get("settings")
+            if not isinstance(settings, dict) or not settings:
+                raise UsageError("a change needs settings")
+            await self.change(str(request.get("stage")), settings, at_lumisection=request.get("at_lumisection") is True)
+            return {}
+        raise UsageError(f"a run cannot {what!r}; it knows status, stop, scale and change")
 
     def status(self) -> dict[str, Any]:
         """How the run does, for people: totals, and a row for each process."""
@@ -339,8 +348,8 @@ class Supervisor:
             raise UsageError(f"{stage} = {n}: 1 to {MAX_REPLICAS} replicas are possible")
         if self._signals or self._failure is not None or self._over:
             raise UsageError("the run is stopping")
-        if any(child.retiring for child in self.children):
-            raise UsageError("a replica is just leaving; try again in a moment")
+        if self._asked or any(child.retiring for child in self.children):
+            raise UsageError("a replica is just leaving or changing; try again in a moment")
         have = self.config.n_replicas(stage)
         if n > have:
             self._set_replicas(stage, n)
@@ -350,6 +359,49 @@ class Supervisor:
             child.retiring = True
             self._signal(child, signal.SIGTERM)
         log.warning("%s: %d replicas instead of %d", stage, n, have)
+
+    async def change(self, stage: str, settings: dict[str, Any], *, at_lumisection: bool = False) -> None:
+        """Let a stage go on with other settings, all its replicas or none.
+
+        Raises
+        ------
+        UsageError
+            They are wrong, or a replica cannot change them; everything stays as it is.
+        """
+        self.pipeline.place(stage)
+        config, children = changed(self.config, settings), [c for c in self.children if c.stage == stage]
+        if self._signals or self._failure is not None or self._over:
+            raise UsageError("the run is stopping")
+        for child in children:
+            if child.state != "running" or child.exit_code is not None or child.retiring:
+                raise UsageError(f"{child.name} is not running now; try again in a moment")
+        if self._asked:
+            raise UsageError("another change is just being prepared; try again in a moment")
+        self._n_changes += 1
+        number = {"prepare": self._n_changes}
+        self._asked = {child.name: asyncio.get_running_loop().create_future() for child in children}
+        try:
+            self._tell(children, {**number, "settings": settings})
+            async with asyncio.timeout(self.config.supervisor.start_timeout):
+                refused = [why for why in await asyncio.gather(*self._asked.values()) if why]
+        except TimeoutError:
+            refused = [f"{stage} was not ready for it after {self.config.supervisor.start_timeout:g} s"]
+        finally:
+            self._asked = {}
+        if refused:
+            self._tell(children, {"drop": self._n_changes})
+            raise UsageError(refused[0])
+        self.config = config.model_copy(update={"replicas": self.config.replicas})
+        self._save_config(self._dir)
+        self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
+        told = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        log.warning("%s: %s from the next %s on", stage, told, "lumisection" if at_lumisection else "block")
+
+    def _said_ready(self, child: Child, number: int, refused: str) -> None:
+        """A replica is ready for a change, or is not and never will be."""
+        answer = self._asked.get(child.name)
+        if answer is not None and number in (self._n_changes, 0) and not answer.done():
+            answer.set_result(refused)
 
     def _retire(self, child: Child) -> None:
         """A replica has left for good; the last of those that were to leave makes it known."""
@@ -392,6 +444,8 @@ class Supervisor:
             child.error = news.get("error", child.error)
             child.again = news.get("again", child.again)
             child.report = news.get("report", child.report)
+            if "prepared" in news:
+                self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
             if "metrics" in news and all(c.metrics_url for c in self.children):

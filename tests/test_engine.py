@@ -15,8 +15,9 @@ from streamer.batcher import REASONS, Part
 from streamer.blackbox import BlackBox
 from streamer.block import Array, Block, failures
 from streamer.costs import Costs
-from streamer.engine import LATE, Engine
+from streamer.engine import Engine
 from streamer.metrics import BatchMetrics, StageMetrics
+from streamer.stage import LATE
 from streamer.testing import ToyBatchStage, toy_block
 
 Why = Mapping[str, Mapping[int, str]]
@@ -261,7 +262,7 @@ class Timed(ToyBatchStage):
         self.begin_ns, self.go_on = time.time_ns(), threading.Event()
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
-        return np.asarray(self.begin_ns + block.columns["Hit_energy"] * 1e9)
+        return np.asarray(self.begin_ns + block.columns["Hit_energy"].astype(np.float64) * 1e9)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         assert self.go_on.wait(WAIT_S)
@@ -294,3 +295,60 @@ def test_who_is_too_late_is_given_up_and_its_block_comes_all_the_same(bench: Mak
     assert energies(second) == [50000, 50010]
     assert at_work.batches.shed._value.get() == 3
     assert at_work.batches.size._sum.get() == 2
+
+
+def test_who_can_no_longer_make_it_does_not_wait_for_the_batch_that_is_worked_on(bench: Make) -> None:
+    stage = Timed()
+    at_work = bench(stage)
+    at_work.submit(hits(6, 1, 5000.0))  # four are worked on, two wait
+    while at_work.batches.waiting._value.get() != 2:
+        time.sleep(0.001)
+    soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.4
+    at_work.submit(hits(2, 2, soon))
+    assert 0 < at_work.engine.expire() < 0.4, "work on it must begin a tenth of a second before its deadline"
+    while not at_work.batches.shed._value.get():
+        time.sleep(0.01)
+        wait = at_work.engine.expire()
+    assert at_work.batches.shed._value.get() == 1
+    assert 0.5 < wait <= 1.01, "the second hit's deadline is a second later"
+    while at_work.engine.expire() < 1000.0:
+        time.sleep(0.01)
+    assert failures(at_work.take().columns) == {0: LATE}
+    assert stage.batches == [], "the batch is still worked on"
+    stage.go_on.set()
+    assert energies(at_work.take()) == [50000, 50010, 50020, 50030, 50040, 50050]
+    assert at_work.engine.expire() == np.inf
+
+
+def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Make) -> None:
+    stage = Timed()
+    at_work = bench(stage)
+    block = hits(6, 1)
+    soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.3
+    block.columns["Hit_energy"] = np.repeat([soon, soon + 5000.0], [5, 1]).astype(np.float32)
+    at_work.submit(block)
+    while at_work.batches.waiting._value.get() != 2:
+        time.sleep(0.001)
+    while at_work.engine.expire() < 1000.0:
+        time.sleep(0.01)
+    assert at_work.done.empty()
+    stage.go_on.set()
+    done = at_work.take()
+    assert np.isnan(done.columns["Hit_energy"]).tolist() == [False] * 4 + [True, False]
+    assert failures(done.columns) == {0: LATE}
+
+
+class Padded(ToyBatchStage):
+    """Runs batches of 4 and of 8."""
+
+    def padded(self, queue: str, n: int) -> int:
+        return 4 if n <= 4 else 8
+
+
+def test_what_batches_are_padded_with_is_counted(bench: Make) -> None:
+    at_work = bench(Padded(max_batch=8, max_wait=NEVER_S))
+    at_work.submit(hits(8, 1), hits(3, 2))
+    at_work.engine.drain()
+    assert {at_work.take().id, at_work.take().id} == {1, 2}
+    assert at_work.batches.padding._value.get() == 1
+    assert at_work.batches.size._sum.get() == 11

@@ -1,0 +1,159 @@
+"""A network that is replaced while its stream goes on. Real processes, real networks, real files."""
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uproot
+from onnx import helper
+from physics_helpers import Processes, call, event, save_graph, sum_model, wait_until, write_hits
+
+from stages.detector.ecal import eb_detid
+from streamer import control
+from streamer.block import Block
+from streamer.changes import Changes
+from streamer.config import CoreConfig
+from streamer.errors import UsageError
+from streamer.testing import ToyStage, toy_block
+
+
+@pytest.fixture
+def streamer(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as made:
+        yield made
+
+
+def twice_model(path: Path) -> Path:
+    """The score is twice the energy in the crop."""
+    nodes = [
+        helper.make_node("ReduceSum", ["crops", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["sum", "sum"], ["score"]),
+    ]
+    return save_graph(path, nodes, output=("batch",), weights={"axes": np.array([1, 2, 3], np.int64)})
+
+
+def number_of(model: Path) -> int:
+    return int(hashlib.sha256(model.read_bytes()).hexdigest()[:16], 16)
+
+
+def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: Processes, tmp_path: Path) -> None:
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    hits = write_hits(tmp_path / "events.root", [{**e, "luminosityBlock": 1 + i // 25} for i, e in enumerate(events)])
+    old, new = sum_model(tmp_path / "old.onnx"), twice_model(tmp_path / "new.onnx")
+    wrong = sum_model(tmp_path / "wrong.onnx", shape=("batch", 2, 32, 32))
+    out = tmp_path / "out"
+    process = streamer(
+        *("run", hits, "--output", out, "--loop", "--rate", 2000, "--tagger", f"eg={old}"),
+        *("--replicas", "tagger=2", "--set", "feed.block_events=16", "--set", "tagger.policy=adaptive"),
+    )
+    process.wait_for_events(300)
+    running = {"running"}
+    wait_until(lambda: {row["state"] for row in status(streamer)} == running, "all processes to run")
+    refused = streamer("model", f"eg={wrong}")
+    assert refused.wait() == 2
+    assert f"tagger eg: {wrong}: input" in refused.err
+    for path, why in ((tmp_path / "none.onnx", "cannot be read"), (old, "has these networks already")):
+        with pytest.raises(UsageError, match=why):
+            change(streamer, {"taggers.eg.model": str(path)})
+    with pytest.raises(UsageError, match=r"only networks \(taggers.NAME.model\) can be changed"):
+        change(streamer, {"taggers.eg.pt_min": 3.0})
+    with pytest.raises(UsageError, match="none of these settings can be changed"):
+        control.ask(streamer.run_dir(), {"do": "change", "stage": "cropper", "settings": {"taggers.eg.pt_min": 3.0}})
+    streamer("model", f"eg={new}").check()
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 600, "events with the new network")
+    process.stage("tagger-1").send_signal(signal.SIGKILL)  # it comes back with the new network
+    process.stage("writer-0").send_signal(signal.SIGKILL)  # and this with the old books
+    wait_until(lambda: all(row["state"] == "running" for row in status(streamer)), "all processes to run again")
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 600, "events with the new network after the deaths")
+    streamer("model", f"eg={old}", out, "--at-lumisection").check()
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 600, "events with the old network")
+    streamer("stop").check()
+    process.check()
+    assert call("ledger", out)[0] == 0
+    with uproot.open(out / "scores.root") as file:
+        rows = file["Events"].arrays(["egModel", "Photon_egScore", "sourceEntry", "replay"], library="np")
+    place = rows["replay"] * 100 + rows["sourceEntry"]
+    assert sorted(place) == list(range(place.size)), "each event that was fed, once"
+    order = np.argsort(place)
+    models, scores = rows["egModel"][order], np.array([s[0] for s in rows["Photon_egScore"]])[order]
+    assert {*models.tolist()} == {number_of(old), number_of(new)}
+    energies = np.tile(np.arange(1, 101), -(-place.size // 100))[: place.size]
+    expected = np.where(models == number_of(old), energies, 2 * energies)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert models[0] == models[-1] == number_of(old)
+
+
+def status(streamer: Processes) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = control.ask(streamer.run_dir(), {"do": "status"})["processes"]
+    return rows
+
+
+def done(streamer: Processes) -> int:
+    return int(control.ask(streamer.run_dir(), {"do": "status"})["done"])
+
+
+def change(streamer: Processes, settings: dict[str, object]) -> None:
+    control.ask(streamer.run_dir(), {"do": "change", "stage": "tagger", "settings": settings})
+
+
+class Changing(ToyStage):
+    """Notes the configuration that is in force; one with replicas is refused."""
+
+    rate = 0.0
+
+    def prepare(self, config: CoreConfig) -> Any:
+        if config.replicas:
+            raise UsageError("no")
+
+        def change() -> None:
+            self.rate = config.feed.rate
+
+        return change
+
+
+def config(rate: float) -> CoreConfig:
+    return CoreConfig.model_validate({"feed": {"rate": rate}})
+
+
+def block_of(lumi: int) -> Block:
+    block = toy_block(1, 2)
+    return block.with_columns({**block.columns, "run": np.full(2, 1), "luminosityBlock": np.full(2, lumi)})
+
+
+async def test_a_change_is_made_before_the_next_block_or_at_the_next_lumisection() -> None:
+    stage = Changing()
+    changes = Changes(stage)
+    assert await changes.prepare(1, config(5.0)) == ""
+    assert changes.before(block_of(1)) is None, "nobody has said that it is to be made"
+    changes.make(1, at_lumisection=False)
+    assert changes.before(block_of(1)) == config(5.0)
+    assert stage.rate == 5.0
+    assert changes.before(block_of(1)) is None
+    assert await changes.prepare(2, config(6.0)) == ""
+    changes.make(2, at_lumisection=True)
+    assert [changes.before(block_of(lumi)) for lumi in (4, 4, 4)] == [None] * 3
+    assert stage.rate == 5.0
+    assert changes.before(block_of(5)) == config(6.0)
+    assert stage.rate == 6.0
+
+
+async def test_what_is_refused_or_dropped_changes_nothing() -> None:
+    stage = Changing()
+    changes = Changes(stage)
+    assert await changes.prepare(1, CoreConfig(replicas={"a": 2})) == "no"
+    assert await changes.prepare(2, config(7.0)) == ""
+    changes.drop(2)
+    for number in (1, 2, 3):
+        changes.make(number, at_lumisection=False)
+    assert changes.before(block_of(1)) is None
+    assert (
+        await Changes(ToyStage()).prepare(1, config(1.0)) == "none of these settings can be changed while a run goes on"
+    )
