@@ -165,6 +165,7 @@ class Process:
         self.facts: dict[str, Any] = {}
         self._supervised, self._predecessor, self._slot = supervised, predecessor, slot
         self._half_line = b""
+        self._stdout = sys.stdout  # a stage that loads something may turn the name elsewhere meanwhile
         self._changes: Changes | None = None
         self._over: set[str] = set()
         self._inlet: hop.Inlet | None = None
@@ -274,7 +275,7 @@ class Process:
             self._cpu_at_start, self._moving_at_start = _cpu_seconds(), _moving_cpu_seconds()
         self.life.enter(state)
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True)
+            print(json.dumps({"state": state, "pid": os.getpid(), **facts}), flush=True, file=self._stdout)
 
     def _fail(self, line: str, code: int, *, again: bool = True) -> int:
         self.tell("failed", error=line, exit=code, again=again)

@@ -100,7 +100,7 @@ def main() -> int:
             shutil.rmtree(options.output, ignore_errors=True)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
     head, _, rest = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(description=head, epilog=rest, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("inputs", nargs="*", default=[packaged("samples/egamma.root")], metavar="INPUT")
@@ -114,7 +114,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a new folder for the results (default: in /tmp)")
     parser.add_argument("--keep", action="store_true", help="leave the results there")
     parser.add_argument("--save", type=Path, metavar="FILE.json", help="every sample, to look at")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def soak(start: Processes, options: argparse.Namespace) -> int:
