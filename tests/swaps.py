@@ -2,10 +2,10 @@
 
     python tests/swaps.py --swaps 20 --seconds 60 --load 0.7
 
-First the capacity of the chain on this machine is measured with a short stream at full speed. Then events are fed at the
-given share of it: for the given time undisturbed, and for the same time with so many changes between two networks that
-differ only in their hash. The stream is stopped as by Ctrl-C; its books must close, and in the order of the events the
-network must have changed exactly as often as it was replaced.
+First the capacity of the chain on this machine is measured with a short stream at full speed. Then events are fed at
+the given share of it: for the given time undisturbed, and for the same time with so many changes between two networks
+that differ only in their hash. The stream is stopped as by Ctrl-C; its books must close, and in the order of the events
+the network must have changed exactly as often as it was replaced.
 
 Exit code 0: the p99 of the latency with changes is at most 1.5 times the one without, and all is well; 1: not.
 """
