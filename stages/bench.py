@@ -50,7 +50,6 @@ somewhat slower to read (20 instead of 15 us an event with baskets of 100), for 
 than 100 events is repeated within its baskets.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -68,7 +67,7 @@ import onnxruntime as ort
 
 from stages.bench_plot import Told, plot
 from stages.bench_ways import MODULES, Stream, copy_events, limit, pipeline, seed_way
-from stages.config import Config
+from stages.config import Config, digest
 from stages.inputs import shown
 from stages.writer import prepare_folder
 from streamer import __version__
@@ -295,9 +294,7 @@ def _about(config: Config, summary: Summary) -> dict[str, Any]:
     ((name, spec),) = config.taggers.items()
     packages = ("awkward", "numba", "numpy", "pyzmq", "uproot")
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        **machine(),
         "versions": {
             "streamer": __version__,
             "python": platform.python_version(),
@@ -306,9 +303,20 @@ def _about(config: Config, summary: Summary) -> dict[str, Any]:
         },
         "tagger": name,
         "model": str(spec.model),
-        "model_sha256": hashlib.sha256(spec.model.read_bytes()).hexdigest(),
+        "model_sha256": digest(spec.model),
         "provider": summary.provider,
         "processes": sum(stage.replicas for stage in summary.stages),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """When and where something is measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        "version": __version__,
     }
 
 

@@ -46,11 +46,9 @@ the fastest beside them; ratios are taken within a repeat.
 
 import json
 import logging
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.bench import cpu_model
+from stages.bench import machine
 from stages.bench_kernels_plot import plot
 from stages.bench_kernels_ways import (
     BATCH,
@@ -250,10 +248,7 @@ def _growth(at: list[int], ways: list[Way], *, relative: bool) -> Growth:
 def _about(config: Config) -> dict[str, Any]:
     ((name, spec),) = config.taggers.items()
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": os.getloadavg()[0],
+        **machine(),
         "versions": {
             "streamer": __version__,
             "python": platform.python_version(),

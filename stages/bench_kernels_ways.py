@@ -27,8 +27,8 @@ from stages.detector.layout import (
 )
 from stages.framer import ENERGIES, Framer
 from stages.inputs import shown
+from stages.network import fill_crops
 from stages.reader import Reader
-from stages.tagger import fill_crops
 from streamer.block import Array, Block, Columns, Schema, core_columns, offsets, readonly
 from streamer.errors import StreamerError, UsageError
 

@@ -18,12 +18,9 @@ alike. A ratio is taken within its round; its spread is the standard deviation o
 median of the rounds, for the stages that have something to do with it and for all.
 """
 
-import asyncio
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,17 +30,15 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import PIPELINE
-from stages.bench import cpu_model, feeding, sustained
+from stages.bench import feeding, machine, sustained
 from stages.bench_plot import Told
 from stages.bench_unsafe import UNSAFE
-from stages.bench_ways import marks
+from stages.bench_ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
 from stages.writer import prepare_folder
-from streamer import __version__
-from streamer.errors import StreamerError, UsageError
-from streamer.report import Summary, duration, summarise
-from streamer.supervisor import Supervisor
+from streamer.errors import StreamerError
+from streamer.report import Summary, duration
 
 CLAIM = 0.1
 """Safety costs at most this share of the throughput."""
@@ -100,7 +95,7 @@ def safety(config: Config, plan: Plan, output: Path) -> Result:
     prepare_folder(output)
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger().setLevel(logging.WARNING)
-    load = os.getloadavg()[0]
+    about = machine()
     streams: dict[str, list[tuple[float, Summary]]] = {way: [] for way in WAYS}
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(2 * plan.rounds) as told:
         writer = config.writer.model_copy(update={"dir": Path(folder).resolve() / "scores", "overwrite": True})
@@ -113,11 +108,7 @@ def safety(config: Config, plan: Plan, output: Path) -> Result:
     ratios = [one / other for one, other in zip(ways["with"].rounds, ways["without"].rounds, strict=True)]
     result = Result(
         about={
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cpu": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load_before": load,
-            "version": __version__,
+            **about,
             "input": [str(shown(file)) for file in config.input.files],
             "taggers": list(config.taggers),
             "disk": str(output.resolve()),
@@ -136,12 +127,7 @@ def safety(config: Config, plan: Plan, output: Path) -> Result:
 def _stream(way: str, config: Config, told: Told) -> tuple[float, Summary]:
     """Events per second of one stream, and what it reports."""
     pipeline = WAYS[way]
-    outcome = asyncio.run(Supervisor(pipeline, config, told.running).run())
-    if outcome.error:
-        raise (UsageError if outcome.exit_code == UsageError.exit_code else StreamerError)(outcome.error)
-    summary = summarise(pipeline.names, outcome.reports)
-    if summary.ledger.fed < config.feed.events:
-        raise KeyboardInterrupt
+    outcome, summary = run_through(pipeline, config, told.running)
     if summary.ledger.scored + summary.ledger.errors != summary.ledger.fed:
         raise StreamerError(f"{way}: of {summary.ledger.fed} events, {summary.ledger.scored} came out")
     return sustained(*marks(outcome, summary)), summary

@@ -20,14 +20,11 @@ with the real thing, at `shares` of its full speed: what share of the events is 
 fixed policy as it was best in rehearsal, and by the adaptive one, which is told `deadline` less `way` for the hops.
 """
 
-import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,18 +32,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.bench import cpu_model
+from stages.bench import machine
 from stages.bench_crops import ANSWERS, CROPS
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed, policies
+from stages.bench_ways import run_through
 from stages.config import Config
 from stages.inputs import shown
-from stages.tagger import Network
+from stages.network import Network
 from stages.writer import prepare_folder
-from streamer import __version__
-from streamer.errors import StreamerError, UsageError
-from streamer.report import summarise
-from streamer.supervisor import Supervisor
 
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 POLICIES = ("fixed", "adaptive")
@@ -146,20 +140,16 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
     prepare_folder(output)
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger().setLevel(logging.WARNING)
-    load = os.getloadavg()[0]
+    about = machine()
     n_streams = plan.rounds + 1 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(len(configs) * n_streams) as told:
         taggers = {name: _measure(name, config, plan, Path(folder), told) for name, config in configs.items()}
     one = next(iter(configs.values())).tagger
     result = Result(
         about={
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cpu": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
+            **about,
             "threads": one.threads,
             "provider": one.provider,
-            "load_before": load,
-            "version": __version__,
             "input": sorted({str(shown(file)) for config in configs.values() for file in config.input.files}),
         },
         plan=plan,
@@ -250,13 +240,8 @@ def _stream(
         feed["block_events"] = block_events
     changed = {"tagger": config.tagger.model_copy(update=tagger), "feed": config.feed.model_copy(update=feed)}
     config = config.model_copy(update=changed)
-    outcome = asyncio.run(Supervisor(CROPS, config, told.running).run())
-    if outcome.error:
-        raise (UsageError if outcome.exit_code == UsageError.exit_code else StreamerError)(outcome.error)
+    outcome, summary = run_through(CROPS, config, told.running)
     due, at, good = np.load(config.writer.dir / ANSWERS)
-    if due.size < n_events:
-        raise KeyboardInterrupt
-    summary = summarise(CROPS.names, outcome.reports)
     items = outcome.reports["reader-0"]["items_per_event"][name]
     counted = slice(n_events // 10, None)
     latency = np.where(good[counted] != 0, at[counted] - due[counted], np.inf) * 1e-9

@@ -24,13 +24,15 @@ from stages.formats import open_events
 from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.inputs import expand
+from stages.network import Model
 from stages.reader import Reader
 from stages.results import SCORES
 from stages.sources import choose
-from stages.tagger import Model, Tagger
+from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema, core_columns, readonly
 from streamer.errors import StreamerError, UsageError
+from streamer.pipeline import Pipeline
 from streamer.report import Summary, summarise
 from streamer.supervisor import Outcome, Progress, Supervisor
 
@@ -292,6 +294,25 @@ def _score(tagger: Tagger, block: Block) -> Block:
 # ---- the pipeline
 
 
+def run_through(chain: Pipeline, config: Config, told: Callable[[Progress], None]) -> tuple[Outcome, Summary]:
+    """Run a pipeline until `config.feed.events` events are through.
+
+    Raises
+    ------
+    StreamerError
+        It failed.
+    KeyboardInterrupt
+        It was stopped.
+    """
+    outcome = asyncio.run(Supervisor(chain, config, told).run())
+    if outcome.error:
+        raise (UsageError if outcome.exit_code == UsageError.exit_code else StreamerError)(outcome.error)
+    summary = summarise(chain.names, outcome.reports)
+    if summary.ledger.fed < config.feed.events:
+        raise KeyboardInterrupt
+    return outcome, summary
+
+
 def pipeline(config: Config, n_scores: int, told: Callable[[Progress], None]) -> tuple[Stream, Summary]:
     """Score `config.feed.events` events with the real pipeline.
 
@@ -302,12 +323,7 @@ def pipeline(config: Config, n_scores: int, told: Callable[[Progress], None]) ->
     KeyboardInterrupt
         It was stopped.
     """
-    outcome = asyncio.run(Supervisor(PIPELINE, config, told).run())
-    if outcome.error:
-        raise (UsageError if outcome.exit_code == UsageError.exit_code else StreamerError)(outcome.error)
-    summary = summarise(PIPELINE.names, outcome.reports)
-    if summary.ledger.fed < config.feed.events:
-        raise KeyboardInterrupt
+    outcome, summary = run_through(PIPELINE, config, told)
     done, at_s = marks(outcome, summary)
     return Stream(done, at_s, _modules(outcome, summary), _written_scores(config, n_scores)), summary
 

@@ -1,5 +1,6 @@
 """Every setting of the chain. Kept apart from the stages, so that reading it imports no heavy library."""
 
+import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,14 @@ OBJECT_DEFAULTS: dict[str, dict[str, Any]] = {
 def packaged(name: str) -> str:
     """The path of a file that comes with the package."""
     return str(files("stages").joinpath(name))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a network's file; nothing where it cannot be read, which is the tagger's to complain about."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 class InputConfig(Section):

@@ -11,9 +11,9 @@ from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS
 from stages.formats import open_events
 from stages.formats.base import EventFile
 from stages.framer import Framer
+from stages.network import Network, fill_frames
 from stages.reader import with_jets
 from stages.sources import Choice, channels_of, choose, gives, look
-from stages.tagger import Network, fill_frames
 from stages.view_plot import SeenEvent, SeenObject
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, offsets, readonly

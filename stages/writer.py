@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import records
-from stages.config import Config
+from stages.config import Config, digest
 from stages.manifest import Manifest, OpenManifest
 from stages.results import Results, drop, stored_sources
 from streamer import __version__
@@ -67,7 +67,7 @@ class Writer(Sink):
             raise UsageError(f"{folder}: another run is writing there; choose another --output") from None
         except OSError as error:
             raise self._unwritable(folder, error) from None
-        results.networks = _hashes(self.config)
+        results.networks = {name: digest(spec.model) for name, spec in self.config.taggers.items()}
         about = self._about()
         try:
             if results.manifest.about and (self.config.writer.resume or results.manifest.run == self.run_id):
@@ -320,12 +320,3 @@ def prepare_folder(folder: Path) -> None:
             f"{folder}: the disk is full ({free >> 20} MB free, at least {MIN_FREE_BYTES >> 20} MB are needed); "
             "make room or choose another --output"
         )
-
-
-def _hashes(config: Config) -> dict[str, str]:
-    """SHA-256 of the networks; a file that cannot be read is the tagger's to complain about."""
-    out = {}
-    for name, spec in config.taggers.items():
-        with contextlib.suppress(OSError):
-            out[name] = hashlib.sha256(spec.model.read_bytes()).hexdigest()
-    return out

@@ -59,7 +59,7 @@ class Engine(Generic[L]):
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
         self._batchers: dict[str, Batcher[_Job[L]]] = {queue: self._batcher(queue) for queue in stage.queues}
-        self._jobs: Counter[str] = Counter()  # of each queue, those that are here
+        self._jobs = Counter(dict.fromkeys(stage.queues, 0))  # of each queue, those that are here
         self._ready = threading.Condition()
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -18,17 +18,14 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-from prometheus_client.parser import text_string_to_metric_families
-
 from streamer import control
+from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from streamer.pipeline import Pipeline, resolve
@@ -37,7 +34,6 @@ from streamer.runner import Run, make_private, runtime_dir
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-SCRAPE_S = 2.0
 LOCK = "supervisor"
 """A file in a run's folder, locked while its supervisor lives."""
 FRESH_S = 60.0
@@ -46,66 +42,6 @@ STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
 
 _LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
-
-
-@dataclass
-class Child:
-    """One process of the pipeline as the supervisor sees it.
-
-    Attributes
-    ----------
-    slot : int
-        Counts the processes; tells their metrics ports apart.
-    since : float
-        When it was started (`time.monotonic`).
-    silent_s : float
-        For how long its metrics page has not answered.
-    restarts : int
-        How many were started in its place.
-    retiring : bool
-        It is to leave for good, because fewer replicas are wanted.
-    """
-
-    stage: str
-    replica: int
-    process: asyncio.subprocess.Process
-    state: str = "starting"
-    metrics_url: str = ""
-    error: str = ""
-    again: bool = True  # whether it may help to start it again
-    exit_code: int | None = None
-    ended_at: float | None = None
-    slot: int = 0
-    since: float = field(default_factory=time.monotonic)
-    silent_s: float = 0.0
-    restarts: int = 0
-    retiring: bool = False
-    deaths: list[float] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}-{self.replica}"
-
-    def status(self) -> dict[str, Any]:
-        """A row for people."""
-        memory = 0
-        with contextlib.suppress(psutil.Error):
-            memory = psutil.Process(self.process.pid).memory_info().rss
-        return {
-            "name": self.name,
-            "state": "restarting" if self.exit_code is not None and not self.report else self.state,
-            "pid": self.process.pid,
-            "up_s": time.monotonic() - self.since,
-            "restarts": self.restarts,
-            "events": int(self.values.get("streamer_events_total/ok", 0)),
-            "errors": int(self.values.get("streamer_events_total/error", 0)),
-            "blocks": int(self.values.get("streamer_blocks_in_flight", 0)),
-            "work_age_s": self.values.get("streamer_work_age_seconds", 0.0),
-            "rss_bytes": memory,
-            "metrics": self.metrics_url,
-        }
 
 
 @dataclass(frozen=True)
@@ -242,7 +178,7 @@ class Supervisor:
             await asyncio.gather(self._hear(child), self._pass_log(child))
             code = await child.process.wait()
             child.exit_code, child.ended_at = code, time.monotonic()
-            self._said_ready(child, 0, f"{child.name} {child.error or _died(code)}")
+            self._said_ready(child, 0, f"{child.name} {child.error or died(code)}")
             if self._failure is not None or self._signals >= 2:
                 return
             if code == EXIT_OK and child.report.get("complete"):
@@ -251,7 +187,7 @@ class Supervisor:
             if child.retiring:
                 self._retire(child)
                 return
-            child.error = child.error or _died(code)
+            child.error = child.error or died(code)
             if self._over:  # everything is on disk; what is left is to close the files
                 log.warning("%s, at the end of the stream: %s", child.name, child.error)
                 self._unfinished = True
@@ -594,22 +530,3 @@ def sweep(base: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(lock)
-
-
-def _died(code: int) -> str:
-    if code < 0:
-        return f"died of {signal.Signals(-code).name}"
-    return f"ended with code {code}" if code else "left before the end of the stream"
-
-
-def scrape(url: str) -> dict[str, float]:
-    """The samples of a metrics page: name, or name/label for the one label that is not `stage`."""
-    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
-        text = page.read(4 << 20).decode()
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.startswith("streamer_") and not sample.name.endswith("_bucket"):
-                labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
-                values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
-    return values

@@ -33,7 +33,7 @@ from stages.tagger import Tagger
 from streamer import cli
 from streamer.batcher import Part
 from streamer.block import Block, Columns, core_columns
-from streamer.supervisor import scrape
+from streamer.child import scrape
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED_MODEL = ROOT / "stages/models/eg.onnx"

@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGTERM
 
@@ -49,7 +50,7 @@ def swapped(start: Processes, folder: Path, given: argparse.Namespace) -> int:
     networks = [Path(packaged("models/eg.onnx")), twin(folder / "twin.onnx")]
     run = begun(start, options, folder / "out", "--rate", rate)
     wait_until(lambda: all(row["state"] == "running" for row in rows(start)), "all processes to run")
-    time.sleep(5)
+    run.wait_for_events(int(5 * rate))
     say(f"{rate:,.0f} events/s, undisturbed")
     without = late(run, given.seconds, lambda k: None, given.swaps)
     say(f"{given.swaps} changes")
@@ -87,9 +88,8 @@ def rows(start: Processes) -> list[dict[str, object]]:
     return found
 
 
-def late(run: Process, seconds: float, do: object, n: int) -> dict[float, float]:
+def late(run: Process, seconds: float, do: Callable[[int], None], n: int) -> dict[float, float]:
     """Quantiles of the latency [s] in so many seconds, in which `do` is called `n` times."""
-    assert callable(do)
     before, begin = buckets(run), time.monotonic()
     for k in range(n):
         do(k)

@@ -13,8 +13,8 @@ from stages.cropper import Cropper
 from stages.detector.ecal import ee_centres, ee_crystals
 from stages.formats import open_events
 from stages.framer import Framer
+from stages.network import fill_crops, fill_frames
 from stages.records import INPUT, INPUT_BY_NAME, crop_names
-from stages.tagger import fill_crops, fill_frames
 from streamer.block import Block, Columns, offsets, readonly
 
 N_RANDOM = 300

@@ -62,6 +62,8 @@ def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: P
             change(streamer, {"taggers.eg.model": str(path)})
     with pytest.raises(UsageError, match=r"only networks \(taggers.NAME.model\) can be changed"):
         change(streamer, {"taggers.eg.pt_min": 3.0})
+    with pytest.raises(UsageError, match="no tagger 'gg' in this run"):
+        change(streamer, {"taggers.gg.model": str(new)})
     with pytest.raises(UsageError, match="none of these settings can be changed"):
         control.ask(streamer.run_dir(), {"do": "change", "stage": "cropper", "settings": {"taggers.eg.pt_min": 3.0}})
     streamer("model", f"eg={new}").check()

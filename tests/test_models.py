@@ -11,9 +11,9 @@ import pytest
 import uproot
 
 from stages.config import TAGGERS, Config, packaged
+from stages.network import Model
 from stages.performance import auc
 from stages.simulation.sample import command_of, generate_file, settings_of
-from stages.tagger import Model
 
 PROCESS = {"eg": "egamma", "qg": "qg", "top": "top", "tau": "tau"}
 FIGURE = {"eg": 0.80, "qg": 0.75, "top": 0.93, "tau": 0.93}

@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 from physics_helpers import Chain, columns_of, conv_model, event, per_event, save_graph, sum_model
 
-from stages import tagger as tagger_module
+from stages import network as network_module
 from stages.config import Config
 from stages.detector.ecal import eb_detid
-from stages.tagger import Tagger, fill_crops
+from stages.network import fill_crops
+from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import failures
 from streamer.errors import UsageError
@@ -147,7 +148,7 @@ def test_a_provider_asked_for_by_name_must_load(
 def test_auto_takes_the_cpu_where_there_is_nothing_better_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tagger_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(network_module, "has_gpu", lambda: False)
     caplog.set_level(logging.INFO)
     tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
     assert tagger.about()["provider"] == "CPU"
@@ -158,7 +159,7 @@ def test_auto_takes_the_cpu_where_there_is_nothing_better_and_says_so(
 def test_auto_warns_of_a_gpu_that_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tagger_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(network_module, "has_gpu", lambda: True)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
     if tagger.about()["provider"] == "CPU":

@@ -16,10 +16,10 @@ from stages.detector.layout import TOWER
 from stages.formats import open_events
 from stages.framer import Framer
 from stages.kernels import njit
+from stages.network import fill_crops
 from stages.reader import with_jets
 from stages.records import INPUT_BY_NAME
 from stages.sources import choose
-from stages.tagger import fill_crops
 from streamer.block import Array, Block, offsets, readonly
 from streamer.errors import UsageError
 

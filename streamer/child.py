@@ -1,0 +1,95 @@
+"""One process of the pipeline as its supervisor sees it."""
+
+import asyncio
+import contextlib
+import signal
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+SCRAPE_S = 2.0
+"""A metrics page has so long to answer."""
+
+
+@dataclass
+class Child:
+    """One process of the pipeline as the supervisor sees it.
+
+    Attributes
+    ----------
+    slot : int
+        Counts the processes; tells their metrics ports apart.
+    since : float
+        When it was started (`time.monotonic`).
+    silent_s : float
+        For how long its metrics page has not answered.
+    restarts : int
+        How many were started in its place.
+    retiring : bool
+        It is to leave for good, because fewer replicas are wanted.
+    """
+
+    stage: str
+    replica: int
+    process: asyncio.subprocess.Process
+    state: str = "starting"
+    metrics_url: str = ""
+    error: str = ""
+    again: bool = True  # whether it may help to start it again
+    exit_code: int | None = None
+    ended_at: float | None = None
+    slot: int = 0
+    since: float = field(default_factory=time.monotonic)
+    silent_s: float = 0.0
+    restarts: int = 0
+    retiring: bool = False
+    deaths: list[float] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.replica}"
+
+    def status(self) -> dict[str, Any]:
+        """A row for people."""
+        memory = 0
+        with contextlib.suppress(psutil.Error):
+            memory = psutil.Process(self.process.pid).memory_info().rss
+        return {
+            "name": self.name,
+            "state": "restarting" if self.exit_code is not None and not self.report else self.state,
+            "pid": self.process.pid,
+            "up_s": time.monotonic() - self.since,
+            "restarts": self.restarts,
+            "events": int(self.values.get("streamer_events_total/ok", 0)),
+            "errors": int(self.values.get("streamer_events_total/error", 0)),
+            "blocks": int(self.values.get("streamer_blocks_in_flight", 0)),
+            "work_age_s": self.values.get("streamer_work_age_seconds", 0.0),
+            "rss_bytes": memory,
+            "metrics": self.metrics_url,
+        }
+
+
+def died(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code < 0:
+        return f"died of {signal.Signals(-code).name}"
+    return f"ended with code {code}" if code else "left before the end of the stream"
+
+
+def scrape(url: str) -> dict[str, float]:
+    """The samples of a metrics page: name, or name/label for the one label that is not `stage`."""
+    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
+        text = page.read(4 << 20).decode()
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("streamer_") and not sample.name.endswith("_bucket"):
+                labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
+                values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
+    return values
