@@ -178,7 +178,8 @@ class Supervisor:
             await asyncio.gather(self._hear(child), self._pass_log(child))
             code = await child.process.wait()
             child.exit_code, child.ended_at = code, time.monotonic()
-            self._said_ready(child, 0, f"{child.name} {child.error or died(code)}")
+            how = child.error or died(code)
+            self._said_ready(child, 0, f"{child.name} {how} while it got ready for that; everything stays as it was")
             if self._failure is not None or self._signals >= 2:
                 return
             if code == EXIT_OK and child.report.get("complete"):
