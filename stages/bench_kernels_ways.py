@@ -25,9 +25,9 @@ from stages.detector.layout import (
     N_TOWERS,
     TOWER,
 )
+from stages.filling import fill_crops
 from stages.framer import ENERGIES, Framer
 from stages.inputs import shown
-from stages.network import fill_crops
 from stages.reader import Reader
 from streamer.block import Array, Block, Columns, Schema, core_columns, offsets, readonly
 from streamer.errors import StreamerError, UsageError

@@ -24,7 +24,7 @@ from stages.formats import open_events
 from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.inputs import expand
-from stages.network import Model
+from stages.model import Model
 from stages.reader import Reader
 from stages.results import SCORES
 from stages.sources import choose

@@ -46,11 +46,32 @@ def packaged(name: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a network's file; nothing where it cannot be read, which is the tagger's to complain about."""
+    """SHA-256 of a network's file, and of the files beside it that hold its weights, where there are such.
+
+    Nothing where one cannot be read, which is the tagger's to complain about.
+    """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
+        found = hashlib.sha256(data)
+        for other in weights_of(data):
+            found.update((path.parent / other).read_bytes())
+        return found.hexdigest()
     except OSError:
         return ""
+
+
+def weights_of(data: bytes) -> list[str]:
+    """The files that a network keeps its weights in, in order of their names."""
+    if b"location" not in data:  # the key of such an entry
+        return []
+    import onnx
+
+    try:
+        graph = onnx.load_from_string(data).graph
+    except Exception:  # not a network
+        return []
+    kept = [one for tensor in graph.initializer for one in tensor.external_data if one.key == "location"]
+    return sorted({one.value for one in kept})
 
 
 class InputConfig(Section):
@@ -86,13 +107,24 @@ class FramerConfig(Section):
     """A geometry file (`[detid, corners]`, .json.gz) that overrides the built-in endcap geometry."""
 
 
+class Normalise(Section):
+    """What is done to a channel before the network sees it: scaled, then transformed, then clipped."""
+
+    scale: float = 1.0
+    """Factor."""
+    transform: Literal["none", "log", "asinh"] = "none"
+    """`log` is sign(x) log(1 + |x|)."""
+    clip: float = Field(0.0, ge=0)
+    """What is beyond this, in either direction, is this; 0 = not clipped."""
+
+
 class TaggerSpec(Section):
     """One tagger: which objects it looks at, what it sees of them, and its network."""
 
     objects: Literal["Photon", "Jet", "FatJet", "Event"] = "Photon"
     """The collection whose members are cropped and scored; `Event` scores the whole frame, without a crop."""
     model: Path = Path(packaged("models/eg.onnx"))
-    """ONNX file; its input is (batch, channels, rows, columns) float32."""
+    """ONNX file; its input is (batch, channels, rows, columns), or points and their mask."""
     channels: tuple[str, ...] = ("ECAL",)
     """The channels in the order that the model wants."""
     crop: int = Field(32, ge=0, le=280, multiple_of=2)
@@ -107,6 +139,19 @@ class TaggerSpec(Section):
     """The truth label of what it looks for; 0 is its background, and what has another label does not count."""
     allow_empty: bool = False
     """Go on with an empty channel where an input cannot give it."""
+    input: Literal["image", "sparse", "points", "auto"] = "image"
+    """`image`: a dense tensor; `sparse`: the device makes it from the non-empty pixels; `auto`: what of these is faster
+    when measured at the start; `points`: the network takes points (batch, points, 2 + channels) and a mask."""
+    points: int = Field(256, ge=1, le=65536)
+    """Points of an object at most, where the network leaves it open; beyond that the brightest pixels are taken."""
+    normalise: dict[str, Normalise] = Field({})
+    """By channel, what is done to its pixels first; it becomes part of the network's graph."""
+    input_name: str = ""
+    """Of a network with several inputs, the one that takes the object; the others need `constants`."""
+    output_name: str = ""
+    """Of a network with several outputs, the one that is the score."""
+    constants: dict[str, float] = Field({})
+    """What the network's other inputs hold, by their names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +184,12 @@ class TaggerSpec(Section):
                     raise ValueError(f"'{key}' has no meaning for objects = \"Event\", which see the whole frame")
         elif not self.crop:
             raise ValueError("'crop' must be at least 2; to see the whole frame, set objects = \"Event\"")
+        for channel in self.normalise:
+            if channel not in self.channels:
+                raise ValueError(
+                    f"'normalise': the network does not see '{channel}'{nearest(channel, self.channels)}; it sees "
+                    f"{', '.join(self.channels)}"
+                )
         if self.objects != "Event" and self.score in TAKEN_SCORES:
             raise ValueError(f"'score' cannot be '{self.score}', which is a column of {self.objects} already")
         return self

@@ -54,7 +54,7 @@ class Tagger(BatchStage):
         for name in names:
             try:
                 found[name] = Network(name, config)
-                found[name].warm_up(self.inputs)
+                found[name].warm_up()
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:

@@ -8,10 +8,11 @@ from stages import records
 from stages.config import CHANNELS, SEED_CHANNEL, UNITS, Config, TaggerSpec
 from stages.cropper import Cropper, selected
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS
+from stages.filling import fill_frames
 from stages.formats import open_events
 from stages.formats.base import EventFile
 from stages.framer import Framer
-from stages.network import Network, fill_frames
+from stages.network import Network
 from stages.reader import with_jets
 from stages.sources import Choice, channels_of, choose, gives, look
 from stages.view_plot import SeenEvent, SeenObject

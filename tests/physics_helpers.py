@@ -151,11 +151,12 @@ def save_graph(
     output: Sequence[int | str] = ("batch", 1),
     weights: dict[str, Any] | None = None,
     extra_inputs: int = 0,
+    extra_outputs: Sequence[str] = (),
 ) -> Path:
-    """A network whose input is `crops` and whose output is `score`."""
+    """A network whose input is `crops` and whose output is `score`, and others of the same shapes."""
     inputs = [helper.make_tensor_value_info("crops", dtype, list(shape))]
     inputs += [helper.make_tensor_value_info(f"more{k}", dtype, list(shape)) for k in range(extra_inputs)]
-    outputs = [helper.make_tensor_value_info("score", dtype, list(output))]
+    outputs = [helper.make_tensor_value_info(name, dtype, list(output)) for name in ("score", *extra_outputs)]
     tensors = [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()]
     graph = helper.make_graph(nodes, "test", inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])

@@ -11,9 +11,9 @@ from physics_helpers import cms_open_data, hits_block
 from stages.config import CHANNELS, Config, InputConfig
 from stages.cropper import Cropper
 from stages.detector.ecal import ee_centres, ee_crystals
+from stages.filling import fill_crops, fill_frames
 from stages.formats import open_events
 from stages.framer import Framer
-from stages.network import fill_crops, fill_frames
 from stages.records import INPUT, INPUT_BY_NAME, crop_names
 from streamer.block import Block, Columns, offsets, readonly
 

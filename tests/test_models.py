@@ -11,7 +11,7 @@ import pytest
 import uproot
 
 from stages.config import TAGGERS, Config, packaged
-from stages.network import Model
+from stages.model import Model
 from stages.performance import auc
 from stages.simulation.sample import command_of, generate_file, settings_of
 

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from physics_helpers import Chain, columns_of, conv_model, event, per_event, save_graph, sum_model
 
-from stages import network as network_module
+from stages import model as model_module
 from stages.config import Config
 from stages.detector.ecal import eb_detid
-from stages.network import fill_crops
+from stages.filling import fill_crops
 from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import failures
@@ -59,8 +60,35 @@ def two_inputs(path: Path) -> None:
     save_graph(path, both, output=("batch",), extra_inputs=1)
 
 
-def doubles(path: Path) -> None:
-    save_graph(path, [mean([1, 2, 3])], output=("batch",), dtype=TensorProto.DOUBLE)
+def bytes_(path: Path) -> None:
+    casts = [helper.make_node("Cast", ["crops"], ["floats"], to=TensorProto.FLOAT), mean([1, 2, 3], "floats", "mean")]
+    casts.append(helper.make_node("Cast", ["mean"], ["score"], to=TensorProto.UINT8))
+    save_graph(path, casts, output=("batch",), dtype=TensorProto.UINT8)
+
+
+def two_outputs(path: Path) -> None:
+    save_graph(path, [mean([1, 2, 3]), mean([1, 2, 3], to="other")], output=("batch",), extra_outputs=["other"])
+
+
+def future_opset(path: Path) -> None:
+    model = onnx.load(conv_model(path))
+    model.opset_import[0].version = 999
+    onnx.save(model, path)
+
+
+def weights_elsewhere(path: Path) -> None:
+    model = onnx.load(conv_model(path))
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (path.parent / "weights.bin").unlink()
+
+
+def enormous_batch(path: Path) -> None:
+    save_graph(path, [mean([1, 2, 3])], (1 << 30, 1, 32, 32), output=(1 << 30,))
+
+
+def fails_on_any_crop(path: Path) -> None:
+    wrong = [helper.make_node("Reshape", ["crops", "seven"], ["s"]), mean([1], "s")]
+    save_graph(path, wrong, output=("batch",), weights={"seven": np.array([-1, 7], np.int64)})
 
 
 def many_scores(path: Path) -> None:
@@ -95,9 +123,14 @@ def missing(path: Path) -> None:
         (wrong_side, "('batch', 1, 16, 16), but channels ECAL and crop 32 make"),
         (channels_last, "change taggers.eg.channels or .crop, or the model"),
         (three_axes, "('batch', 32, 32), but"),
-        (two_inputs, "has 2 inputs; one is needed"),
-        (doubles, "'crops' is tensor(double); float32 is needed"),
-        (many_scores, "one float32 score a crop is needed"),
+        (two_inputs, "has 2 inputs (crops, more0); set taggers.eg.input_name to the one that takes the object"),
+        (bytes_, "input 'crops' is tensor(uint8); tensor(float), tensor(float16), tensor(double) are taken"),
+        (two_outputs, "has 2 outputs (score, other); set taggers.eg.output_name to the one that is the score"),
+        (future_opset, "not a model that ONNX Runtime loads ([ONNXRuntimeError]"),
+        (weights_elsewhere, "its weights are in 'weights.bin', which cannot be read; put it beside the model"),
+        (enormous_batch, "a batch of 1073741824 objects takes 4,398.0 GB, and "),
+        (fails_on_any_crop, "fails on made-up objects ([ONNXRuntimeError]"),
+        (many_scores, "one score an object is needed"),
         (many_scores_without_saying_so, "scores for"),
         (text, "not a model that ONNX Runtime loads"),
         (empty, "not a model that ONNX Runtime loads"),
@@ -125,6 +158,63 @@ def test_a_tagger_asks_for_the_crop_and_channels_that_it_is_configured_for(tmp_p
     make(conv_model(tmp_path / "m2.onnx", ("batch", 2, 32, 32)), spec={"channels": ("ECAL", "ECAL")})
 
 
+def test_which_input_and_output_are_meant_can_be_told(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["crops", "more0"], ["both"]),
+        mean([1, 2, 3], "both", "score"),
+        mean([1, 2, 3], "more0", "other"),
+    ]
+    path = save_graph(tmp_path / "m.onnx", nodes, output=("batch",), extra_inputs=1, extra_outputs=["other"])
+    told = {"input_name": "crops", "output_name": "score", "constants": {"more0": 3.0}}
+    energies = [[1024.0, 2048.0]]
+    for spec, wanted in (
+        (told, [4.0, 5.0]),
+        ({**told, "input_name": ""}, [4.0, 5.0]),  # what has a constant does not take the crop
+        ({**told, "output_name": "other"}, [3.0, 3.0]),
+        ({"input_name": "more0", "output_name": "other", "constants": {"crops": 0.0}}, [1.0, 2.0]),
+        ({**told, "input": "sparse"}, [4.0, 5.0]),
+        ({**told, "normalise": {"ECAL": {"scale": 2.0}}}, [5.0, 7.0]),
+    ):
+        chain = Chain(config(path, spec=spec))
+        columns = chain.scores(columns_of(events_with(energies)), 1).columns
+        assert per_event(columns, "Photon_egScore") == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"input_name": "crop"}, "has no input 'crop'; did you mean 'crops'?; it has crops"),
+        ({"output_name": "scores"}, "has no output 'scores'; did you mean 'score'?; it has score"),
+        ({"constants": {"pileup": 30}}, "taggers.eg.constants.pileup is not another input; there is none"),
+        ({"constants": {"crops": 30}}, "has 1 inputs (crops); set taggers.eg.input_name"),
+    ],
+)
+def test_names_that_a_network_does_not_have_are_told(tmp_path: Path, spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        make(conv_model(tmp_path / "m.onnx"), spec=spec)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_doubles_and_halves_are_taken(tmp_path: Path) -> None:
+    for dtype in (TensorProto.DOUBLE, TensorProto.FLOAT16):
+        path = save_graph(tmp_path / "m.onnx", [mean([1, 2, 3])], output=("batch",), dtype=dtype)
+        columns = Chain(config(path)).scores(columns_of(events_with([[1024.0]])), 1).columns
+        assert per_event(columns, "Photon_egScore") == [[1.0]]
+
+
+def test_weights_in_a_file_of_their_own_are_part_of_the_hash(tmp_path: Path) -> None:
+    hashes = []
+    for seed in (0, 1):
+        model = onnx.load(conv_model(tmp_path / "m.onnx", seed=seed))
+        (tmp_path / "m.onnx").unlink()
+        (tmp_path / "weights.bin").unlink(missing_ok=True)
+        onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+        hashes.append((make(tmp_path / "m.onnx").about()["models"]["eg"]["sha256"], (tmp_path / "m.onnx").read_bytes()))
+    assert hashes[0][1] == hashes[1][1]
+    assert hashes[0][0] != hashes[1][0]
+
+
 # ---- providers
 
 
@@ -148,7 +238,7 @@ def test_a_provider_asked_for_by_name_must_load(
 def test_auto_takes_the_cpu_where_there_is_nothing_better_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(network_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(model_module, "has_gpu", lambda: False)
     caplog.set_level(logging.INFO)
     tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
     assert tagger.about()["provider"] == "CPU"
@@ -159,7 +249,7 @@ def test_auto_takes_the_cpu_where_there_is_nothing_better_and_says_so(
 def test_auto_warns_of_a_gpu_that_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(network_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(model_module, "has_gpu", lambda: True)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     tagger = make(conv_model(tmp_path / "m.onnx"), provider="auto")
     if tagger.about()["provider"] == "CPU":

@@ -8,8 +8,8 @@ from jet_sample import COLUMNS, jet_columns, write_jets
 
 from stages.conversion import schema_of
 from stages.detector.layout import TOWER
+from stages.filling import fill_crops
 from stages.formats.root import write_events
-from stages.network import fill_crops
 from stages.training.dataset import Crops, load_crops
 from stages.training.settings import Settings
 from streamer.block import offsets

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 pytest.importorskip("onnxscript", reason="training needs the extra 'train'")
 
 from stages.config import OBJECT_DEFAULTS  # noqa: E402
-from stages.network import Model  # noqa: E402
+from stages.model import Model  # noqa: E402
 from stages.network_commands import Arch  # noqa: E402
 from stages.performance import auc  # noqa: E402
 from stages.training.dataset import Crops, load_crops  # noqa: E402

@@ -13,10 +13,10 @@ from stages import records
 from stages.config import Config
 from stages.cropper import Cropper
 from stages.detector.layout import TOWER
+from stages.filling import fill_crops
 from stages.formats import open_events
 from stages.framer import Framer
 from stages.kernels import njit
-from stages.network import fill_crops
 from stages.reader import with_jets
 from stages.records import INPUT_BY_NAME
 from stages.sources import choose
