@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.config import TaggerSpec
-from stages.detector.layout import N_COLUMNS, N_PIXELS, N_TOWER_COLUMNS, N_TOWERS, TOWER
+from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.kernels import njit
 from streamer.block import Array
 
@@ -126,14 +126,18 @@ def grid_of(spec: TaggerSpec, channels: tuple[str, ...]) -> Grid:
     channels : tuple of str
         Those of the frame.
     """
-    towers = np.array([channel == "HCAL" for channel in spec.channels])
-    _, rows, columns = spec.shape
     if spec.objects == "Event":
+        towers = np.array([channel == "HCAL" for channel in spec.channels])
         picked = np.array([channels.index(channel) for channel in spec.channels])
-        return Grid(len(channels), picked, towers, rows, columns, N_TOWER_COLUMNS, TOWER, 0, 0)
-    over = TOWER - 1
-    n = len(spec.channels)
-    return Grid(n, np.arange(n), towers, rows, columns, columns + over, 1, over, rows // 2 - 1)
+        return Grid(len(channels), picked, towers, N_ROWS, N_COLUMNS, N_TOWER_COLUMNS, TOWER, 0, 0)
+    return crop_grid(spec.channels, spec.crop)
+
+
+def crop_grid(channels: tuple[str, ...], size: int) -> Grid:
+    """The grid of crops that hold these channels alone."""
+    over, n = TOWER - 1, len(channels)
+    towers = np.array([channel == "HCAL" for channel in channels])
+    return Grid(n, np.arange(n), towers, size, size, size + over, 1, over, size // 2 - 1)
 
 
 @njit(cache=True, nogil=True)

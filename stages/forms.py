@@ -61,7 +61,7 @@ class Entries:
 
     name: ClassVar[str] = "sparse"
 
-    def __init__(self, spec: TaggerSpec, grid: Grid, max_batch: int, *, exact: bool) -> None:
+    def __init__(self, grid: Grid, *, exact: bool) -> None:
         self._grid, self._exact = grid, exact
         self._bases, self._per_item = pixels_of_an_item(grid)
         self._index, self._value = np.zeros(1024, np.int32), np.zeros(1024, np.float32)
@@ -106,9 +106,9 @@ class Points:
 
     name: ClassVar[str] = "points"
 
-    def __init__(self, spec: TaggerSpec, grid: Grid, max_batch: int, n_points: int) -> None:
+    def __init__(self, grid: Grid, max_batch: int, n_points: int) -> None:
         self._grid, self.left_out = grid, 0
-        n_channels, area = len(spec.channels), grid.rows * grid.columns
+        n_channels, area = grid.picked.size, grid.rows * grid.columns
         self._scratch = np.full(area, -1, np.int32), np.zeros((area, n_channels), np.float32), np.zeros(area, np.int32)
         self._points = np.zeros((max_batch, n_points, 2 + n_channels), np.float32)
         self._mask = np.zeros((max_batch, n_points), np.float32)
@@ -124,15 +124,14 @@ class Points:
         return self._points[:n], self._mask[:n]
 
 
-OCCUPANCY = 0.02
-"""Share of the pixels that is not empty in what networks are warmed up with."""
-
-
 def typical(grid: Grid, n_items: int, index_dtype: Any) -> Sparse:
-    """Items to warm up with: in each channel so large a share of its pixels, anywhere, with energies as they come."""
+    """Items to warm up with: in each channel as many pixels as there are rows, anywhere.
+
+    (Of 32 x 32 pixels generated electrons have 35, and of 128 x 128 jets about 75 in each channel.)
+    """
     dice = np.random.default_rng(0)
     counts = np.zeros((n_items, grid.n_channels), np.int64)
-    counts[:, grid.picked] = np.ceil(grid.areas * OCCUPANCY)
+    counts[:, grid.picked] = grid.rows
     areas = np.zeros(grid.n_channels, np.int64)
     areas[grid.picked] = grid.areas
     ends = np.concatenate([[0], np.cumsum(counts.reshape(-1))])

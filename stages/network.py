@@ -72,11 +72,11 @@ class Network:
                 f"{there / 1e9:,.1f} GB of memory are free; export it with an open batch dimension or a smaller one"
             )
         if form == "points":
-            return model, Points(spec, grid, self.max_batch, model.n_points)
+            return model, Points(grid, self.max_batch, model.n_points)
         if form == "sparse":
             if needed // 4 >= 1 << 31:
                 raise UsageError(f"{model.where}: input = 'sparse' counts up to 2^31 pixels; lower tagger.batch_mb")
-            return model, Entries(spec, grid, self.max_batch, exact=model.provider == "CPU")
+            return model, Entries(grid, exact=model.provider == "CPU")
         return model, Images(spec, grid, self.max_batch)
 
     def warm_up(self) -> None:
@@ -191,6 +191,13 @@ class Network:
         if self.model.fixed_batch:
             return self.model.fixed_batch
         return self.costs.size(n) if self.costs and not self.exact else n
+
+    def take_left_out(self) -> int:
+        """Pixels that there was no place for since the last call; only a cloud of points can be too small."""
+        if not isinstance(self.form, Points):
+            return 0
+        left_out, self.form.left_out = self.form.left_out, 0
+        return left_out
 
     def run(self, n: int) -> Array:
         """Scores of what has been filled in."""

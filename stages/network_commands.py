@@ -163,7 +163,8 @@ def train(
         Arch,
         typer.Option(
             help="small: a small SimpleNet, fast and good; simplenet: the published one, 30 times slower; vit: a "
-            "vision transformer; points: Deep Sets on the brightest pixels, the fastest."
+            "vision transformer; points: Deep Sets on the brightest pixels, the fastest, and also written as "
+            "NAME.points.onnx for taggers.NAME.input = 'points'."
         ),
     ] = Arch.SMALL,
     epochs: Annotated[
@@ -233,7 +234,7 @@ def train(
         print("streamer: stopped before there was a network to keep; nothing is written", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"AUC {done.auc:.4f} +- {done.auc_error:.4f} on events it never saw")
-    print(f"{done.model}, {done.card}, {done.roc}")
+    print(", ".join(str(path) for path in (done.model, done.card, done.roc, done.points) if path))
     if done.stopped:
         print(f"streamer: stopped by hand after {done.epochs} epochs; the best so far is kept", file=sys.stderr)
         raise typer.Exit(130)

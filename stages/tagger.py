@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 class Tagger(BatchStage):
     """Runs the configured taggers' networks, each over batches of its own."""
 
+    tallies = {"pixels_left_out": ("no_place",)}  # noqa: RUF012
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -134,7 +136,9 @@ class Tagger(BatchStage):
         return self.networks[queue].padded(n)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
-        return self.networks[queue].infer(parts)
+        scores = self.networks[queue].infer(parts)
+        self.count("pixels_left_out", "no_place", self.networks[queue].take_left_out())
+        return scores
 
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)

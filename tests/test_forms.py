@@ -85,7 +85,7 @@ def test_padded_entries_add_nothing() -> None:
     spec = config(LOOKS["towers first"], Path("none.onnx")).taggers["eg"]
     grid = grid_of(spec, ("ECAL", "HCAL"))
     seen = typical(grid, 4, np.dtype("u2"))
-    padded, exact = (Entries(spec, grid, 4, exact=exact) for exact in (False, True))
+    padded, exact = (Entries(grid, exact=exact) for exact in (False, True))
     for form in (padded, exact):
         form.fill(seen, 0, 4, 0)
         form.fill(seen, 0, 1, 0)  # less than before
@@ -152,7 +152,7 @@ def test_points_are_the_pixels_with_content() -> None:
     ends = np.concatenate([[0], np.cumsum(counts)])
     index = np.array([3 * 8 + 3, 7, 3 * 8 + 3, tower, outside, 3 * 8 + 3], np.uint16)
     value = np.array([1.0, 2.0, 4.0, 25.0, 50.0, 8.0], np.float32)
-    points = Points(spec, grid, 2, 4)
+    points = Points(grid, 2, 4)
     points.fill((ends, index, value), 0, 1, 1)
     clouds, mask = points.arrays(2)
     np.testing.assert_array_equal(mask, [[0, 0, 0, 0], [1, 1, 0, 0]])
@@ -165,7 +165,7 @@ def test_of_more_points_than_fit_the_brightest_are_taken() -> None:
     spec = config({"channels": ("ECAL",), "crop": 8}, Path("none.onnx")).taggers["eg"]
     grid = grid_of(spec, ("ECAL",))
     value = np.array([1, -9, 3, 7, 5], np.float32)
-    points = Points(spec, grid, 1, 3)
+    points = Points(grid, 1, 3)
     for _ in range(2):  # nothing stays behind
         points.fill((np.array([0, 5]), np.arange(5, dtype=np.uint16), value), 0, 1, 0)
         clouds, mask = points.arrays(1)
@@ -205,7 +205,7 @@ def cloud_model(path: Path, n_points: int | str = 16, n_channels: int = 1, *, sw
 @pytest.mark.parametrize("normalise", [{}, {"ECAL": {"scale": 2.0, "transform": "asinh"}}])
 def test_a_network_of_points_is_given_points(tmp_path: Path, swapped: bool, normalise: dict[str, Any]) -> None:
     model = cloud_model(tmp_path / "m.onnx", "n", swapped=swapped)
-    made = config({"input": "points", "points": 24, "normalise": normalise}, model)
+    made = config({"input": "points", "points": 32, "normalise": normalise}, model)
     network = Network("eg", made)
     network.warm_up()
     seen = typical(grid_of(made.taggers["eg"], ("ECAL",)), 8, np.dtype("u2"))

@@ -9,15 +9,17 @@ from jet_sample import write_jets
 torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 pytest.importorskip("onnxscript", reason="training needs the extra 'train'")
 
-from stages.config import OBJECT_DEFAULTS  # noqa: E402
+from stages.config import OBJECT_DEFAULTS, TAGGERS, packaged  # noqa: E402
 from stages.model import Model  # noqa: E402
+from stages.network import Network  # noqa: E402
 from stages.network_commands import Arch  # noqa: E402
 from stages.performance import auc  # noqa: E402
 from stages.training.dataset import Crops, load_crops  # noqa: E402
-from stages.training.export import export_onnx, score_onnx  # noqa: E402
+from stages.training.export import export_onnx, export_points, score_onnx  # noqa: E402
 from stages.training.layers import Scaling  # noqa: E402
 from stages.training.networks import ARCHITECTURES, n_macs, n_parameters  # noqa: E402
 from stages.training.points import PointNetwork  # noqa: E402
+from stages.training.session import POINTS  # noqa: E402
 from stages.training.settings import Settings  # noqa: E402
 from stages.training.train import TrainedModel, train  # noqa: E402
 from streamer.errors import UsageError  # noqa: E402
@@ -60,6 +62,35 @@ def test_a_trained_network_is_the_same_in_the_tagger(parts: tuple[Crops, Crops],
     assert not tagger.fixed_batch
     assert np.ptp(wanted) > 0
     assert np.all((wanted > 0) & (wanted < 1))
+
+
+@pytest.mark.parametrize("tagger", list(TAGGERS))
+def test_points_are_scored_like_the_image_that_they_are_of(tagger: str, tmp_path: Path) -> None:
+    config = Settings(tagger).config
+    sample = packaged(f"samples/{'egamma' if tagger == 'eg' else tagger}.root")
+    crops = load_crops([sample], config)
+    crops = crops.take(np.arange(min(len(crops), 200)))
+    torch.manual_seed(3)
+    network = PointNetwork(crops.channels, crops.size)
+    image, cloud = tmp_path / "image.onnx", tmp_path / "points.onnx"
+    image.write_bytes(export_onnx(network, crops.dense(np.arange(3))))
+    cloud.write_bytes(export_points(network, crops.points(np.arange(3), POINTS * network.n_points)))
+    scores = []
+    for form, model in (("image", image), ("sparse", image), ("points", cloud)):
+        spec = config.taggers[tagger].model_copy(update={"model": model, "input": form})
+        given = {"max_batch": 16, "threads": 1, "provider": "cpu"}
+        made = config.model_copy(update={"taggers": {tagger: spec}, "tagger": config.tagger.model_copy(update=given)})
+        at_work = Network(tagger, made)
+        at_work.warm_up()
+        parts = []
+        for first in range(0, len(crops), 16):
+            last = min(first + 16, len(crops))
+            at_work.form.fill(crops.sparse, first, last, 0)
+            parts.append(at_work.run(last - first).copy())
+        scores.append(np.concatenate(parts))
+    assert np.ptp(scores[0]) > 1e-4
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores[2], scores[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(("ECAL",), 32), (FAT_JET, 128), (("TrackPt", "HCAL"), 128)])

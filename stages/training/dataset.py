@@ -13,8 +13,9 @@ from stages import records
 from stages.config import Config
 from stages.cropper import Cropper
 from stages.detector.layout import TOWER
-from stages.filling import fill_crops
+from stages.filling import crop_grid, fill_crops
 from stages.formats import open_events
+from stages.forms import Points
 from stages.framer import Framer
 from stages.kernels import njit
 from stages.reader import with_jets
@@ -119,6 +120,19 @@ class Crops:
         fill_crops(*self._gathered(chosen, mirrored), 0, n, self._towers, self.size, flat, 0)
         return made
 
+    @property
+    def sparse(self) -> tuple[Int64s, Array, Floats]:
+        """All pixels as kernels take them: where those of each channel begin, index, value."""
+        return self._offsets, readonly(self.index), readonly(self.value)
+
+    def points(self, chosen: npt.ArrayLike, n_points: int) -> tuple[Floats, Floats]:
+        """The chosen crops as a network of points is handed them, by the tagger's own kernel: points and mask."""
+        chosen = np.asarray(chosen, np.int64)
+        form = Points(crop_grid(self.channels, self.size), len(chosen), n_points)
+        form.fill(self._gathered(chosen, np.zeros((len(chosen), 2), np.bool_)), 0, len(chosen), 0)
+        points, mask = form.arrays(len(chosen))
+        return points, mask
+
     def _gathered(self, chosen: Int64s, mirrored: Bools) -> tuple[Int64s, Array, Floats]:
         """The pixels of the chosen crops behind one another: offsets, index, value."""
         first, n_channels = self._offsets, len(self.channels)
@@ -126,8 +140,7 @@ class Crops:
         ends = np.zeros(len(chosen) * n_channels + 1, np.int64)
         index, value = np.empty(most, self.index.dtype), np.empty(most, np.float32)
         odd = np.array([ODD.get(channel, -1) for channel in self.channels])
-        own = first, readonly(self.index), readonly(self.value)
-        used = _gather(*own, chosen, mirrored, self._towers, odd, self.size, ends, index, value)
+        used = _gather(*self.sparse, chosen, mirrored, self._towers, odd, self.size, ends, index, value)
         return ends, index[:used], value[:used]
 
     def split(self, fraction: float) -> tuple["Crops", "Crops"]:

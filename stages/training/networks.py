@@ -60,6 +60,18 @@ class Scorer(nn.Module):  # type: ignore[misc]
         return torch.sigmoid(self.network(crops))
 
 
+class PointScorer(nn.Module):  # type: ignore[misc]
+    """A network of points, given points, with the sigmoid behind it."""
+
+    def __init__(self, network: PointNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, points: Any, mask: Any) -> Any:
+        """As `PointNetwork.of_points`; the probability of the label 1."""
+        return torch.sigmoid(self.network.of_points(points, mask))
+
+
 def n_parameters(network: nn.Module) -> int:
     """Number of trained weights."""
     return sum(weights.numel() for weights in network.parameters())

@@ -15,6 +15,8 @@ from streamer.errors import StreamerError, UsageError
 
 NEEDS = "training needs torch: pip install 'e2e-streamer[train]'"
 
+POINTS = 4
+"""A network of points is given so many times the number that it looks at."""
 TEST, VALIDATION = 1 / 5, 1 / 10
 """Of the events for the figures on the card, and of the others for the choice of the best epoch."""
 
@@ -26,6 +28,8 @@ class Trained:
     model: Path
     card: Path
     roc: Path
+    points: Path | None
+    """The same network for `input = "points"`, where it is one of points."""
     auc: float
     auc_error: float
     epochs: int
@@ -139,9 +143,13 @@ def train_tagger(
         onnx=onnx,
         about=arch.about,
     )
-    with _parts(out, card, roc) as (onnx_part, card_part, roc_part):
+    clouds = out.with_suffix(".points.onnx") if settings.arch == "points" else None
+    with _parts(out, card, roc, *([clouds] if clouds else [])) as (onnx_part, card_part, roc_part, *cloud_part):
         write_results(result, onnx_part, card_part, roc_part, out.name)
-    return Trained(out, card, roc, area, area_error, len(model.epochs), model.stopped)
+        for part in cloud_part:
+            points = test.points(np.arange(min(8, len(test))), POINTS * model.network.n_points)
+            part.write_bytes(export.export_points(model.network, points))
+    return Trained(out, card, roc, clouds, area, area_error, len(model.epochs), model.stopped)
 
 
 def _check_output(out: Path) -> None:
