@@ -146,6 +146,12 @@ class TaggerSpec(Section):
     """Points of an object at most, where the network leaves it open; beyond that the brightest pixels are taken."""
     normalise: dict[str, Normalise] = Field({})
     """By channel, what is done to its pixels first; it becomes part of the network's graph."""
+    shadow: Path | None = None
+    """A second network that scores `shadow_share` of the objects beside the stream; how far both agree is a metric."""
+    shadow_share: float = Field(0.01, gt=0, le=1)
+    """Of the objects, for `shadow`."""
+    cpu_check: float = Field(0.0, ge=0, le=1)
+    """This share of the objects is scored once more on the CPU; a difference above 0.001 is counted."""
     input_name: str = ""
     """Of a network with several inputs, the one that takes the object; the others need `constants`."""
     output_name: str = ""

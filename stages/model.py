@@ -45,6 +45,8 @@ class Model:
         Of one inference on the CPU.
     form : str
         What it takes: `image`, `sparse` or `points`; see `stages.forms`.
+    key : str
+        The setting that names its file.
 
     Attributes
     ----------
@@ -62,14 +64,22 @@ class Model:
     """
 
     def __init__(
-        self, name: str, path: Path, spec: TaggerSpec, provider: str, threads: int, form: str = "image"
+        self,
+        name: str,
+        path: Path,
+        spec: TaggerSpec,
+        provider: str,
+        threads: int,
+        form: str = "image",
+        key: str = "model",
     ) -> None:
         self.where, self.spec, self._name = f"tagger {name}: {path}", spec, name
+        self._key = f"taggers.{name}.{key}"
         self._provider, self._threads = provider, threads
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set taggers.{name}.model") from None
+            raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set {self._key}") from None
         for other in weights_of(data):
             if not os.access(path.parent / other, os.R_OK):
                 raise UsageError(
@@ -110,7 +120,7 @@ class Model:
         except Exception as error:  # ONNX Runtime raises its own kinds for each way to be broken
             raise UsageError(
                 f"{self.where}: not a model that ONNX Runtime loads ({one_line(error)}); export it again, or set "
-                f"taggers.{self._name}.model"
+                f"{self._key}"
             ) from None
         if wanted and session.get_providers()[0] != wanted[0]:
             why = next((f" ({line})" for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")

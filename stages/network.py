@@ -30,6 +30,11 @@ TOLERANCE = 1e-5
 class Network:
     """One tagger at work: its model, and the batch that its crops or frames are written into.
 
+    Parameters
+    ----------
+    key : str
+        The setting that names the network's file.
+
     Attributes
     ----------
     form : Form
@@ -45,8 +50,8 @@ class Network:
         Whatever is wrong with the model.
     """
 
-    def __init__(self, name: str, config: Config) -> None:
-        self.name, self.spec = name, config.taggers[name]
+    def __init__(self, name: str, config: Config, key: str = "model") -> None:
+        self.name, self.spec, self._key = name, config.taggers[name], key
         self._settings, self._threads = config.tagger, threads_of(config)
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
@@ -62,7 +67,7 @@ class Network:
     def _made(self, form: str) -> tuple[Model, Form]:
         """The model and the batch in one form."""
         spec, settings, grid = self.spec, self._settings, self._grid
-        model = Model(self.name, spec.model, spec, settings.provider, self._threads, form)
+        model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key)
         item = 4 * int(np.prod(spec.shape)) if form != "points" else 4 * model.n_points * (3 + len(spec.channels))
         self.max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
         needed, there = self.max_batch * item, psutil.virtual_memory().available

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from stages import records
 from stages.config import Config, digest
 from stages.network import Network, threads_of
+from stages.second import OpinionMetrics, SecondOpinion, second_networks
+from streamer.background import give_way
 from streamer.batcher import Part
 from streamer.block import FED_TIME, Array, Block, Columns, with_failures
 from streamer.costs import Costs
@@ -16,6 +19,14 @@ from streamer.errors import UsageError, nearest
 from streamer.stage import LATE, BatchStage
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network that is ready, and what scores again for it: against what, by what, which share."""
+
+    network: Network
+    seconds: list[tuple[str, Network, float]]
 
 
 class Tagger(BatchStage):
@@ -26,6 +37,7 @@ class Tagger(BatchStage):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.opinions: dict[str, list[SecondOpinion]] = {}
         self.inputs, self.outputs = records.crops(config), records.scores(config)
         self.max_wait = config.tagger.max_wait
 
@@ -40,39 +52,49 @@ class Tagger(BatchStage):
         self.networks: dict[str, Network] = {}  # by queue: NAME, and after a change NAME#1, NAME#2, ...
         self.queues = {}
         self.costs: dict[str, Costs] = {}
+        asked = any(spec.shadow or spec.cpu_check for spec in self.config.taggers.values())
+        self._opinion_metrics = OpinionMetrics(self.registry) if asked else None
         self._n_changes = 0
         self._use(self._loaded(self.config, [*self.config.taggers]))
 
-    def _loaded(self, config: Config, names: Sequence[str]) -> dict[str, Network]:
-        """Networks, checked and warm.
+    def _loaded(self, config: Config, names: Sequence[str]) -> list[_Loaded]:
+        """Networks, checked and warm, and what scores again for them.
 
         Raises
         ------
         UsageError
             With one line for each that cannot be used.
         """
-        found: dict[str, Network] = {}
+        found: list[_Loaded] = []
         problems: list[str] = []
         for name in names:
             try:
-                found[name] = Network(name, config)
-                found[name].warm_up()
+                network = Network(name, config)
+                network.warm_up()
+                found.append(_Loaded(network, second_networks(name, config)))
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:
             raise UsageError("\n".join(problems))
-        for network in found.values():
-            log.info("%s on %s, %d threads", network.model.where, network.model.provider, threads_of(config))
+        for one in found:
+            model, threads = one.network.model, threads_of(config)
+            log.info("%s on %s, %d threads", model.where, model.provider, threads)
         return found
 
-    def _use(self, networks: Mapping[str, Network]) -> None:
+    def _use(self, loaded: Sequence[_Loaded]) -> None:
         """Score with these from the next block on. What waits for others is scored by those."""
         suffix = f"#{self._n_changes}" if self._n_changes else ""
-        for name, network in networks.items():
-            for queue in [queue for queue in self.queues if self.networks[queue].name == name]:
+        for one in loaded:
+            network = one.network
+            for queue in [queue for queue in self.queues if self.networks[queue].name == network.name]:
                 del self.queues[queue]
-            queue = name + suffix
+            queue = network.name + suffix
             self.networks[queue] = network
+            if self._opinion_metrics is not None:
+                self.opinions[queue] = [
+                    SecondOpinion(against, second, share, self._opinion_metrics)
+                    for against, second, share in one.seconds
+                ]
             if network.costs is not None:
                 self.costs[queue] = network.costs
             self.queues[queue] = network.max_batch
@@ -103,6 +125,8 @@ class Tagger(BatchStage):
         ]
         if not others:
             raise UsageError("the stream has these networks already")
+        if threads_of(config) == 1:  # a session's own threads would have to give way for ever
+            give_way()
         loaded = self._loaded(config, others)
 
         def change() -> None:
@@ -111,7 +135,16 @@ class Tagger(BatchStage):
 
         return change
 
+    def close(self) -> None:
+        opinions = [opinion for ones in self.opinions.values() for opinion in ones]
+        for opinion in opinions:
+            opinion.close()
+        for opinion in opinions:
+            opinion.wait()
+
     def forget(self, queue: str) -> None:
+        for opinion in self.opinions.pop(queue, ()):
+            opinion.close()
         del self.networks[queue]
         self.costs.pop(queue, None)
 
@@ -137,6 +170,8 @@ class Tagger(BatchStage):
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         scores = self.networks[queue].infer(parts)
+        for opinion in self.opinions.get(queue, ()):
+            opinion.look(parts, scores)
         self.count("pixels_left_out", "no_place", self.networks[queue].take_left_out())
         return scores
 

@@ -4,11 +4,11 @@ The supervisor asks all replicas of a stage to get ready. When all are, it tells
 refuses, all forget it, and everything stays as it was.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streamer.background import in_own_thread
 from streamer.block import Block
 from streamer.config import CoreConfig
 from streamer.errors import StreamerError, one_line
@@ -39,7 +39,7 @@ class Changes:
     async def prepare(self, number: int, config: CoreConfig) -> str:
         """Get ready for a change; returns why not, or nothing."""
         try:
-            self._prepared[number] = _Change(config, await asyncio.to_thread(self._unit.prepare, config))
+            self._prepared[number] = _Change(config, await in_own_thread(self._unit.prepare, config))
         except StreamerError as error:
             return str(error)
         except Exception as error:

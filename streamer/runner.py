@@ -202,6 +202,7 @@ class Process:
             unit.replica, unit.n_replicas = self.replica, self.config.n_replicas(self.name)
             self._changes = Changes(unit)
             self.metrics = StageMetrics(self.name, self.replica, unit.tallies)
+            unit.registry = self.metrics.registry
             self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
             self.life.publish(self.metrics.registry, self.name)
             self.metrics.work_age.set_function(self._work_age)

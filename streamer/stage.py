@@ -1,6 +1,6 @@
 """What a stage is: a class that is handed arrays and returns arrays.
 
-A stage sees no socket, signal, clock or metric; the runner owns those. There are four roles:
+A stage sees no socket, signal or clock, and few metrics; the runner owns those. There are four roles:
 
 =============  ==========================================  =====================================
 role           methods                                     example
@@ -19,6 +19,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
+
+from prometheus_client import CollectorRegistry
 
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, Schema
@@ -46,8 +48,10 @@ class Unit:
         Which process of this stage it is, and how many there are.
     run_id : str
         Names the run; a process that is started again finds the same.
+    registry : CollectorRegistry
+        For metrics of its own that are no tallies; to be made in `setup`.
 
-    The last four are set by the runner.
+    The last five are set by the runner.
     """
 
     mark = 0
@@ -59,6 +63,7 @@ class Unit:
     tallies: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self._tally: Counter[tuple[str, str]] = Counter()
         self._tally_lock = threading.Lock()  # a source counts in its reading thread
 

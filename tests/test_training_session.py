@@ -62,7 +62,7 @@ def test_training_makes_a_model_with_card_and_picture(sample: Path, tmp_path: Pa
     for figure in (r"batch 1 \| [\d.]+ ms", r"batch 32 \| [\d.]+ ms", r"median, 1 thread; .+, \d+ cores?"):
         assert re.search(figure, card)
     assert (tmp_path / "my.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.md", "my.onnx", "my.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.md", "my.onnx", "my.png", "my.points.onnx"]
 
 
 @pytest.mark.long
