@@ -226,6 +226,8 @@ class TaggerConfig(Section):
     """ONNX Runtime provider; `auto` takes the best that truly loads, a provider asked for by name must."""
     threads: int = Field(0, ge=0, le=256)
     """Threads of one inference on the CPU; 0 = one for each two cores, at least one."""
+    cpus: str = Field("", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")
+    """The cores that inference may use, such as '2-5,8', so that stages do not fight for them; empty = any."""
     max_batch: int = Field(64, ge=1, le=65536)
     """Crops in a batch at most, as far as they fit into `batch_mb`."""
     batch_mb: int = Field(64, ge=1, le=65536)

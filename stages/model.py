@@ -23,11 +23,6 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-OPTIONS = {
-    # The default tries every algorithm on each new shape, for seconds.
-    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"},
-    "TensorrtExecutionProvider": {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True},
-}
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 CONSTANTS = {**FLOATS, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
@@ -47,6 +42,8 @@ class Model:
         What it takes: `image`, `sparse` or `points`; see `stages.forms`.
     key : str
         The setting that names its file.
+    device : int
+        Which GPU, where one is used.
 
     Attributes
     ----------
@@ -72,10 +69,11 @@ class Model:
         threads: int,
         form: str = "image",
         key: str = "model",
+        device: int = 0,
     ) -> None:
         self.where, self.spec, self._name = f"tagger {name}: {path}", spec, name
         self._key = f"taggers.{name}.{key}"
-        self._provider, self._threads = provider, threads
+        self._provider, self._threads, self._device = provider, threads, device
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -114,9 +112,8 @@ class Model:
             with contextlib.redirect_stdout(said):
                 if wanted and wanted != [PROVIDERS["cpu"]]:
                     ort.preload_dlls()
-                session = ort.InferenceSession(
-                    model, options, providers=[(one, OPTIONS.get(one, {})) for one in providers]
-                )
+                given = [(one, provider_options(one, self._device)) for one in providers]
+                session = ort.InferenceSession(model, options, providers=given)
         except Exception as error:  # ONNX Runtime raises its own kinds for each way to be broken
             raise UsageError(
                 f"{self.where}: not a model that ONNX Runtime loads ({one_line(error)}); export it again, or set "
@@ -260,6 +257,24 @@ class Model:
             padding = np.zeros((self.fixed_batch - n, *batch.shape[1:]), np.float32)
             batch = np.concatenate([batch, padding])
         return self.run((batch,), len(batch))[:n]
+
+
+def provider_options(provider: str, device: int) -> dict[str, Any]:
+    """What ONNX Runtime is told of a provider."""
+    if provider == PROVIDERS["cuda"]:  # by default every algorithm is tried on each new shape, for seconds
+        return {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
+    if provider == PROVIDERS["tensorrt"]:  # an engine takes minutes to build
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer" / "tensorrt"
+        cache.mkdir(parents=True, exist_ok=True)
+        kept = {f"trt_{kind}_cache_{what}": value for kind in ("engine", "timing") for what, value in
+                (("enable", True), ("path", str(cache)))}  # fmt: skip
+        return {"device_id": device, **kept}
+    return {}
+
+
+def n_gpus() -> int:
+    """NVIDIA devices of this machine."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _fits(shape: list[Any], wanted: tuple[Any, ...]) -> bool:

@@ -34,6 +34,8 @@ class Network:
     ----------
     key : str
         The setting that names the network's file.
+    device : int
+        Which GPU, where one is used.
 
     Attributes
     ----------
@@ -50,8 +52,8 @@ class Network:
         Whatever is wrong with the model.
     """
 
-    def __init__(self, name: str, config: Config, key: str = "model") -> None:
-        self.name, self.spec, self._key = name, config.taggers[name], key
+    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0) -> None:
+        self.name, self.spec, self._key, self._device = name, config.taggers[name], key, device
         self._settings, self._threads = config.tagger, threads_of(config)
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
@@ -67,7 +69,7 @@ class Network:
     def _made(self, form: str) -> tuple[Model, Form]:
         """The model and the batch in one form."""
         spec, settings, grid = self.spec, self._settings, self._grid
-        model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key)
+        model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key, self._device)
         item = 4 * int(np.prod(spec.shape)) if form != "points" else 4 * model.n_points * (3 + len(spec.channels))
         self.max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
         needed, there = self.max_batch * item, psutil.virtual_memory().available
@@ -250,6 +252,30 @@ class Network:
         return failed | {int(events[i]): text for i, text in why.items()}
 
 
+def cores(text: str) -> set[int]:
+    """Those that a setting such as '2-5,8' names.
+
+    Raises
+    ------
+    UsageError
+        This process may not use one of them.
+    """
+    named: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        named |= set(range(int(first), int(last or first) + 1))
+    ours = os.sched_getaffinity(0)
+    if not named <= ours:
+        raise UsageError(
+            f"tagger.cpus = '{text}': there is no core {min(named - ours)} here; there are "
+            f"{', '.join(map(str, sorted(ours)))}"
+        )
+    return named
+
+
 def threads_of(config: Config) -> int:
-    """Threads of one inference; by default one for each two cores: the other stages need the rest."""
+    """Threads of one inference; by default one for each two cores: the other stages need the rest. Or, where cores are
+    named for it, one for each of these."""
+    if config.tagger.cpus and not config.tagger.threads:
+        return len(cores(config.tagger.cpus))
     return config.tagger.threads or max(1, len(os.sched_getaffinity(0)) // 2)

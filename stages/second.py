@@ -48,7 +48,7 @@ class OpinionMetrics:
         )
 
 
-def second_networks(name: str, config: Config) -> list[tuple[str, Network, float]]:
+def second_networks(name: str, config: Config, device: int = 0) -> list[tuple[str, Network, float]]:
     """What scores again for a tagger, warm: against what, by what network, which share of the objects.
 
     Raises
@@ -58,18 +58,18 @@ def second_networks(name: str, config: Config) -> list[tuple[str, Network, float
     """
     spec, found = config.taggers[name], []
     if spec.shadow is not None:
-        found.append(("shadow", _second(name, config, "shadow", model=spec.shadow), spec.shadow_share))
+        found.append(("shadow", _second(name, config, "shadow", device, model=spec.shadow), spec.shadow_share))
     if spec.cpu_check:
         form = "points" if spec.input == "points" else "image"
         found.append(("cpu", _second(name, config, "model", provider="cpu", input=form), spec.cpu_check))
     return found
 
 
-def _second(name: str, config: Config, key: str, provider: str = "", **changed: Any) -> Network:
+def _second(name: str, config: Config, key: str, device: int = 0, provider: str = "", **changed: Any) -> Network:
     spec = config.taggers[name].model_copy(update=changed)
     runs = {"policy": "fixed", "deadline": 0.0, "max_batch": 16, **({"provider": provider} if provider else {})}
     settings = {"taggers": {**config.taggers, name: spec}, "tagger": config.tagger.model_copy(update=runs)}
-    network = Network(name, config.model_copy(update=settings), key)
+    network = Network(name, config.model_copy(update=settings), key, device)
     network.warm_up()
     return network
 

@@ -1,6 +1,7 @@
 """Tagger: crops become dense only here, in the batch that ONNX Runtime is handed (`stages.network`)."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 
 from stages import records
 from stages.config import Config, digest
-from stages.network import Network, threads_of
+from stages.model import n_gpus
+from stages.network import Network, cores, threads_of
 from stages.second import OpinionMetrics, SecondOpinion, second_networks
 from streamer.background import give_way
 from streamer.batcher import Part
@@ -55,7 +57,14 @@ class Tagger(BatchStage):
         asked = any(spec.shadow or spec.cpu_check for spec in self.config.taggers.values())
         self._opinion_metrics = OpinionMetrics(self.registry) if asked else None
         self._n_changes = 0
+        self._cores = cores(self.config.tagger.cpus) if self.config.tagger.cpus else set()
+        self._pinned = False
         self._use(self._loaded(self.config, [*self.config.taggers]))
+
+    def _pin(self) -> None:
+        """This thread, and those that it starts, use the cores that are set aside for inference."""
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)
 
     def _loaded(self, config: Config, names: Sequence[str]) -> list[_Loaded]:
         """Networks, checked and warm, and what scores again for them.
@@ -65,13 +74,15 @@ class Tagger(BatchStage):
         UsageError
             With one line for each that cannot be used.
         """
+        self._pin()
+        device = self.replica % max(1, n_gpus())
         found: list[_Loaded] = []
         problems: list[str] = []
         for name in names:
             try:
-                network = Network(name, config)
+                network = Network(name, config, device=device)
                 network.warm_up()
-                found.append(_Loaded(network, second_networks(name, config)))
+                found.append(_Loaded(network, second_networks(name, config, device)))
             except UsageError as error:
                 problems += [line for line in str(error).splitlines() if line not in problems]
         if problems:
@@ -169,6 +180,9 @@ class Tagger(BatchStage):
         return self.networks[queue].padded(n)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+        if not self._pinned:  # it is always the same thread
+            self._pin()
+            self._pinned = True
         scores = self.networks[queue].infer(parts)
         for opinion in self.opinions.get(queue, ()):
             opinion.look(parts, scores)

@@ -1,6 +1,8 @@
 """The tagger: which models are taken, how crops become a batch, and whose score is whose."""
 
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
-from physics_helpers import Chain, columns_of, conv_model, event, per_event, save_graph, sum_model
+from physics_helpers import Chain, columns_of, conv_model, event, infer_all, per_event, save_graph, sum_model
 
 from stages import model as model_module
 from stages.config import Config
 from stages.detector.ecal import eb_detid
 from stages.filling import fill_crops
+from stages.network import cores, threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import failures
@@ -382,3 +385,27 @@ def test_the_deadline_of_a_crop_is_that_of_its_event(tmp_path: Path) -> None:
     found = chain.tagger.deadlines("eg", block)
     assert found is not None
     np.testing.assert_array_equal(found - 2_000_000_000, [1000, 2000, 2000, 4000, 5000, 5000])
+
+
+# ---- cores
+
+
+def test_inference_uses_the_cores_that_it_is_given(tmp_path: Path) -> None:
+    model = conv_model(tmp_path / "m.onnx")
+    with ThreadPoolExecutor(1) as setup, ThreadPoolExecutor(1) as engine:
+        chain = setup.submit(lambda: Chain(config(model, cpus="0"))).result()
+        block = chain.crops(columns_of(events_with(ENERGIES)), len(ENERGIES))
+        engine.submit(infer_all, chain.tagger, block).result()
+        assert setup.submit(os.sched_getaffinity, 0).result() == {0}, "so have the threads of the session"
+        assert engine.submit(os.sched_getaffinity, 0).result() == {0}
+
+
+def test_threads_are_one_for_each_core_that_is_named(tmp_path: Path) -> None:
+    made = config(tmp_path / "none.onnx", cpus="0").tagger
+    assert threads_of(config(tmp_path / "none.onnx", cpus="0")) == 1
+    assert made.cpus == "0"
+    assert cores("0-0,0") == {0}
+    with pytest.raises(UsageError, match=r"tagger.cpus = '0-4097': there is no core [0-9]+ here; there are 0"):
+        cores("0-4097")
+    with pytest.raises(ValueError, match="cpus"):
+        config(tmp_path / "none.onnx", cpus="2-")
