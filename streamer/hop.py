@@ -60,7 +60,7 @@ import msgpack
 import zmq
 import zmq.asyncio
 
-from streamer.block import MAGIC, Block, Schema, WireError, announced_events, decode_block, encode, pack, read_header
+from streamer.block import MAGIC, Block, Schema, WireError, announced_events, decode_block, read_header, to_wire
 from streamer.config import HopConfig
 from streamer.credits import CreditBook
 from streamer.errors import UsageError
@@ -195,7 +195,7 @@ class Outlet:
 
     async def send(self, block: Block) -> None:
         """Send a block to its owner, or the peer with the most to spare; waits until it can be taken."""
-        frames = pack(encode(block, self.run))
+        frames = to_wire(block, self.run)
         owner = self._owner and self._owner(block)
         while True:
             route = self.book.choose(time.monotonic(), owner)

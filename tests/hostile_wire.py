@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode, pack
+from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode
 from streamer.testing import TOY, toy_block
 
 RUN = "the run's token"
@@ -41,7 +41,12 @@ def good() -> list[bytes]:
 
 def good_packed() -> list[bytes]:
     """The same block with all its columns in one frame."""
-    return [bytes(frame) for frame in pack(good())]
+    return pack(good())
+
+
+def pack(frames: list[bytes]) -> list[bytes]:
+    """Frames of columns as one."""
+    return [frames[0], b"".join(frame + bytes(-len(frame) % 8) for frame in frames[1:])]
 
 
 def header_of(frames: list[bytes]) -> dict[str, Any]:
