@@ -16,13 +16,15 @@ from stages.graph import normalised
 from stages.model import Model, one_line
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, offsets, readonly
-from streamer.costs import Costs, useful_sizes
+from streamer.costs import Costs, largest_useful, useful_sizes
 from streamer.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 WARM_UP_S = 0.05
 """Each batch size is measured for about so long."""
+OVERHEAD_S = 0.2e-3
+"""About what the tagger spends on a batch besides."""
 TOLERANCE = 1e-5
 """Scores of a changed graph may differ so much from those of the network as it was."""
 
@@ -164,11 +166,13 @@ class Network:
         doubled = {1 << k for k in range(self.max_batch.bit_length())}
         ends = [self.max_batch] if self.model.fixed_batch else sorted({*doubled, self.max_batch})
         measured = {n: self.seconds(n, seen) for n in ends}
-        sizes = useful_sizes(measured)
+        self.max_batch = largest_useful(measured, OVERHEAD_S)
+        ends = [n for n in ends if n <= self.max_batch]
+        sizes = useful_sizes({n: measured[n] for n in ends})
         if not self.exact:
             for n in sizes:  # so that nothing is compiled when events are waiting
                 self.run(n)
-        return Costs(dict(zip(sizes, np.interp(sizes, ends, list(measured.values())).tolist(), strict=True)))
+        return Costs(dict(zip(sizes, np.interp(sizes, ends, [measured[n] for n in ends]).tolist(), strict=True)))
 
     def seconds(self, n: int, seen: Sparse | None = None, least: int = 3) -> float:
         """Seconds of a batch, the least of some; with the time to fill in what is `seen`, where that is given."""
@@ -184,7 +188,11 @@ class Network:
         return min(took[1:], default=took[0])
 
     def items(self, block: Block) -> int:
-        return int(block.columns[f"n{self.crop}"].sum()) if self.spec.crop else block.n_events
+        """How many crops or frames of a block it is to score."""
+        return self.items_of(block.columns)
+
+    def items_of(self, columns: Columns) -> int:
+        return int(columns[f"n{self.crop}"].sum()) if self.spec.crop else len(columns["error"])
 
     def infer(self, parts: list[Part[Block]]) -> Array:
         n = 0

@@ -37,6 +37,25 @@ def useful_sizes(measured: Mapping[int, float], waste: float = 0.1) -> list[int]
     return sizes
 
 
+def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: float = 0.05) -> int:
+    """The largest size that does nearly as many items a second as the best; a larger one is late for nothing.
+
+    On a processor a batch that leaves its cache can be slower than two of half its size.
+
+    Parameters
+    ----------
+    measured : mapping of int to float
+        Seconds by size.
+    overhead : float
+        Seconds that each batch costs besides.
+    loss : float
+        So large a share may be missing.
+    """
+    rates = {n: n / (seconds + overhead) for n, seconds in measured.items()}
+    best = max(rates.values())
+    return max(n for n, rate in rates.items() if rate >= (1.0 - loss) * best)
+
+
 class Costs:
     """Seconds that a batch takes, by its size; only the sizes that were warmed up are run.
 

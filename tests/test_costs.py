@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.costs import Costs, useful_sizes
+from streamer.costs import Costs, largest_useful, useful_sizes
 
 
 def line(fixed: float, each: float, sizes: list[int]) -> dict[int, float]:
@@ -78,3 +78,12 @@ def test_padding_wastes_little_and_few_sizes_do(fixed: float, each: float, large
 def test_where_the_size_is_free_two_sizes_do() -> None:
     assert useful_sizes({1: 1.0, 1000: 1.0}) == [1, 1000]
     assert len(useful_sizes(line(0.17, 0.033, [1, 64]))) < 30
+
+
+def test_batches_are_no_larger_than_pays() -> None:
+    leaves_the_cache = {1: 1.1, 2: 2.1, 4: 7.0, 8: 15.0}
+    assert largest_useful(leaves_the_cache) == 2
+    assert largest_useful({1: 1.1, 2: 1.2, 4: 1.4, 8: 1.8}) == 8
+    assert largest_useful({1: 1.0, 2: 2.0, 4: 4.0}) == 4, "of equals the largest: each batch costs something besides"
+    assert largest_useful({1: 0.1, 2: 0.22, 4: 0.44}, overhead=0.2) == 4
+    assert largest_useful({64: 3.0}) == 64
