@@ -10,6 +10,7 @@ import typer
 
 from streamer.cli import ConfigOption, SetOption, overrides
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.feed import feed_settings
 
 InputArgument = Annotated[
     list[str] | None,
@@ -55,6 +56,14 @@ def run(
     set_: SetOption = None,
     events: Annotated[int | None, typer.Option(help="Stop after so many events.")] = None,
     rate: Annotated[float | None, typer.Option(metavar="HZ", help="A live feed: so many events a second.")] = None,
+    feed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="A live feed: max, 'fixed HZ', 'poisson HZ', 'bunches HZ' or 'pileup MEAN' (LHC), or by a table of times "
+            "and rates: 'steps 10s:500 1s:3000', 'bursts 10s:500 1s:3000'.",
+        ),
+    ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
@@ -76,6 +85,7 @@ def run(
 
       streamer run events.root --output out
       streamer run 'data/*.ig' --rate 500 --loop
+      streamer run events.root --feed 'poisson 2000' --loop
       streamer run qg.root --tagger qg
       streamer run --resume out
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
@@ -96,6 +106,10 @@ def run(
         "input.files": inputs or None,
     }
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    if feed is not None:
+        if rate is not None:
+            raise UsageError("--feed has a rate of its own; leave --rate out")
+        wanted |= feed_settings(feed)
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     wanted |= chosen_taggers(tagger or [])
     begun = {} if resume is None else resumed(resume)

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from streamer.arrivals import FILLING, ORBIT_HZ, filling_of, rate_of_pileup
 from streamer.errors import UsageError, nearest
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -53,8 +54,14 @@ class FeedConfig(Section):
     """Stop after this many events; 0 = all there are."""
     rate: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Events per second; 0 = as fast as the chain takes them."""
-    arrivals: Literal["even", "poisson"] = "even"
-    """With a rate: events come at equal distances, or at random ones, independent of each other."""
+    arrivals: Literal["even", "poisson", "bunches"] = "even"
+    """With a rate: events come at equal distances; at random ones, independent of each other; or when bunches meet."""
+    profile: tuple[tuple[PositiveSeconds, Annotated[float, Field(ge=0)]], ...] = ()
+    """The rate by time instead: `[["10 s", 500], ["1 s", 3000]]` is 500 a second for 10 s, then 3000, and so on."""
+    filling: str = FILLING
+    """The bunches of an orbit, for `bunches`: 12b are bunches, 35e empty slots, 3(48b 7e) three times what it holds."""
+    pileup: float = Field(0.0, ge=0)
+    """For `bunches` in place of a rate: the mean number of collisions, by which a crossing is fed by chance."""
     seed: int = Field(0, ge=0, le=(1 << 32) - 1)
     """Of random arrivals."""
     loop: bool = False
@@ -71,6 +78,32 @@ class FeedConfig(Section):
     """... and no more are fed while these hold so much [MB]."""
     redeliver_after: PositiveSeconds = 30.0
     """A block that is not on disk after this time is sent again."""
+
+    @field_validator("filling")
+    @classmethod
+    def _with_bunches(cls, filling: str) -> str:
+        filling_of(filling)
+        return filling
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> "FeedConfig":
+        if self.profile and not any(rate for _, rate in self.profile):
+            raise ValueError("'profile' has no rate above 0; no event would ever come")
+        if self.profile and (self.rate or self.arrivals == "bunches"):
+            raise ValueError("'profile' has rates of its own; leave out 'rate', and 'arrivals' = \"bunches\"")
+        if self.pileup and (self.rate or self.arrivals != "bunches"):
+            raise ValueError("'pileup' takes the place of 'rate', with 'arrivals' = \"bunches\"")
+        crossings = ORBIT_HZ * len(filling_of(self.filling))
+        if self.arrivals == "bunches" and not 0 < self.hertz <= crossings:
+            raise ValueError(f"bunches meet {crossings:,.0f} times a second; set 'rate' to at most that, or 'pileup'")
+        return self
+
+    @property
+    def hertz(self) -> float:
+        """Events a second on average; 0 = as fast as the chain takes them."""
+        if self.profile:
+            return sum(length * rate for length, rate in self.profile) / sum(length for length, _ in self.profile)
+        return rate_of_pileup(filling_of(self.filling), self.pileup) if self.pileup else self.rate
 
 
 class HopConfig(Section):

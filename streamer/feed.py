@@ -3,12 +3,19 @@
 import numpy as np
 import numpy.typing as npt
 
+from streamer.arrivals import DRAWN, Bunches, Even, Poisson, Profile, Schedule, Seconds, Steady, filling_of
 from streamer.config import FeedConfig
+from streamer.errors import UsageError
+
+_KINDS = {
+    "fixed": ("rate", "even"),
+    "poisson": ("rate", "poisson"),
+    "bunches": ("rate", "bunches"),
+    "pileup": ("pileup", "bunches"),
+}
 
 FAR_S = 5e9
 """A time that never comes, and whose nanoseconds still fit into 64 bits."""
-DRAWN = 4096
-"""So many random gaps are drawn at a time."""
 
 
 class Feed:
@@ -22,16 +29,15 @@ class Feed:
     config : FeedConfig
     start_ns : int
         Unix time of the first event [ns].
-    seed : sequence of int
-        Of the random arrivals.
+    source, n_sources : int
+        Which of so many sources this is; each has its share of the rate, and random numbers of its own.
     """
 
-    def __init__(self, config: FeedConfig, start_ns: int, seed: tuple[int, ...] = ()) -> None:
+    def __init__(self, config: FeedConfig, start_ns: int, source: int = 0, n_sources: int = 1) -> None:
         self.config, self.start_ns = config, start_ns
         self.fed = 0
-        self._random = np.random.default_rng((config.seed, *seed))
-        self._drawn: npt.NDArray[np.int64] = np.zeros(1 if config.rate else 0, np.int64)
-        self._last_s = 0.0
+        self._schedule = schedule_of(config, source, n_sources) if config.hertz else None
+        self._drawn: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def next(self, available: int, now_ns: int) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
@@ -45,27 +51,64 @@ class Feed:
             Events at hand, at least one; the block takes the first `result.size` of them.
         """
         most = min(self.config.block_events, available)
-        if not self.config.rate:
+        if self._schedule is None:
             self.fed += most
             return np.full(most, now_ns, np.int64)
-        due = self._ahead(most)
+        due = self._ahead(self._schedule, most)
         until = max(int(due[0]) + int(self.config.block_wait * 1e9), now_ns - self.start_ns)
         n = int(np.searchsorted(due, until, side="right"))
         self.fed += n
         self._drawn = self._drawn[n:]
         return self.start_ns + due[:n]
 
-    def _ahead(self, n: int) -> npt.NDArray[np.int64]:
+    def _ahead(self, schedule: Schedule, n: int) -> npt.NDArray[np.int64]:
         """When the next `n` events are due [ns since the start]."""
-        if self.config.arrivals == "even":
-            return _ns(np.arange(self.fed, self.fed + n) / self.config.rate)
-        while self._drawn.size < n:
-            seconds = self._last_s + np.cumsum(self._random.exponential(1.0, DRAWN) / self.config.rate)
-            self._last_s = float(seconds[-1])
-            self._drawn = np.concatenate([self._drawn, _ns(seconds)])
+        if self._drawn.size < n:
+            self._drawn = np.concatenate([self._drawn, _ns(schedule.take(max(n, DRAWN)))])
         return self._drawn[:n]
 
 
-def _ns(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def feed_settings(text: str) -> dict[str, object]:
+    """The settings of a feed in a few words.
+
+    `max`, `fixed 2000`, `poisson 2000`, `bunches 2000` [Hz], `pileup 0.001` (bunches, by the mean number of collisions),
+    `steps 10s:500 1s:3000` (at equal distances) or `bursts ...` (at random ones).
+
+    Raises
+    ------
+    UsageError
+        It is none of these.
+    """
+    kind, *words = text.split() or [""]
+    try:
+        if kind == "max" and not words:
+            return {"feed.rate": 0.0}
+        if kind in ("steps", "bursts") and words:
+            steps = [tuple(word.split(":")) for word in words]
+            arrivals = "even" if kind == "steps" else "poisson"
+            return {"feed.profile": [[length, float(rate)] for length, rate in steps], "feed.arrivals": arrivals}
+        if kind in _KINDS and len(words) == 1:
+            key, arrivals = _KINDS[kind]
+            return {f"feed.{key}": float(words[0]), "feed.arrivals": arrivals}
+    except ValueError:
+        pass
+    raise UsageError(
+        f"--feed '{text}': write max, 'fixed HZ', 'poisson HZ', 'bunches HZ', 'pileup MEAN', or a profile such as "
+        "'steps 10s:500 1s:3000' or 'bursts 10s:500 1s:3000'"
+    )
+
+
+def schedule_of(config: FeedConfig, source: int = 0, n_sources: int = 1) -> Schedule:
+    """When the events of one of several sources come."""
+    random = np.random.default_rng((config.seed, source))
+    if config.arrivals == "bunches":
+        return Bunches(filling_of(config.filling), config.hertz / n_sources, random)
+    unit = Poisson(random) if config.arrivals == "poisson" else Even()
+    if config.profile:
+        return Profile(unit, [(length, rate / n_sources) for length, rate in config.profile])
+    return Steady(unit, config.hertz / n_sources)
+
+
+def _ns(seconds: Seconds) -> npt.NDArray[np.int64]:
     found: npt.NDArray[np.int64] = (np.minimum(seconds, FAR_S) * 1e9).astype(np.int64)
     return found

@@ -159,8 +159,7 @@ class Feeding:
     async def feed(self, outlet: hop.Outlet) -> None:
         process, stopping = self.process, self.process.stopping
         n_sources = len(process.replicas_of(process.name))
-        own = self.config.model_copy(update={"rate": self.config.rate / n_sources})
-        feed = Feed(own, time.time_ns(), (process.replica,))
+        feed = Feed(self.config, time.time_ns(), process.replica, n_sources)
         limit = self.config.events or 1 << 62
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:

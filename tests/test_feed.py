@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.config import FeedConfig
-from streamer.feed import Feed
+from streamer.errors import UsageError
+from streamer.feed import Feed, feed_settings
 
 START = 1_700_000_000_000_000_000
 
@@ -76,9 +77,9 @@ def test_random_arrivals_have_the_rate_and_the_gaps_of_a_poisson_process() -> No
 
 def test_replicas_and_seeds_have_arrivals_of_their_own() -> None:
     config = FeedConfig(arrivals="poisson", rate=100, block_wait=60)
-    first, other = (Feed(config, START, (replica,)).next(50, START) for replica in (0, 1))
-    seeded = Feed(config.model_copy(update={"seed": 1}), START, (0,)).next(50, START)
-    assert first.tolist() == Feed(config, START, (0,)).next(50, START).tolist()
+    first, other = (Feed(config, START, replica, 2).next(50, START) for replica in (0, 1))
+    seeded = Feed(config.model_copy(update={"seed": 1}), START, 0, 2).next(50, START)
+    assert first.tolist() == Feed(config, START, 0, 2).next(50, START).tolist()
     assert len({tuple(due.tolist()) for due in (first, other, seeded)}) == 3
 
 
@@ -99,3 +100,44 @@ def test_a_late_feed_catches_up_in_full_blocks_and_keeps_its_schedule() -> None:
     assert due[0] - START == 6_000_000
     assert late.next(1000, START + 10**10).size == 200
     assert late.next(1000, START).size == 6
+
+
+def test_a_feed_is_told_in_a_few_words() -> None:
+    for text, wanted in (
+        ("max", {"feed.rate": 0.0}),
+        ("fixed 2000", {"feed.rate": 2000.0, "feed.arrivals": "even"}),
+        ("poisson 1e3", {"feed.rate": 1000.0, "feed.arrivals": "poisson"}),
+        ("bunches 500", {"feed.rate": 500.0, "feed.arrivals": "bunches"}),
+        ("pileup 0.001", {"feed.pileup": 0.001, "feed.arrivals": "bunches"}),
+        ("bursts 10s:500 1s:3000", {"feed.profile": [["10s", 500.0], ["1s", 3000.0]], "feed.arrivals": "poisson"}),
+    ):
+        assert feed_settings(text) == wanted
+    for text in ("", "slow", "fixed", "fixed fast", "max 3", "poisson 1 2", "steps 10s", "steps 10s:1:2"):
+        with pytest.raises(UsageError, match="write max, 'fixed HZ'"):
+            feed_settings(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"profile": [["1 s", 0]]}, "no rate above 0"),
+        ({"profile": [["0 s", 5]]}, "greater than 0"),
+        ({"profile": [["1 s", 5]], "rate": 3}, "rates of its own"),
+        ({"pileup": 1.0}, "takes the place of 'rate'"),
+        ({"arrivals": "bunches"}, "set 'rate' to at most that, or 'pileup'"),
+        ({"arrivals": "bunches", "rate": 1e9}, "bunches meet 27,663,930 times a second"),
+        ({"filling": "3564e"}, "without a bunch"),
+    ],
+)
+def test_a_feed_that_cannot_be_is_told_before_the_start(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FeedConfig.model_validate(settings)
+
+
+def test_sources_share_a_profile() -> None:
+    config = FeedConfig.model_validate(
+        {"profile": [["1 s", 100], ["1 s", 300]], "block_events": 1000, "block_wait": 9.0}
+    )
+    both = np.sort(np.concatenate([Feed(config, 0, source, 2).next(400, 0) for source in (0, 1)]))
+    counts, _ = np.histogram(both * 1e-9, [0, 1, 2, 3, 4])
+    assert counts.tolist() == [100, 300, 100, 300]
