@@ -60,8 +60,8 @@ def run(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="A live feed: max, 'fixed HZ', 'poisson HZ', 'bunches HZ' or 'pileup MEAN' (LHC), or by a table of times "
-            "and rates: 'steps 10s:500 1s:3000', 'bursts 10s:500 1s:3000'.",
+            help="A live feed: max, 'fixed HZ', 'poisson HZ', 'bunches HZ' or 'pileup MEAN' (LHC), or by a table of "
+            "times and rates: 'steps 10s:500 1s:3000', 'bursts 10s:500 1s:3000'.",
         ),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,

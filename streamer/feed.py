@@ -71,8 +71,8 @@ class Feed:
 def feed_settings(text: str) -> dict[str, object]:
     """The settings of a feed in a few words.
 
-    `max`, `fixed 2000`, `poisson 2000`, `bunches 2000` [Hz], `pileup 0.001` (bunches, by the mean number of collisions),
-    `steps 10s:500 1s:3000` (at equal distances) or `bursts ...` (at random ones).
+    `max`, `fixed 2000`, `poisson 2000`, `bunches 2000` [Hz], `pileup 0.001` (bunches, by the mean number of
+    collisions), `steps 10s:500 1s:3000` (at equal distances) or `bursts ...` (at random ones).
 
     Raises
     ------
