@@ -25,9 +25,12 @@ class Books:
 
     Attributes
     ----------
-    fed, kept, errors : Counter
-        Events by run and lumisection; `kept` are those on disk, `errors` those of them that could not be processed.
-    n_fed, n_kept : int
+    fed, dropped, kept, errors : Counter
+        Events by run and lumisection; `dropped` are those of `fed` that the chain could not take, `kept` are on disk,
+        `errors` those of them that could not be processed.
+    reasons : Counter
+        Dropped events, by why.
+    n_fed, n_dropped, n_kept : int
         Different events.
     n_entries : int
         Events on disk, doubles included.
@@ -44,9 +47,12 @@ class Books:
     """
 
     fed: Counter[Lumi] = field(default_factory=Counter)
+    dropped: Counter[Lumi] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     kept: Counter[Lumi] = field(default_factory=Counter)
     errors: Counter[Lumi] = field(default_factory=Counter)
     n_fed: int = 0
+    n_dropped: int = 0
     n_kept: int = 0
     n_entries: int = 0
     n_unfed: int = 0
@@ -60,7 +66,7 @@ class Books:
         """The sums."""
         n_errors = self.errors.total()
         in_flight = sum(last - first + 1 for first, last in self.in_flight)
-        return Ledger(self.n_fed, self.n_entries - n_errors, n_errors, in_flight)
+        return Ledger(self.n_fed, self.n_entries - n_errors, n_errors, in_flight, self.n_dropped)
 
     @property
     def why_not(self) -> list[str]:
@@ -96,7 +102,7 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
     if not manifests:
         raise UsageError(f"{folder}: no run was begun there (there is no {folder / 'books'}/writer-0.manifest)")
     books = Books(running=any(in_use(path) for path in manifests))
-    fed = IdSet()
+    fed, dropped = IdSet(), IdSet()
     # What is on disk first: who feeds meanwhile only adds to what is under way.
     kept = _kept(manifests, books)
     if not moved:
@@ -104,11 +110,18 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
     for path in sorted((folder / "books").glob("reader-*.fed")):
         one = fedbook.read(path)
         books.fed += one.lumis
+        books.dropped += one.dropped_lumis
+        books.reasons += one.reasons
         for first, last in one.ids:
             fed.add(first, last)
+        for first, last in one.dropped:
+            dropped.add(first, last)
     on_disk = IdSet(interval for sink in range(kept.stripes.n) for interval in kept.of(sink))
-    books.n_fed, books.n_kept = fed.size, on_disk.size
-    books.in_flight = list(_without(fed, on_disk))
+    books.n_fed, books.n_dropped, books.n_kept = fed.size, dropped.size, on_disk.size
+    books.in_flight = [piece for first, last in _without(fed, on_disk) for piece in dropped.missing(first, last)]
+    n_both = dropped.size - sum(last - first + 1 for first, last in _without(dropped, on_disk))
+    if n_both:
+        books.problems.append(f"{n_both:,} events were dropped and are on disk all the same")
     books.n_unfed = sum(last - first + 1 for first, last in _without(on_disk, fed))
     return books
 

@@ -1,6 +1,7 @@
 """`streamer ledger`: what became of every event."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,22 +33,23 @@ def ledger(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _lines(books: Any) -> list[tuple[int, int, int, int, int, int]]:
-    """Run, lumisection, fed, scored, errors, in flight."""
+def _lines(books: Any) -> list[tuple[int, int, int, int, int, int, int]]:
+    """Run, lumisection, fed, scored, errors, dropped, in flight."""
     out = []
     for run, lumi in sorted(books.fed | books.kept):
         key = run, lumi
         fed = max(books.fed[key], books.kept[key])
         scored = books.kept[key] - books.errors[key]
-        out.append((run, lumi, fed, scored, books.errors[key], fed - books.kept[key]))
+        dropped = books.dropped[key]
+        out.append((run, lumi, fed, scored, books.errors[key], dropped, fed - books.kept[key] - dropped))
     return out
 
 
 def _plain(books: Any) -> dict[str, Any]:
-    names = ("run", "luminosityBlock", "fed", "scored", "errors", "in_flight")
-    total = books.ledger
+    names = ("run", "luminosityBlock", "fed", "scored", "errors", "dropped", "in_flight")
     return {
-        "total": {"fed": total.fed, "scored": total.scored, "errors": total.errors, "in_flight": total.in_flight},
+        "total": asdict(books.ledger),
+        "dropped": dict(books.reasons),
         "lumisections": [dict(zip(names, line, strict=True)) for line in _lines(books)],
         "running": books.running,
         "closes": not books.why_not,
@@ -60,7 +62,7 @@ def _show(books: Any, folder: Path) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("run", "lumisection", "fed", "scored", "errors", "in flight"):
+    for name in ("run", "lumisection", "fed", "scored", "errors", "dropped", "in flight"):
         table.add_column(name, justify="right")
     lines = _lines(books)
     for line in lines[:MOST_LINES]:
@@ -68,7 +70,7 @@ def _show(books: Any, folder: Path) -> None:
     if len(lines) > MOST_LINES:
         table.add_row("...", f"{len(lines) - MOST_LINES:,} more")
     total = books.ledger
-    counts = (total.fed, total.scored, total.errors, total.in_flight)
+    counts = (total.fed, total.scored, total.errors, total.dropped, total.in_flight)
     table.add_row("all", "", *(f"{n:,}" for n in counts), style="bold")
     console = Console()
     console.print(table)

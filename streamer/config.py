@@ -64,6 +64,8 @@ class FeedConfig(Section):
     """For `bunches` in place of a rate: the mean number of collisions, by which a crossing is fed by chance."""
     seed: int = Field(0, ge=0, le=(1 << 32) - 1)
     """Of random arrivals."""
+    overflow: Literal["wait", "drop"] = "wait"
+    """What the chain cannot take when it is due waits, or is dropped and counted as dead time, as in a trigger."""
     loop: bool = False
     """Start again at the end of the input until stopped; the output column `replay` counts the passes."""
     block_events: int = Field(256, ge=1, le=65536)
@@ -87,6 +89,8 @@ class FeedConfig(Section):
 
     @model_validator(mode="after")
     def _one_rate(self) -> "FeedConfig":
+        if self.overflow == "drop" and not self.hertz:
+            raise ValueError("'overflow' = \"drop\" is for live feeds; set a 'rate' or a 'profile'")
         if self.profile and not any(rate for _, rate in self.profile):
             raise ValueError("'profile' has no rate above 0; no event would ever come")
         if self.profile and (self.rate or self.arrivals == "bunches"):

@@ -2,7 +2,8 @@
 held against each other.
 
 A `Log`. Each record is a msgpack list `[first, last, [[run, lumisection, n_events], ...]]` of events that were fed for
-the first time, written before they are sent.
+the first time, written before they are sent; one with a fourth entry is of events that the chain could not take, and
+tells why.
 """
 
 from collections import Counter
@@ -30,21 +31,34 @@ class Fed:
     Attributes
     ----------
     ids : IdSet
-        Sequence numbers.
+        Sequence numbers, also of what was dropped.
     lumis : Counter
-        Events by run and lumisection.
+        Events by run and lumisection; likewise.
+    dropped : IdSet
+        Of these, what the chain could not take.
+    dropped_lumis : Counter
+        By run and lumisection.
+    reasons : Counter
+        Events that were dropped, by reason.
     """
 
     def __init__(self) -> None:
         self.ids = IdSet()
         self.lumis: Counter[Lumi] = Counter()
+        self.dropped = IdSet()
+        self.dropped_lumis: Counter[Lumi] = Counter()
+        self.reasons: Counter[str] = Counter()
 
     def take(self, record: Any) -> None:
         """Add a record of a book."""
-        first, last, lumis = record
+        first, last, lumis, *reason = record
         self.ids.add(first, last)
         for run, lumi, n in lumis:
             self.lumis[run, lumi] += n
+        if reason:
+            self.reasons[reason[0]] += self.dropped.add(first, last)
+            for run, lumi, n in lumis:
+                self.dropped_lumis[run, lumi] += n
 
 
 def read(path: Path) -> Fed:
@@ -102,6 +116,7 @@ class FedBook:
             if anew:
                 path.unlink()
             self.fed = Fed() if anew else read(path)
+            self._dropping: list[list[Any]] = []
         except BaseException:
             self._log.close()
             raise
@@ -131,6 +146,23 @@ class FedBook:
         """
         missing = self.fed.ids.missing(block.id, block.id + block.n_events - 1)
         self._book([[a, b, lumis_of(block, slice(a - block.id, b - block.id + 1))] for a, b in missing])
+
+    def drop(self, block: Block, reason: str) -> None:
+        """Note events that are not sent; they are booked with the next `flush`.
+
+        Those that a crash takes with it before that are fed when the run goes on.
+        """
+        last: list[Any] = self._dropping[-1] if self._dropping else [0, -1, [], ""]
+        lumis = lumis_of(block)
+        if last[1] + 1 == block.id and last[3] == reason:
+            last[1] += block.n_events
+            for one in lumis:
+                if last[2] and last[2][-1][:2] == one[:2]:
+                    last[2][-1][2] += one[2]
+                else:
+                    last[2].append(one)
+        else:
+            self._dropping.append([block.id, block.id + block.n_events - 1, lumis, reason])
 
     def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Book events that are on disk, and so were fed, although a power cut took the last lines of the books.
@@ -170,7 +202,8 @@ class FedBook:
         OSError
             The disk does not take it; it can be tried again.
         """
-        self._log.write()
+        self._book(self._dropping)
+        self._dropping = []
         await self._log.flush()
 
     def close(self) -> None:

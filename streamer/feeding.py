@@ -15,12 +15,13 @@ import numpy as np
 
 from streamer import hop, keeping
 from streamer.alarm import Alarm
-from streamer.block import Array, Block, Columns, WireError, core_columns, with_failures
+from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
 from streamer.feed import Feed
 from streamer.ledger import Intervals, Kept, Window
+from streamer.metrics import SourceMetrics
 from streamer.stage import Source
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 REDELIVERY_POLL_S = 0.25
 BOOK_FLUSH_S = 1.0
+
+DROPPED = ("window", "credit", "disk")
+"""Why a live feed drops events: too many are under way, the next stage takes none, or the book cannot be written."""
 
 
 class Feeding:
@@ -45,6 +49,8 @@ class Feeding:
         self.book_path = None if books is None else books / f"{process.name}-{process.replica}.fed"
         self.book: FedBook | None = None
         self.space = asyncio.Event()
+        self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
+        self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
         self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
         process.metrics.in_flight_bytes.set_function(lambda: self.window.bytes)
@@ -144,13 +150,16 @@ class Feeding:
             await self.patiently(book.flush)
 
     async def booked(self, block: Block) -> bool:
-        """Book a block that is about to be sent; false when we are told to stop while the disk takes nothing."""
+        """Book a block that is about to be sent; false when the disk takes nothing and we are told to stop, or do not
+        wait."""
         book = self.book
         if book is None:
             return True
         try:
             book.add(block)
         except OSError:
+            if self.config.overflow == "drop":
+                return False
             trying = self.process.background(self.patiently(partial(book.add, block)))
             await self.process.or_stopped(trying)
             return trying.done() and not trying.cancelled() and trying.exception() is None
@@ -169,19 +178,50 @@ class Feeding:
                         number = int(numbers[first])
                         due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns())
                         await self.sleep_until(int(due[-1]))
-                        while self.window.full(due.size) and not stopping.is_set():
-                            await process.or_stopped(self.more_space())
+                        why_not = await self.room(due.size, outlet)
                         if stopping.is_set():
                             return
                         block = self.block(number, columns, first, due)
                         first += due.size
-                        if not await self.booked(block):
-                            return
+                        if not why_not and not await self.booked(block):
+                            if stopping.is_set():
+                                return
+                            why_not = "disk"
+                        if why_not:
+                            self.drop(block, why_not)
+                            continue
+                        self.live(int(due[0]))
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
                         process.book_done(block, self.unit)
                 if numbers.size and numbers[-1] >= limit - 1:
                     return
+
+    async def room(self, n_events: int, outlet: hop.Outlet) -> str:
+        """Wait until there is room for a block; or, where the feed does not wait, why there is none."""
+        if self.config.overflow == "wait":
+            while self.window.full(n_events) and not self.process.stopping.is_set():
+                await self.process.or_stopped(self.more_space())
+            return ""
+        await asyncio.sleep(0)  # a feed that is behind must still hear what has come to disk
+        if self.window.full(n_events):
+            return "window"
+        return "" if outlet.credits() else "credit"
+
+    def drop(self, block: Block, reason: str) -> None:
+        """The chain could not take these events when they were due."""
+        self.metrics.dropped[reason].inc(block.n_events)
+        if self.dead is None:
+            self.dead = reason, int(block.columns[FED_TIME.name][0])
+        if self.book is not None:
+            self.book.drop(block, reason)
+
+    def live(self, due_ns: int) -> None:
+        """The chain takes events again."""
+        if self.dead is not None:
+            reason, since = self.dead
+            self.metrics.dead[reason].inc(max(0, due_ns - since) * 1e-9)
+            self.dead = None
 
     def pieces(self, numbers: Array) -> Iterator[tuple[int, int]]:
         """The ranges of a step's events that have consecutive numbers and are not on disk."""
@@ -189,8 +229,9 @@ class Feeding:
         for start, end in itertools.pairwise([0, *breaks.tolist(), numbers.size]):
             if start < end:
                 shift = start - int(numbers[start])
-                for first, last in self.kept.missing(int(numbers[start]), int(numbers[end - 1])):
-                    yield first + shift, last + shift + 1
+                for piece in self.kept.missing(int(numbers[start]), int(numbers[end - 1])):
+                    for first, last in [piece] if self.book is None else self.book.fed.dropped.missing(*piece):
+                        yield first + shift, last + shift + 1
 
     def block(self, block_id: int, columns: Columns, first: int, due: Array) -> Block:
         """The events from `first` on, as many as have a due time, with the core's own columns."""

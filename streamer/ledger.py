@@ -267,7 +267,8 @@ class Ledger:
     scored: int
     errors: int
     in_flight: int = 0
+    dropped: int = 0
 
     @property
     def closes(self) -> bool:
-        return self.fed == self.scored + self.errors + self.in_flight
+        return self.fed == self.scored + self.errors + self.in_flight + self.dropped

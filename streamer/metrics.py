@@ -165,6 +165,18 @@ class StageMetrics:
             self.tallies[name][reason].inc(n)
 
 
+class SourceMetrics:
+    """What only the first stage knows: what the chain did not take."""
+
+    def __init__(self, registry: CollectorRegistry, reasons: Iterable[str]) -> None:
+        dropped = Counter(
+            "streamer_events_dropped", "events not taken when they were due", ["reason"], registry=registry
+        )
+        dead = Counter("streamer_dead_seconds", "time in which no event was taken", ["reason"], registry=registry)
+        self.dropped = {reason: dropped.labels(reason) for reason in reasons}
+        self.dead = {reason: dead.labels(reason) for reason in self.dropped}
+
+
 class SinkMetrics:
     """What only the last stage knows: the end-to-end latency and the time until data are on disk."""
 

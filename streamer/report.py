@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -63,6 +63,8 @@ class Summary:
     output: str
     provider: str
     problems: tuple[str, ...] = ()
+    not_taken: Mapping[str, int] = field(default_factory=dict)
+    dead_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -89,6 +91,10 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
 
     last = next(iter(per_stage[names[-1]]), {})
     fed = events(names[0])
+    not_taken = _by_label(
+        [(k, v) for r in per_stage[names[0]] for k, v in r["metrics"].items()], "streamer_events_dropped_total"
+    )
+    dead_s = sum(total(names[0], f"streamer_dead_seconds_total/{reason}") for reason in not_taken)
     wall = (last.get("last_done_ns", 0) - last.get("first_fed_ns", 0)) * 1e-9
     stages = []
     for name in names:
@@ -112,10 +118,13 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
     nan = dict.fromkeys(("0.5", "0.95", "0.99"), math.nan)
     return Summary(
         ledger=Ledger(
-            fed=fed,
+            fed=fed + sum(not_taken.values()),
             scored=int(total(names[-1], "streamer_events_total/ok")),
             errors=int(total(names[-1], "streamer_events_total/error")),
+            dropped=sum(not_taken.values()),
         ),
+        not_taken=not_taken,
+        dead_s=dead_s / max(1, len(per_stage[names[0]])),
         wall_s=wall,
         throughput=events(names[-1]) / wall if wall > 0 else math.nan,
         latency_s=last.get("latency_s", nan),
@@ -219,7 +228,12 @@ def show(summary: Summary, outcome: Outcome) -> None:
     books = summary.ledger
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
-    head.add_row("events", f"{books.fed:,} fed = {books.scored:,} scored + {books.errors:,} errors")
+    dropped = f" + {books.dropped:,} dropped" if books.dropped else ""
+    head.add_row("events", f"{books.fed:,} fed = {books.scored:,} scored + {books.errors:,} errors{dropped}")
+    if books.dropped:
+        why = ", ".join(f"{n:,} {reason}" for reason, n in summary.not_taken.items() if n)
+        live = 1 - summary.dead_s / summary.wall_s if summary.wall_s > 0 else math.nan
+        head.add_row("live time", f"{live:.1%} (dropped: {why})")
     head.add_row("throughput", f"{summary.throughput:,.0f} events/s over {duration(summary.wall_s)}")
     latency = [duration(summary.latency_s[q]) for q in ("0.5", "0.95", "0.99")]
     head.add_row("latency", "p50 {}   p95 {}   p99 {}".format(*latency))
