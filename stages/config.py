@@ -107,6 +107,8 @@ class TaggerSpec(Section):
     """The truth label of what it looks for; 0 is its background, and what has another label does not count."""
     allow_empty: bool = False
     """Go on with an empty channel where an input cannot give it."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    """Under a deadline, where not all can be scored in time, those of lower priority give way first."""
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,7 @@ class Tagger(BatchStage):
         self.networks: dict[str, Network] = {}  # by queue: NAME, and after a change NAME#1, NAME#2, ...
         self.queues = {}
         self.costs: dict[str, Costs] = {}
+        self.priorities: dict[str, int] = {}
         self._n_changes = 0
         self._use(self._loaded(self.config, [*self.config.taggers]))
 
@@ -73,6 +74,7 @@ class Tagger(BatchStage):
             self.networks[queue] = network
             if network.costs is not None:
                 self.costs[queue] = network.costs
+            self.priorities[queue] = network.spec.priority
             self.queues[queue] = network.max_batch
         self._n_changes += 1
 
@@ -112,6 +114,7 @@ class Tagger(BatchStage):
     def forget(self, queue: str) -> None:
         del self.networks[queue]
         self.costs.pop(queue, None)
+        del self.priorities[queue]
 
     def about(self) -> dict[str, Any]:
         models = {self.networks[queue].name: self.networks[queue].model for queue in self.queues}
