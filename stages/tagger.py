@@ -1,6 +1,7 @@
 """Tagger: crops become dense only here, in the batch that ONNX Runtime is handed (`stages.network`)."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,6 +136,10 @@ class Tagger(BatchStage):
 
     def padded(self, queue: str, n: int) -> int:
         return self.networks[queue].padded(n)
+
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        size = self.padded(queue, n)
+        return 4 * size * math.prod(self.networks[queue].spec.shape), 4 * size  # float32
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         return self.networks[queue].infer(parts)

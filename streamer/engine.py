@@ -30,6 +30,7 @@ class _Job(Generic[L]):
     results: dict[str, Array]
     why: dict[str, dict[int, str]]
     left: int
+    since: float
 
 
 class Engine(Generic[L]):
@@ -88,7 +89,7 @@ class Engine(Generic[L]):
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
-        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()))
+        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()), now)
         with self._ready:
             self._jobs.update(items.keys())
         if not job.left:
@@ -160,6 +161,10 @@ class Engine(Generic[L]):
 
     def _work(self, queue: str, batch: Batch[_Job[L]]) -> Iterator[_Job[L]]:
         """Work on a batch; gives the jobs that are complete with it."""
+        metrics = self._metrics_of(queue)
+        now = time.monotonic()
+        for part in batch.parts:
+            metrics.wait.observe(now - part.key.since, part.size)
         begin = time.perf_counter()
         results, whole = self._infer(queue, batch)
         took = time.perf_counter() - begin
@@ -168,10 +173,12 @@ class Engine(Generic[L]):
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
-        metrics = self._metrics_of(queue)
+        metrics.seconds.inc(took)
         metrics.size.observe(batch.size)
         metrics.padding.inc(self._stage.padded(queue, batch.size) - batch.size)
         metrics.closed[batch.reason].inc()
+        for counter, n_bytes in zip(metrics.transfer, self._stage.transferred(queue, batch.size), strict=True):
+            counter.inc(n_bytes)
         place = 0
         for part in batch.parts:
             part.key.results[queue][part.start : part.stop] = results[place : place + part.size]

@@ -172,6 +172,10 @@ class BatchStage(Unit, ABC):
         """The size that a batch of `n` items is run at."""
         return n
 
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        """Bytes that a batch of `n` items moves to the device, and from it, padding included."""
+        return 0, 0
+
     @abstractmethod
     def items(self, block: Block) -> dict[str, int]:
         """How many items the block brings to each queue."""

@@ -339,10 +339,13 @@ def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Ma
 
 
 class Padded(ToyBatchStage):
-    """Runs batches of 4 and of 8."""
+    """Runs batches of 4 and of 8; an item is 100 bytes, its result 10."""
 
     def padded(self, queue: str, n: int) -> int:
         return 4 if n <= 4 else 8
+
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        return 100 * self.padded(queue, n), 10 * self.padded(queue, n)
 
 
 def test_what_batches_are_padded_with_is_counted(bench: Make) -> None:
@@ -352,3 +355,15 @@ def test_what_batches_are_padded_with_is_counted(bench: Make) -> None:
     assert {at_work.take().id, at_work.take().id} == {1, 2}
     assert at_work.batches.padding._value.get() == 1
     assert at_work.batches.size._sum.get() == 11
+    assert [counter._value.get() for counter in at_work.batches.transfer] == [1200, 120]
+
+
+def test_how_long_items_waited_and_the_device_worked_is_told(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=0.01)
+    at_work.submit(hits(5, 1), hits(2, 2))
+    at_work.take()
+    at_work.take()
+    below, total = at_work.batches.wait.buckets()
+    assert below[-1] == 7
+    assert total >= 5 * 0.01, "the first waited until its batch was closed"
+    assert at_work.batches.seconds._value.get() == at_work.metrics.busy._value.get() > 0
