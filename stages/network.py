@@ -24,8 +24,8 @@ from streamer.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-WARM_UP_S = 0.05
-"""Each batch size is measured for about so long."""
+WARM_UP_S = 0.005
+"""Each batch size is measured for about so long at the start; running tells the rest."""
 
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -274,25 +274,27 @@ class Network:
             )
 
     def _learned(self) -> Costs:
-        """What batches cost, from sizes that are each twice the one before."""
-        doubled = {1 << k for k in range(self.max_batch.bit_length())}
-        ends = [self.max_batch] if self.model.fixed_batch else sorted({*doubled, self.max_batch})
-        measured = {n: self.seconds(n) for n in ends}
+        """What batches cost, from sizes that are each four times the one before."""
+        some = {1 << k for k in range(0, self.max_batch.bit_length(), 2)}
+        ends = [self.max_batch] if self.model.fixed_batch else sorted({*some, self.max_batch})
+        self.run(self.max_batch)  # takes the memory
+        measured = {n: self.seconds(n, WARM_UP_S) for n in ends}
         sizes = useful_sizes(measured)
         if not self.exact:
             for n in sizes:  # so that nothing is compiled when events are waiting
                 self.run(n)
         return Costs(dict(zip(sizes, np.interp(sizes, ends, list(measured.values())).tolist(), strict=True)))
 
-    def seconds(self, n: int) -> float:
-        """Seconds of a batch, the least of some."""
-        self.run(n)
+    def seconds(self, n: int, within: float = 0.05) -> float:
+        """Seconds of a batch: the least of some, measured for about so long [s]."""
+        if not self.exact:  # a new size is compiled
+            self.run(n)
         took: list[float] = []
-        while len(took) < 3 or (len(took) < 20 and sum(took) < WARM_UP_S):
+        while len(took) < 3 or (len(took) < 20 and sum(took) < within):
             begin = time.perf_counter()
             self.run(n)
             took.append(time.perf_counter() - begin)
-            if sum(took) > 3 * WARM_UP_S:
+            if sum(took) > 3 * within:
                 break
         return min(took)
 
