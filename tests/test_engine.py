@@ -230,6 +230,27 @@ def test_the_queue_that_has_waited_longest_has_its_turn_first(bench: Make) -> No
     assert [queue for queue, _ in stage.order] == ["narrow", "wide", "narrow"]
 
 
+class Contended(TwoQueues):
+    """Of a block's two batches only one can be in time, by what they are said to cost [s]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs = {"wide": Costs({1: 1000.0}), "narrow": Costs({1: 1000.0})}
+
+    def deadlines(self, queue: str, block: Block) -> Array | None:
+        return np.array([time.time_ns() + 1500 * 10**9])
+
+
+@pytest.mark.parametrize("first", ["wide", "narrow"])
+def test_where_not_all_can_be_in_time_the_higher_priority_comes_first(first: str, bench: Make) -> None:
+    stage = Contended()
+    stage.priorities = {first: 1}
+    at_work = bench(stage)
+    at_work.submit(hits(1, 1, 1.0))
+    assert energies(at_work.take()) == [1010]
+    assert stage.order[0][0] == first
+
+
 class Short(ToyBatchStage):
     """Forgets a result."""
 
