@@ -37,13 +37,15 @@ from stages.bench_crops import ANSWERS, CROPS
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed, policies
 from stages.bench_ways import run_through
-from stages.config import Config
+from stages.config import Config, TaggerConfig
 from stages.inputs import shown
 from stages.network import Network
 from stages.writer import prepare_folder
 
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 POLICIES = ("fixed", "adaptive")
+WITHOUT_EFFECT = {"fixed": {"deadline": 0.0}, "adaptive": {"max_wait": TaggerConfig().max_wait}}
+"""By policy, the settings that mean nothing there, as they are by default."""
 LEAST_EVENTS = 400
 
 
@@ -238,7 +240,12 @@ def _stream(
     feed = {"loop": True, "events": n_events, "rate": rate, "arrivals": "poisson"}
     if block_events:
         feed["block_events"] = block_events
-    changed = {"tagger": config.tagger.model_copy(update=tagger), "feed": config.feed.model_copy(update=feed)}
+    settings = config.tagger.model_copy(update=tagger)
+    changed = {
+        "tagger": settings.model_copy(update=WITHOUT_EFFECT[settings.policy]),
+        "taggers": {name: config.taggers[name].model_copy(update={"priority": 0})},  # it is alone
+        "feed": config.feed.model_copy(update=feed),
+    }
     config = config.model_copy(update=changed)
     outcome, summary = run_through(CROPS, config, told.running)
     due, at, good = np.load(config.writer.dir / ANSWERS)

@@ -44,7 +44,7 @@ def test_a_stream_is_measured_between_two_hops(config: Config, tmp_path: Path) -
     assert np.all(at > due)
     assert np.mean(np.diff(due)) * 1e-9 == pytest.approx(1e-3, rel=0.25), "a Poisson process of 1000 a second"
     assert np.std(np.diff(due)) == pytest.approx(np.mean(np.diff(due)), rel=0.25)
-    assert late.policy == "fixed"
+    assert late.policy == "adaptive"
     assert late.in_time == 1.0
     assert sum(late.closed.values()) * late.mean_batch == pytest.approx(
         late.items_per_s / late.events_per_s * 500, rel=0.1
