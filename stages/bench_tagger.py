@@ -107,7 +107,7 @@ class OfTagger:
     @property
     def best(self) -> int:
         """The batch size that does the most."""
-        return max(self.bare_s, key=lambda n: n / self.bare_s[n])
+        return best_size(self.bare_s)
 
     @property
     def ratio(self) -> float:
@@ -162,24 +162,21 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
 
 
 def _measure(name: str, config: Config, plan: Plan, folder: Path, told: Told) -> OfTagger:
-    writer = config.writer.model_copy(update={"dir": folder.resolve() / "scores", "overwrite": True})
-    config = config.model_copy(update={"writer": writer})
-    writer.dir.mkdir(exist_ok=True)
+    config = answering_into(folder, config)
     network = Network(name, config)
-    sizes = sorted({1 << k for k in range(network.max_batch.bit_length())} | {network.max_batch})
-    costs = {n: network.seconds(n) for n in sizes}
-    best = max(costs, key=lambda n: n / costs[n])
+    costs = seconds_by_size(network)
+    best = best_size(costs)
     bare: list[float] = []
     stage: list[Answered] = []
     expected = best / costs[best]
     for k in range(plan.rounds):
         told.step(f"{name}, round {k + 1} of {plan.rounds}: full speed")
-        bare.append(_bare(network, best, plan.seconds))
-        stage.append(_stream(name, config, told, events=plan.seconds * expected, deadline=plan.deadline))
+        bare.append(bare_rate(network, best, plan.seconds))
+        stage.append(stream(name, config, told, events=plan.seconds * expected, deadline=plan.deadline))
         expected = stage[-1].events_per_s
     full = float(np.median([one.events_per_s for one in stage]))
     found = OfTagger(str(shown(network.spec.model)), costs, bare, stage)
-    once = partial(_stream, name, config, told, deadline=plan.deadline)
+    once = partial(stream, name, config, told, deadline=plan.deadline)
     for share in (0.0, *plan.loads):
         for policy in POLICIES:
             rate = min(share * full if share else plan.thin, full)
@@ -207,7 +204,25 @@ def _best_fixed(rehearsed: list[Rehearsed], share: float) -> tuple[int, float]:
     return min((one for one in rehearsed if one.load), key=lambda one: abs(one.load - share)).fixed_at
 
 
-def _bare(network: Network, n: int, seconds: float) -> float:
+def answering_into(folder: Path, config: Config) -> Config:
+    """The configuration of streams whose answers are noted in this folder."""
+    writer = config.writer.model_copy(update={"dir": folder.resolve() / "scores", "overwrite": True})
+    writer.dir.mkdir(exist_ok=True)
+    return config.model_copy(update={"writer": writer})
+
+
+def seconds_by_size(network: Network) -> dict[int, float]:
+    """What batches cost, from sizes that are each twice the one before."""
+    sizes = sorted({1 << k for k in range(network.max_batch.bit_length())} | {network.max_batch})
+    return {n: network.seconds(n) for n in sizes}
+
+
+def best_size(costs: Mapping[int, float]) -> int:
+    """The batch size that does the most."""
+    return max(costs, key=lambda n: n / costs[n])
+
+
+def bare_rate(network: Network, n: int, seconds: float) -> float:
     """Items a second of the network on batches of `n` that are ready."""
     done, begin = 0, time.perf_counter()
     while (took := time.perf_counter() - begin) < seconds / 2:
@@ -216,7 +231,7 @@ def _bare(network: Network, n: int, seconds: float) -> float:
     return done / took
 
 
-def _stream(
+def stream(
     name: str,
     config: Config,
     told: Told,
@@ -252,7 +267,7 @@ def _stream(
     items = outcome.reports["reader-0"]["items_per_event"][name]
     counted = slice(n_events // 10, None)
     latency = np.where(good[counted] != 0, at[counted] - due[counted], np.inf) * 1e-9
-    per_s = (n_events - n_events // 10) / ((at.max() - at[n_events // 10]) * 1e-9)
+    per_s = (n_events - n_events // 10) / (float(at.max() - at[n_events // 10]) * 1e-9)
     batches = summary.batches[name]
     return Answered(
         policy=config.tagger.policy,

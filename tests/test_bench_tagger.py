@@ -11,7 +11,7 @@ from stages import PIPELINE
 from stages.bench_crops import crops
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed
-from stages.bench_tagger import Answered, OfTagger, Plan, Result, _stream, bench_tagger
+from stages.bench_tagger import Answered, OfTagger, Plan, Result, bench_tagger, stream
 from stages.bench_tagger_plot import plot, show
 from stages.config import Config, packaged
 
@@ -37,7 +37,7 @@ def test_a_stream_is_measured_between_two_hops(config: Config, tmp_path: Path) -
     writer = config.writer.model_copy(update={"dir": tmp_path})
     mine = config.model_copy(update={"writer": writer})
     with Told(1) as told:
-        late = _stream("eg", mine, told, events=500, deadline=10.0, rate=1000.0, block_events=1)
+        late = stream("eg", mine, told, events=500, deadline=10.0, rate=1000.0, block_events=1)
     due, at, good = np.load(tmp_path / "answers.npy")
     assert due.size == 500
     assert np.all(good == 1)
@@ -66,7 +66,7 @@ def test_everything_is_measured(config: Config, tmp_path: Path, capsys: pytest.C
     assert overloaded["adaptive"] > overloaded["fixed"]
 
 
-def stream(policy: str, offered: float, late: float) -> Answered:
+def answered(policy: str, offered: float, late: float) -> Answered:
     latency = {"0.5": late, "0.9": late, "0.99": 2 * late, "0.999": float("inf")}
     return Answered(policy, offered, offered, offered * 1.1, 40e-6, 12.5, {"full": 3}, latency, 0.75)
 
@@ -74,11 +74,11 @@ def stream(policy: str, offered: float, late: float) -> Answered:
 def test_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     both = ("fixed", "adaptive")
     one = OfTagger(
-        "eg.onnx", {1: 2e-4, 64: 2e-3}, [32_000.0, 31_000.0], [stream("fixed", 0, 0.1), stream("fixed", 26_000.0, 0.1)],
-        thin=[stream(policy, 500.0, 1e-3) for policy in both],
-        loads=[stream(policy, rate, 3e-3) for rate in (5000.0, 9000.0) for policy in both],
+        "eg.onnx", {1: 2e-4, 64: 2e-3}, [32_000.0, 31_000.0], [answered("fixed", rate, 0.1) for rate in (0, 26_000.0)],
+        thin=[answered(policy, 500.0, 1e-3) for policy in both],
+        loads=[answered(policy, rate, 3e-3) for rate in (5000.0, 9000.0) for policy in both],
         rehearsed=[Rehearsed("Poisson, 1.2 of the peak", 1.2, 300, 0.8, 0.1, (64, 0.0), 0.7, (64, 0.0, 0.01))],
-        deadlines=[stream(policy, 40_000.0, 0.2) for policy in both],
+        deadlines=[answered(policy, 40_000.0, 0.2) for policy in both],
     )  # fmt: skip
     about = {"cores": 2, "cpu": "a CPU", "threads": 1, "load_before": 0.1, "input": ["egamma.root"]}
     result = Result(about, Plan(), {"eg": one, "qg": one})
