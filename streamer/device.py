@@ -166,7 +166,7 @@ class Device(Generic[K]):
         def need(queue: _Timed[K]) -> float:
             batcher = queue.batcher
             begin = batcher.due - batcher.costs.of(min(batcher.waiting, batcher.costs.best))
-            wronged = queue.losses > 0.0 and queue.used < part
+            wronged = queue.losses > 0.0 and queue.used < part and batcher.within < math.inf
             return begin - FAIRNESS * batcher.within * queue.losses if wronged else begin
 
         ready.sort(key=need)

@@ -314,7 +314,7 @@ def test_a_higher_priority_hardly_feels_the_others(high: str, low: str, of_high:
 
 
 @pytest.mark.parametrize("within", [0.02, math.inf])
-def test_below_the_peak_the_queues_run_empty_again_and_again(within: float) -> None:
+def test_below_the_peak_the_queues_do_not_grow(within: float) -> None:
     come = arrivals({"eg": 0.4, "jet": 0.4}, 4.0)
     device: Device[int] = Device()
     for name in come:
