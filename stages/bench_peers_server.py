@@ -14,7 +14,8 @@ import psutil
 
 from stages import PIPELINE
 from stages.config import Config
-from stages.network import Model, threads_of
+from stages.model import Model
+from stages.network import threads_of
 from streamer.child import died
 from streamer.errors import StreamerError
 

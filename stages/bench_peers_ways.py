@@ -18,7 +18,8 @@ from stages.bench_peers_server import Served, end, serving, start
 from stages.bench_plot import Told
 from stages.bench_tagger import LEAST_EVENTS, bare_rate, stream
 from stages.config import Config
-from stages.network import Network, fill_crops
+from stages.filling import fill_crops
+from stages.network import Network
 from streamer.block import Array, Columns, offsets
 from streamer.config import to_toml
 from streamer.errors import StreamerError, UsageError

@@ -15,6 +15,10 @@ Latency is measured with events at random distances (a Poisson process), at `thi
 event, and at shares of what the stage has just done in this run. It counts from when an event was due, which knows
 nothing of how the chain does, to when its answer is at the end of the hop behind the tagger.
 
+The network's input is given as a dense image and as its non-empty pixels (`stages.bench_forms`): the time of a batch,
+the bytes that go to the device, and how far scores are from those of the image on the CPU. On a GPU this is the
+check of CUDA against the CPU.
+
 Deadlines: the policies are rehearsed with the costs that were just measured (`stages.bench_policies`), and then met
 with the real thing, at `shares` of its full speed: what share of the events is answered within `deadline`, by the
 fixed policy as it was best in rehearsal, and by the adaptive one, which is told `deadline` less `way` for the hops.
@@ -34,6 +38,7 @@ import numpy as np
 
 from stages.bench import machine
 from stages.bench_crops import ANSWERS, CROPS
+from stages.bench_forms import OfForm, forms
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed, policies
 from stages.bench_ways import run_through
@@ -101,6 +106,7 @@ class OfTagger:
     stage: list[Answered]
     thin: list[Answered] = field(default_factory=list)
     loads: list[Answered] = field(default_factory=list)
+    forms: list[OfForm] = field(default_factory=list)
     rehearsed: list[Rehearsed] = field(default_factory=list)
     deadlines: list[Answered] = field(default_factory=list)
 
@@ -143,7 +149,7 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger().setLevel(logging.WARNING)
     about = machine()
-    n_streams = plan.rounds + 1 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
+    n_streams = plan.rounds + 2 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(len(configs) * n_streams) as told:
         taggers = {name: _measure(name, config, plan, Path(folder), told) for name, config in configs.items()}
     one = next(iter(configs.values())).tagger
@@ -185,6 +191,8 @@ def _measure(name: str, config: Config, plan: Plan, folder: Path, told: Told) ->
             n = plan.seconds * rate
             settings: dict[str, Any] = {"policy": policy}
             into.append(once(events=n, rate=rate, tagger=settings, block_events=0 if share else 1))
+    told.step(f"{name}: forms of input")
+    found.forms.extend(forms(name, config))
     told.step(f"{name}: rehearsing deadlines of {plan.deadline * 1e3:g} ms")
     found.rehearsed.extend(policies(costs, plan.deadline, plan.items))
     for share in plan.shares:

@@ -9,6 +9,7 @@ import pytest
 
 from stages import PIPELINE
 from stages.bench_crops import crops
+from stages.bench_forms import OfForm
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed
 from stages.bench_tagger import Answered, OfTagger, Plan, Result, bench_tagger, stream
@@ -61,6 +62,9 @@ def test_everything_is_measured(config: Config, tmp_path: Path, capsys: pytest.C
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tagger.json"], "nothing else is left"
     one = result.taggers["eg"]
     assert 0 < one.ratio < 1.2
+    assert [form.form for form in one.forms] == ["image", "sparse"]
+    assert all(form.difference < 1e-5 for form in one.forms)
+    assert one.forms[0].bytes_per_item == 4096 > 5 * one.forms[1].bytes_per_item
     assert {stream.policy for stream in one.thin} == {stream.policy for stream in one.loads} == {"fixed", "adaptive"}
     overloaded = {stream.policy: stream.in_time for stream in one.deadlines}
     assert overloaded["adaptive"] > overloaded["fixed"]
@@ -77,6 +81,7 @@ def test_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "eg.onnx", {1: 2e-4, 64: 2e-3}, [32_000.0, 31_000.0], [answered("fixed", rate, 0.1) for rate in (0, 26_000.0)],
         thin=[answered(policy, 500.0, 1e-3) for policy in both],
         loads=[answered(policy, rate, 3e-3) for rate in (5000.0, 9000.0) for policy in both],
+        forms=[OfForm("sparse", {1: 2e-4, 32: 1e-3}, 263.5, 2e-7)],
         rehearsed=[Rehearsed("Poisson, 1.2 of the peak", 1.2, 300, 0.8, 0.1, (64, 0.0), 0.7, (64, 0.0, 0.01))],
         deadlines=[answered(policy, 40_000.0, 0.2) for policy in both],
     )  # fmt: skip
@@ -85,7 +90,17 @@ def test_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("COLUMNS", "140")
     show(result)
     said = capsys.readouterr().out
-    for text in ("a CPU", "31,500/s", "500/s, one a block", "80.0%", "75.0%", "adaptive", "Poisson, 1.2 of the peak"):
+    for text in (
+        "a CPU",
+        "31,500/s",
+        "500/s, one a block",
+        "80.0%",
+        "75.0%",
+        "sparse",
+        "32,000",
+        "adaptive",
+        "Poisson, 1.2 of the peak",
+    ):
         assert text in said, text
     plot(result, tmp_path / "tagger.png")
     assert (tmp_path / "tagger.png").stat().st_size > 20_000
