@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -65,6 +66,8 @@ class Engine(Generic[L]):
         self._jobs = Counter(dict.fromkeys(stage.queues, 0))  # of each queue, those that are here
         self._ready = threading.Condition()
         self._draining = self._closing = False
+        for name, metrics_of_queue in batches.items():
+            metrics_of_queue.waiting.set_function(partial(self._waiting, name))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -80,12 +83,12 @@ class Engine(Generic[L]):
     def _metrics_of(self, queue: str) -> BatchMetrics:
         return self._batches[label(queue)]
 
-    def _tell_waiting(self, queue: str) -> None:
-        waiting = sum(n for name, n in self._device.waiting() if label(name) == label(queue))
-        self._metrics_of(queue).waiting.set(waiting)
+    def _waiting(self, name: str) -> int:
+        with self._ready:
+            return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
-    def submit(self, block: Block, link: L) -> None:
-        """Queue a block's items."""
+    def submit(self, block: Block, link: L) -> bool:
+        """Queue a block's items; returns whether some have a deadline (`expire`)."""
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
@@ -94,7 +97,7 @@ class Engine(Generic[L]):
             self._jobs.update(items.keys())
         if not job.left:
             self._finish(job)
-            return
+            return False
         deadlines = {queue: self._deadlines(queue, block) for queue in items}
         with self._ready:
             for queue, n in items.items():
@@ -102,8 +105,8 @@ class Engine(Generic[L]):
                     if queue not in self._device:
                         self._put(queue)
                     self._device[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
-                    self._tell_waiting(queue)
             self._ready.notify()
+        return any(one is not None for one in deadlines.values())
 
     def _deadlines(self, queue: str, block: Block) -> Array | None:
         """By our clock."""
@@ -118,8 +121,6 @@ class Engine(Generic[L]):
         now = time.monotonic()
         with self._ready:
             given_up = self._device.expired(now)
-            for queue, _ in given_up:
-                self._tell_waiting(queue)
             next_at = self._device.last_begin
         for queue, shed in given_up:
             for job in self._given_up(queue, shed):
@@ -154,7 +155,6 @@ class Engine(Generic[L]):
                 now = time.monotonic()
                 decision = self._device.next(now, draining=self._draining)
                 if isinstance(decision, tuple):
-                    self._tell_waiting(decision[0])
                     return decision
                 self._ready.wait(None if decision is None else decision - now)
             return None

@@ -165,6 +165,8 @@ class Feeding:
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:
                 numbers = columns.pop("sequence")
+                whole = {**columns, **core_columns(np.zeros(numbers.size, np.int64))}
+                ends = self.unit.outputs.ends(whole)
                 for first, end in self.pieces(numbers[: np.searchsorted(numbers, limit)]):
                     while first < end:
                         number = int(numbers[first])
@@ -174,7 +176,8 @@ class Feeding:
                             await process.or_stopped(self.more_space())
                         if stopping.is_set():
                             return
-                        block = self.block(number, columns, first, due)
+                        part = self.unit.outputs.slice(whole, first, first + due.size, ends)
+                        block = Block(number, due.size, {**part, **core_columns(due)})
                         first += due.size
                         if not await self.booked(block):
                             return
@@ -192,13 +195,6 @@ class Feeding:
                 shift = start - int(numbers[start])
                 for first, last in self.kept.missing(int(numbers[start]), int(numbers[end - 1])):
                     yield first + shift, last + shift + 1
-
-    def block(self, block_id: int, columns: Columns, first: int, due: Array) -> Block:
-        """The events from `first` on, as many as have a due time, with the core's own columns."""
-        schema, n = self.unit.outputs, due.size
-        length = len(next(iter(columns.values())))
-        whole = {**core_columns(np.zeros(length, np.int64)), **columns}
-        return Block(block_id, n, {**schema.slice(whole, first, first + n), **core_columns(due)})
 
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9
