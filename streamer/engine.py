@@ -67,7 +67,7 @@ class Engine(Generic[L]):
         self._ready = threading.Condition()
         self._draining = self._closing = False
         for name, metrics_of_queue in batches.items():
-            metrics_of_queue.waiting.set_function(partial(self._waiting, name))
+            metrics_of_queue.waiting.set_function(partial(self.waiting, name))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -83,7 +83,8 @@ class Engine(Generic[L]):
     def _metrics_of(self, queue: str) -> BatchMetrics:
         return self._batches[label(queue)]
 
-    def _waiting(self, name: str) -> int:
+    def waiting(self, name: str) -> int:
+        """Items of a queue that wait for a batch."""
         with self._ready:
             return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 

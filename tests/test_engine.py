@@ -158,10 +158,10 @@ def test_draining_empties_the_queue_and_what_comes_after(bench: Make) -> None:
 def test_metrics_tell_sizes_and_what_waits(bench: Make) -> None:
     at_work = bench(max_batch=4, max_wait=NEVER_S)
     at_work.submit(hits(3, 1))
-    assert at_work.batches.waiting._value.get() == 3
+    assert at_work.engine.waiting("hits") == 3
     at_work.submit(hits(2, 2))
     assert at_work.take().id == 1
-    assert at_work.batches.waiting._value.get() == 1
+    assert at_work.engine.waiting("hits") == 1
     assert at_work.batches.size._sum.get() == 4
     at_work.engine.drain()
     assert at_work.take().id == 2
@@ -294,7 +294,7 @@ def test_a_free_device_takes_what_waits_earliest_deadline_first(bench: Make) -> 
     stage = Timed()
     at_work = bench(stage)
     at_work.submit(hits(1, 1, 5000.0))
-    while at_work.batches.waiting._value.get():  # it is worked on
+    while at_work.engine.waiting("hits"):  # it is worked on
         time.sleep(0.001)
     at_work.submit(hits(3, 2, 7000.0), hits(2, 3, 6000.0))
     stage.go_on.set()
@@ -322,7 +322,7 @@ def test_who_can_no_longer_make_it_does_not_wait_for_the_batch_that_is_worked_on
     stage = Timed()
     at_work = bench(stage)
     at_work.submit(hits(6, 1, 5000.0))  # four are worked on, two wait
-    while at_work.batches.waiting._value.get() != 2:
+    while at_work.engine.waiting("hits") != 2:
         time.sleep(0.001)
     soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.4
     at_work.submit(hits(2, 2, soon))
@@ -348,7 +348,7 @@ def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Ma
     soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.3
     block.columns["Hit_energy"] = np.repeat([soon, soon + 5000.0], [5, 1]).astype(np.float32)
     at_work.submit(block)
-    while at_work.batches.waiting._value.get() != 2:
+    while at_work.engine.waiting("hits") != 2:
         time.sleep(0.001)
     while at_work.engine.expire() < 1000.0:
         time.sleep(0.01)
