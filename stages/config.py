@@ -335,6 +335,10 @@ class Config(CoreConfig):
         return self.writer.disk_patience
 
     @property
+    def commit_interval(self) -> float:
+        return self.writer.commit_interval
+
+    @property
     def output(self) -> Path:
         """Where the results are."""
         return self.writer.dir

@@ -170,7 +170,7 @@ class Feeding:
                 for first, end in self.pieces(numbers[: np.searchsorted(numbers, limit)]):
                     while first < end:
                         number = int(numbers[first])
-                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns())
+                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns(), self.way())
                         await self.sleep_until(int(due[-1]))
                         while self.window.full(due.size) and not stopping.is_set():
                             await process.or_stopped(self.more_space())
@@ -205,6 +205,10 @@ class Feeding:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
         self.space.clear()
         return self.space.wait()
+
+    def way(self) -> float:
+        """About how long events are on their way [s], without the wait for the disk."""
+        return max(0.0, self.window.usual - self.process.config.commit_interval)
 
     async def redeliver(self, outlet: hop.Outlet) -> None:
         while True:
