@@ -1,4 +1,4 @@
-"""The commands that measure: bench, bench kernels, bench safety, bench tagger."""
+"""The commands that measure: bench, bench kernels, bench safety, bench tagger, bench peers."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +13,15 @@ from streamer.cli import ConfigOption, SetOption, overrides
 def add_bench(app: typer.Typer) -> None:
     """Add them to the command line."""
     measure = typer.Typer(
-        cls=BenchGroup, invoke_without_command=True, subcommand_metavar="| kernels ... | safety ... | tagger ..."
+        cls=BenchGroup,
+        invoke_without_command=True,
+        subcommand_metavar="| kernels ... | safety ... | tagger ... | peers ...",
     )
     measure.callback()(bench)
     measure.command("kernels")(bench_kernels)
     measure.command("safety")(bench_safety)
     measure.command("tagger")(bench_tagger)
+    measure.command("peers")(bench_peers)
     app.add_typer(measure, name="bench", rich_help_panel="Measure")
 
 
@@ -65,6 +68,7 @@ def bench(
       streamer bench kernels --help
       streamer bench safety --help
       streamer bench tagger --help
+      streamer bench peers --help
     """
     if ctx.invoked_subcommand:
         return
@@ -196,22 +200,72 @@ def bench_tagger(
       streamer bench tagger --tagger eg --rounds 5
       streamer bench tagger qg.root --tagger qg=my.onnx --set tagger.threads=2
     """
-    from stages import PIPELINE
     from stages.bench_tagger import Plan
     from stages.bench_tagger import bench_tagger as measured
     from stages.bench_tagger_plot import plot, show
-    from stages.config import TAGGERS, packaged
+    from stages.config import TAGGERS
 
-    events = {"eg": "egamma"}
-    configs: dict[str, Any] = {}
-    for text in tagger or list(TAGGERS):
-        name = text.partition("=")[0]
-        packaged_events = packaged(f"samples/{events.get(name, name)}.root")
-        files = inputs or [packaged_events if name in TAGGERS else packaged("samples/egamma.root")]
-        wanted = {"tagger.threads": 1, **overrides(set_), "input.files": files, **chosen_taggers([text])}
-        effective: Any = PIPELINE.load_config(config, wanted)
-        configs[name] = effective.model_copy(update={"taggers": {name: effective.taggers[name]}})
+    configs = dict(_alone(text, inputs, config, set_, {}) for text in tagger or TAGGERS)
     result = measured(configs, Plan(seconds=seconds, rounds=rounds, thin=thin), output)
     show(result)
     plot(result, output / "tagger.png")
     typer.echo(f"figures  {output / 'tagger.json'}  {output / 'tagger.png'}")
+
+
+def bench_peers(
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for peers.json and peers.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: Annotated[
+        str, typer.Option(metavar="NAME[=MODEL.onnx]", help="The tagger whose network all of them serve.")
+    ] = "eg",
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each stream is, about.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all of them take turns.")] = 3,
+    thin: Annotated[float, typer.Option(min=1, metavar="HZ", help="Crops a second of the thin stream.")] = 500.0,
+) -> None:
+    """Measure the tagger beside other servers that make batches: crops a second, processor time, latency.
+
+    On the same network and crops, in turn: the [bold]bare[/bold] network on batches that are
+    ready; a server as one writes it [bold]by hand[/bold] over ZeroMQ; [bold]mosec[/bold] over HTTP, where
+    it is installed (pip install 'e2e-streamer\\[peers]'); and the [bold]tagger[/bold] between
+    two real hops. The servers are asked for one crop at a time. Latency is looked
+    at on a thin stream, and at half of what each of them can do, with random
+    arrivals, and counts from when a crop was due. All must give the same scores.
+    Without INPUT the packaged events are used. One inference thread and the
+    adaptive policy, unless tagger.threads and tagger.policy are set.
+
+    Takes three minutes. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench peers
+      streamer bench peers --tagger qg --seconds 8
+      streamer bench peers mine.root --tagger eg=my.onnx --rounds 5
+    """
+    from stages.bench_peers import Plan
+    from stages.bench_peers import bench_peers as measured
+    from stages.bench_peers_plot import plot, show
+
+    name, effective = _alone(tagger, inputs, config, set_, {"tagger.policy": "adaptive"})
+    result = measured(name, effective, Plan(seconds=seconds, rounds=rounds, thin=thin), output)
+    show(result)
+    plot(result, output / "peers.png")
+    typer.echo(f"figures  {output / 'peers.json'}  {output / 'peers.png'}")
+
+
+def _alone(
+    text: str, inputs: list[str] | None, config: Path | None, set_: list[str] | None, defaults: dict[str, Any]
+) -> tuple[str, Any]:
+    """A tagger by its name or `NAME=MODEL.onnx`, and a configuration with it alone, one thread, and events for it."""
+    from stages import PIPELINE
+    from stages.config import TAGGERS, packaged
+
+    name = text.partition("=")[0].strip()
+    own = {"eg": "egamma"}.get(name, name) if name in TAGGERS else "egamma"
+    files = {"input.files": inputs or [packaged(f"samples/{own}.root")]}
+    wanted = {"tagger.threads": 1, **defaults, **overrides(set_), **files, **chosen_taggers([text])}
+    effective: Any = PIPELINE.load_config(config, wanted)
+    return name, effective.model_copy(update={"taggers": {name: effective.taggers[name]}})

@@ -26,7 +26,7 @@ from streamer.stage import Missing, Source, everything
 STEP_EVENTS = 256
 KEPT_EVENTS = 2048
 """The first events of the input; they are fed again and again."""
-ANSWERS = "answers.npy"
+ANSWERS, SCORES = "answers.npy", "scores-{}.npy"
 
 
 def crops(config: Config) -> Columns:
@@ -83,19 +83,31 @@ class Crops(Source):
 
 
 class Answers(Forgetful):
-    """Notes for each event when it was due, when its answer came, and whether it has one; leaves `answers.npy`."""
+    """Notes for each event when it was due, when its answer came, and whether it has one; leaves `answers.npy`.
+
+    The scores of each tagger's objects are left in `scores-NAME.npy`, in the order in which they were fed.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._path = config.writer.dir / ANSWERS
+        self._dir = config.writer.dir
         self._noted: list[tuple[int, Array, Array]] = []
+        self._columns = {name: records.score_column(name, spec).name for name, spec in config.taggers.items()}
+        self._scores: list[tuple[int, dict[str, Array]]] = []
 
     def write(self, block: Block) -> None:
         self._noted.append((time.time_ns(), block.columns[FED_TIME.name].copy(), block.columns["error"] == 0))
+        scores = {name: block.columns[column].copy() for name, column in self._columns.items()}
+        self._scores.append((block.id, scores))
 
     async def finish(self) -> None:
+        if not self._noted:  # stopped before the first answer
+            return
         rows = [np.stack([due, np.full(due.size, at), good.astype(np.int64)]) for at, due, good in self._noted]
-        np.save(self._path, np.concatenate(rows, axis=1))
+        np.save(self._dir / ANSWERS, np.concatenate(rows, axis=1))
+        parts = [scores for _, scores in sorted(self._scores, key=lambda one: one[0])]
+        for name in self._columns:
+            np.save(self._dir / SCORES.format(name), np.concatenate([part[name] for part in parts]))
 
 
 CROPS = replace(

@@ -15,6 +15,10 @@ Latency is measured with events at random distances (a Poisson process), at `thi
 event, and at shares of what the stage has just done in this run. It counts from when an event was due, which knows
 nothing of how the chain does, to when its answer is at the end of the hop behind the tagger.
 
+The network's input is given as a dense image and as its non-empty pixels (`stages.bench_forms`): the time of a batch,
+the bytes that go to the device, and how far scores are from those of the image on the CPU. On a GPU this is the
+check of CUDA against the CPU.
+
 Deadlines: the policies are rehearsed with the costs that were just measured (`stages.bench_policies`), and then met
 with the real thing, at `shares` of its full speed: what share of the events is answered within `deadline`, by the
 fixed policy as it was best in rehearsal, and by the adaptive one, which is told `deadline` less `way` for the hops.
@@ -34,16 +38,19 @@ import numpy as np
 
 from stages.bench import machine
 from stages.bench_crops import ANSWERS, CROPS
+from stages.bench_forms import OfForm, forms
 from stages.bench_plot import Told
 from stages.bench_policies import Rehearsed, policies
 from stages.bench_ways import run_through
-from stages.config import Config
+from stages.config import Config, TaggerConfig
 from stages.inputs import shown
 from stages.network import Network
 from stages.writer import prepare_folder
 
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 POLICIES = ("fixed", "adaptive")
+WITHOUT_EFFECT = {"fixed": {"deadline": 0.0}, "adaptive": {"max_wait": TaggerConfig().max_wait}}
+"""By policy, the settings that mean nothing there, as they are by default."""
 LEAST_EVENTS = 400
 
 
@@ -99,13 +106,14 @@ class OfTagger:
     stage: list[Answered]
     thin: list[Answered] = field(default_factory=list)
     loads: list[Answered] = field(default_factory=list)
+    forms: list[OfForm] = field(default_factory=list)
     rehearsed: list[Rehearsed] = field(default_factory=list)
     deadlines: list[Answered] = field(default_factory=list)
 
     @property
     def best(self) -> int:
         """The batch size that does the most."""
-        return max(self.bare_s, key=lambda n: n / self.bare_s[n])
+        return best_size(self.bare_s)
 
     @property
     def ratio(self) -> float:
@@ -141,7 +149,7 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger().setLevel(logging.WARNING)
     about = machine()
-    n_streams = plan.rounds + 1 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
+    n_streams = plan.rounds + 2 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(len(configs) * n_streams) as told:
         taggers = {name: _measure(name, config, plan, Path(folder), told) for name, config in configs.items()}
     one = next(iter(configs.values())).tagger
@@ -160,24 +168,21 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
 
 
 def _measure(name: str, config: Config, plan: Plan, folder: Path, told: Told) -> OfTagger:
-    writer = config.writer.model_copy(update={"dir": folder.resolve() / "scores", "overwrite": True})
-    config = config.model_copy(update={"writer": writer})
-    writer.dir.mkdir(exist_ok=True)
+    config = answering_into(folder, config)
     network = Network(name, config)
-    sizes = sorted({1 << k for k in range(network.max_batch.bit_length())} | {network.max_batch})
-    costs = {n: network.seconds(n) for n in sizes}
-    best = max(costs, key=lambda n: n / costs[n])
+    costs = seconds_by_size(network)
+    best = best_size(costs)
     bare: list[float] = []
     stage: list[Answered] = []
     expected = best / costs[best]
     for k in range(plan.rounds):
         told.step(f"{name}, round {k + 1} of {plan.rounds}: full speed")
-        bare.append(_bare(network, best, plan.seconds))
-        stage.append(_stream(name, config, told, events=plan.seconds * expected, deadline=plan.deadline))
+        bare.append(bare_rate(network, best, plan.seconds))
+        stage.append(stream(name, config, told, events=plan.seconds * expected, deadline=plan.deadline))
         expected = stage[-1].events_per_s
     full = float(np.median([one.events_per_s for one in stage]))
     found = OfTagger(str(shown(network.spec.model)), costs, bare, stage)
-    once = partial(_stream, name, config, told, deadline=plan.deadline)
+    once = partial(stream, name, config, told, deadline=plan.deadline)
     for share in (0.0, *plan.loads):
         for policy in POLICIES:
             rate = min(share * full if share else plan.thin, full)
@@ -186,6 +191,8 @@ def _measure(name: str, config: Config, plan: Plan, folder: Path, told: Told) ->
             n = plan.seconds * rate
             settings: dict[str, Any] = {"policy": policy}
             into.append(once(events=n, rate=rate, tagger=settings, block_events=0 if share else 1))
+    told.step(f"{name}: forms of input")
+    found.forms.extend(forms(name, config))
     told.step(f"{name}: rehearsing deadlines of {plan.deadline * 1e3:g} ms")
     found.rehearsed.extend(policies(costs, plan.deadline, plan.items))
     for share in plan.shares:
@@ -205,7 +212,25 @@ def _best_fixed(rehearsed: list[Rehearsed], share: float) -> tuple[int, float]:
     return min((one for one in rehearsed if one.load), key=lambda one: abs(one.load - share)).fixed_at
 
 
-def _bare(network: Network, n: int, seconds: float) -> float:
+def answering_into(folder: Path, config: Config) -> Config:
+    """The configuration of streams whose answers are noted in this folder."""
+    writer = config.writer.model_copy(update={"dir": folder.resolve() / "scores", "overwrite": True})
+    writer.dir.mkdir(exist_ok=True)
+    return config.model_copy(update={"writer": writer})
+
+
+def seconds_by_size(network: Network) -> dict[int, float]:
+    """What batches cost, from sizes that are each twice the one before."""
+    sizes = sorted({1 << k for k in range(network.max_batch.bit_length())} | {network.max_batch})
+    return {n: network.seconds(n) for n in sizes}
+
+
+def best_size(costs: Mapping[int, float]) -> int:
+    """The batch size that does the most."""
+    return max(costs, key=lambda n: n / costs[n])
+
+
+def bare_rate(network: Network, n: int, seconds: float) -> float:
     """Items a second of the network on batches of `n` that are ready."""
     done, begin = 0, time.perf_counter()
     while (took := time.perf_counter() - begin) < seconds / 2:
@@ -214,7 +239,7 @@ def _bare(network: Network, n: int, seconds: float) -> float:
     return done / took
 
 
-def _stream(
+def stream(
     name: str,
     config: Config,
     told: Told,
@@ -238,14 +263,19 @@ def _stream(
     feed = {"loop": True, "events": n_events, "rate": rate, "arrivals": "poisson"}
     if block_events:
         feed["block_events"] = block_events
-    changed = {"tagger": config.tagger.model_copy(update=tagger), "feed": config.feed.model_copy(update=feed)}
+    settings = config.tagger.model_copy(update=tagger)
+    changed = {
+        "tagger": settings.model_copy(update=WITHOUT_EFFECT[settings.policy]),
+        "taggers": {name: config.taggers[name].model_copy(update={"priority": 0})},  # it is alone
+        "feed": config.feed.model_copy(update=feed),
+    }
     config = config.model_copy(update=changed)
     outcome, summary = run_through(CROPS, config, told.running)
     due, at, good = np.load(config.writer.dir / ANSWERS)
     items = outcome.reports["reader-0"]["items_per_event"][name]
     counted = slice(n_events // 10, None)
     latency = np.where(good[counted] != 0, at[counted] - due[counted], np.inf) * 1e-9
-    per_s = (n_events - n_events // 10) / ((at.max() - at[n_events // 10]) * 1e-9)
+    per_s = (n_events - n_events // 10) / (float(at.max() - at[n_events // 10]) * 1e-9)
     batches = summary.batches[name]
     return Answered(
         policy=config.tagger.policy,

@@ -53,6 +53,16 @@ def show(result: Result) -> None:
     console.print(table)
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("input", "form", "objects/s", "at", "bytes each", "scores differ from the CPU's by"):
+        table.add_column(title, justify="left" if title in ("input", "form") else "right")
+    for name, one in result.taggers.items():
+        for form in one.forms:
+            at = max(form.seconds, key=lambda n: n / form.seconds[n])
+            rate, size = f"{at / form.seconds[at]:,.0f}", f"{form.bytes_per_item:,.0f}"
+            table.add_row(name, form.form, rate, f"{at}", size, f"{form.difference:.1g}")
+    console.print(table)
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in (
         f"in {plan.deadline * 1e3:g} ms, rehearsed",
         "arrivals",

@@ -139,6 +139,8 @@ class TaggerSpec(Section):
     """The truth label of what it looks for; 0 is its background, and what has another label does not count."""
     allow_empty: bool = False
     """Go on with an empty channel where an input cannot give it."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    """Under a deadline, where not all can be scored in time, those of lower priority give way first."""
     input: Literal["image", "sparse", "points", "auto"] = "image"
     """`image`: a dense tensor; `sparse`: the device makes it from the non-empty pixels; `auto`: what of these is faster
     when measured at the start; `points`: the network takes points (batch, points, 2 + channels) and a mask."""
@@ -232,12 +234,20 @@ class TaggerConfig(Section):
     """Crops in a batch at most, as far as they fit into `batch_mb`."""
     batch_mb: int = Field(64, ge=1, le=65536)
     """Memory that a tagger's dense batch may take [MB]; a single crop may take more."""
-    policy: Literal["adaptive", "fixed"] = "fixed"
+    policy: Literal["adaptive", "fixed"] = "adaptive"
     """`adaptive`: a free network takes what waits, earliest deadline first; `fixed`: when a batch is full or old."""
     deadline: Seconds = 0.0
     """A crop that cannot be scored so long after its event was fed is given up (`adaptive` only); 0 = never."""
     max_wait: Seconds = 0.002
     """A batch is closed when its oldest crop has waited so long (`fixed` only)."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> "TaggerConfig":
+        if self.policy == "adaptive" and self.max_wait != type(self).model_fields["max_wait"].default:
+            raise ValueError("'max_wait' has no effect with policy = 'adaptive'; leave it out, or set policy = 'fixed'")
+        if self.policy == "fixed" and self.deadline:
+            raise ValueError("'deadline' has no effect with policy = 'fixed'; leave it out, or set policy = 'adaptive'")
+        return self
 
 
 class WriterConfig(Section):
@@ -296,6 +306,11 @@ class Config(CoreConfig):
 
     @model_validator(mode="after")
     def _taggers_fit(self) -> "Config":
+        for name, spec in self.taggers.items():
+            if spec.priority and not self.tagger.deadline:
+                raise ValueError(
+                    f"'taggers.{name}.priority' has no effect without a deadline; leave it out, or set tagger.deadline"
+                )
         collections: dict[str, str] = {}
         scores: dict[tuple[str, str], str] = {}
         for name, spec in self.taggers.items():
@@ -318,6 +333,10 @@ class Config(CoreConfig):
     @property
     def disk_patience(self) -> float:
         return self.writer.disk_patience
+
+    @property
+    def commit_interval(self) -> float:
+        return self.writer.commit_interval
 
     @property
     def output(self) -> Path:

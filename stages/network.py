@@ -21,8 +21,8 @@ from streamer.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-WARM_UP_S = 0.05
-"""Each batch size is measured for about so long."""
+WARM_UP_S = 0.005
+"""Each batch size is measured for about so long at the start; running tells the rest."""
 OVERHEAD_S = 0.2e-3
 """About what the tagger spends on a batch besides."""
 TOLERANCE = 1e-5
@@ -98,6 +98,8 @@ class Network:
         """
         seen = typical(self._grid, self.max_batch, self._index_dtype)
         try:
+            self.form.fill(seen, 0, self.max_batch, 0)  # compiles
+            self.run(self.max_batch)  # takes the memory
             if self.form.name == "sparse" or self.spec.normalise:
                 self._check(seen)
             if self.spec.input == "auto":
@@ -105,8 +107,8 @@ class Network:
             if self._settings.policy == "adaptive":
                 self.costs = self._learned(seen)
             else:
-                for n in {self.padded(1), self.max_batch}:
-                    self.seconds(n, seen, least=1)
+                self.form.fill(seen, 0, 1, 0)
+                self.run(self.padded(1))
         except UsageError:
             raise
         except Exception as error:
@@ -162,10 +164,10 @@ class Network:
         log.info("%s: input = '%s' (%d objects: %s)", self.model.where, self.form.name, self.max_batch, told)
 
     def _learned(self, seen: Sparse) -> Costs:
-        """What batches cost, from sizes that are each twice the one before."""
-        doubled = {1 << k for k in range(self.max_batch.bit_length())}
-        ends = [self.max_batch] if self.model.fixed_batch else sorted({*doubled, self.max_batch})
-        measured = {n: self.seconds(n, seen) for n in ends}
+        """What batches cost, from sizes that are each four times the one before."""
+        some = {1 << k for k in range(0, self.max_batch.bit_length(), 2)}
+        ends = [self.max_batch] if self.model.fixed_batch else sorted({*some, self.max_batch})
+        measured = {n: self.seconds(n, seen, WARM_UP_S) for n in ends}
         self.max_batch = largest_useful(measured, OVERHEAD_S)
         ends = [n for n in ends if n <= self.max_batch]
         sizes = useful_sizes({n: measured[n] for n in ends})
@@ -174,18 +176,23 @@ class Network:
                 self.run(n)
         return Costs(dict(zip(sizes, np.interp(sizes, ends, [measured[n] for n in ends]).tolist(), strict=True)))
 
-    def seconds(self, n: int, seen: Sparse | None = None, least: int = 3) -> float:
-        """Seconds of a batch, the least of some; with the time to fill in what is `seen`, where that is given."""
+    def seconds(self, n: int, seen: Sparse | None = None, within: float = 0.05) -> float:
+        """Seconds of a batch: the least of some, measured for about so long [s].
+
+        With the time to fill in what is `seen`, where that is given.
+        """
+        if not self.exact:  # a new size is compiled
+            self.run(n)
         took: list[float] = []
-        while len(took) < 1 + least or (len(took) < 20 and sum(took) < WARM_UP_S):
+        while len(took) < 3 or (len(took) < 20 and sum(took) < within):
             begin = time.perf_counter()
             if seen is not None:
                 self.form.fill(seen, 0, n, 0)
             self.run(n)
             took.append(time.perf_counter() - begin)
-            if sum(took[1:]) > 3 * WARM_UP_S:
+            if sum(took) > 3 * within:
                 break
-        return min(took[1:], default=took[0])
+        return min(took)
 
     def items(self, block: Block) -> int:
         """How many crops or frames of a block it is to score."""

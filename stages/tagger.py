@@ -56,6 +56,7 @@ class Tagger(BatchStage):
         self.costs: dict[str, Costs] = {}
         asked = any(spec.shadow or spec.cpu_check for spec in self.config.taggers.values())
         self._opinion_metrics = OpinionMetrics(self.registry) if asked else None
+        self.priorities: dict[str, int] = {}
         self._n_changes = 0
         self._cores = cores(self.config.tagger.cpus) if self.config.tagger.cpus else set()
         self._pinned = False
@@ -108,6 +109,7 @@ class Tagger(BatchStage):
                 ]
             if network.costs is not None:
                 self.costs[queue] = network.costs
+            self.priorities[queue] = network.spec.priority
             self.queues[queue] = network.max_batch
         self._n_changes += 1
 
@@ -158,6 +160,7 @@ class Tagger(BatchStage):
             opinion.close()
         del self.networks[queue]
         self.costs.pop(queue, None)
+        del self.priorities[queue]
 
     def about(self) -> dict[str, Any]:
         models = {self.networks[queue].name: self.networks[queue].model for queue in self.queues}
@@ -178,6 +181,9 @@ class Tagger(BatchStage):
 
     def padded(self, queue: str, n: int) -> int:
         return self.networks[queue].padded(n)
+
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        return self.networks[queue].transferred(n)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         if not self._pinned:  # it is always the same thread

@@ -104,10 +104,15 @@ class Batcher(Generic[K]):
         self.waiting += item.stop
 
     @property
+    def since(self) -> float:
+        """Since when the first item waits."""
+        return self._queue[0].since if self._queue else math.inf
+
+    @property
     def urgency(self) -> tuple[float, float]:
         """Of several batchers that share a device, who has the least comes first: when work must begin for the first
         item to be in time, and since when it waits."""
-        return (math.inf, self._queue[0].since) if self._queue else (math.inf, math.inf)
+        return math.inf, self.since
 
     def expired(self, now: float) -> Shed[K] | None:
         """Items that could not make it even if they were worked on now and alone."""
@@ -154,24 +159,33 @@ class DeadlineBatcher(Batcher[K]):
     A free device never waits: it takes whatever is there, so that batches are small when the stream is thin and grow by
     themselves with the load, as more comes while one is worked on. Who can no longer make it is shed. When not
     all that wait can make it, either a smaller batch saves the first ones, or they are shed for the sake of a larger
-    batch: what answers more, at the price of the device's time (`docs/batching.md`).
+    batch: what answers more, at the price of the device's time (`docs/batching.md`). From then on, and until all that
+    wait fit into one batch, no batch is larger than the size that does the most items a second.
 
     Parameters
     ----------
     costs : Costs
         Of the network; also says which batches can be run.
+
+    Attributes
+    ----------
+    within : float
+        How long after its arrival the newest item has its deadline [s].
     """
 
     def __init__(self, costs: Costs) -> None:
         super().__init__(costs.max_batch, 0.0)
         self.costs = costs
+        self.within = math.inf
         self._rate, self._rate_at = 0.0, -math.inf
+        self._strained = False  # since some could not make it in the batch that they would have been in
 
     def _put(self, item: _Waiting[K]) -> None:
         window = RATE_WINDOW * self.costs.of(self.max_batch)
         elapsed = max(item.since - self._rate_at, 0.0)
         self._rate = self._rate * math.exp(-elapsed / window) + item.stop / window
         self._rate_at = max(item.since, self._rate_at)
+        self.within = max(item.due - item.since, 0.0)
         place = len(self._queue)
         while place and self._queue[place - 1].due > item.due:
             place -= 1
@@ -179,59 +193,95 @@ class DeadlineBatcher(Batcher[K]):
         self.waiting += item.stop
 
     @property
+    def due(self) -> float:
+        """The earliest deadline."""
+        return self._queue[0].due if self._queue else math.inf
+
+    @property
+    def last_begin(self) -> float:
+        """When work must begin for the first item to be in time."""
+        return self.due - self.costs.of(1)
+
+    @property
     def urgency(self) -> tuple[float, float]:
-        if not self._queue:
-            return math.inf, math.inf
-        head = self._queue[0]
-        return head.due - self.costs.of(1), head.since
+        return self.last_begin, self.since
 
     def expired(self, now: float) -> Shed[K] | None:
-        limit, n = now + self.costs.of(1), 0
+        n = self.n_before(now + self.costs.of(1))
+        return self._shed(n) if n else None
+
+    def n_before(self, limit: float) -> int:
+        """How many have their deadlines before that."""
+        n = 0
         for item in self._queue:
             if item.due >= limit:
                 break
             n += int(np.searchsorted(item.left, limit))
-        return self._shed(n) if n else None
+        return n
 
-    def next(self, now: float, *, draining: bool = False) -> Batch[K] | Shed[K] | float | None:
+    def rate(self, now: float) -> float:
+        """Items that come a second."""
+        window = RATE_WINDOW * self.costs.of(self.max_batch)
+        return self._rate * math.exp(-max(now - self._rate_at, 0.0) / window)
+
+    def next(
+        self, now: float, *, draining: bool = False, most: int = 0, load: float = 0.0
+    ) -> Batch[K] | Shed[K] | float | None:
+        """As for every batcher.
+
+        Parameters
+        ----------
+        most : int
+            Items in a batch at most; 0: as many as can be run.
+        load : float
+            What others ask of the device, as a share of its time.
+        """
         if not self.waiting:
             return None
         if shed := self.expired(now):
             return shed
+        most = min(most or self.max_batch, self.max_batch)
         if self._queue[0].alone:
-            return self._close("alone", self.max_batch)
-        n = min(self.waiting, self.max_batch)
-        due = self._queue[0].due
-        if now + self.costs.of(n) <= due:
-            return self._close("full" if n == self.max_batch else "idle", n)
-        return self._squeeze(now)
+            return self._close("alone", most)
+        usual = self.costs.best if self._strained else self.max_batch
+        n = min(self.waiting, most, usual)
+        if now + self.costs.of(n) <= self._queue[0].due:
+            self._strained = self._strained and n < self.waiting
+            return self._close("full" if n == usual else "idle" if n == self.waiting else "deadline", n)
+        self._strained = True
+        return self._squeeze(now, min(most, self.costs.best), load)
 
-    def _squeeze(self, now: float) -> Batch[K] | Shed[K]:
-        """The first items do not make it in the batch that they would be in."""
+    def _squeeze(self, now: float, limit: int, load: float) -> Batch[K] | Shed[K]:
+        """The first items do not make it in the batch that they would be in; none is to be larger than `limit`."""
         deadlines = self._deadlines(LOOK_AHEAD * self.max_batch)
-        small = min(self.costs.most(deadlines[0] - now), self.waiting)
-        n_shed = self._first_that_fits(deadlines, now)
-        price = min(self._rate, self.costs.peak)
-        saving = self._worth(deadlines, 0, small, now, price)
-        shedding = self._worth(deadlines, n_shed, min(self.max_batch, self.waiting - n_shed), now, price)
+        small = min(self.costs.most(deadlines[0] - now), self.waiting, limit)
+        n_shed = self._first_that_fits(deadlines, now, limit)
+        price = min(self._rate + load * self.costs.peak, self.costs.peak)
+        saving = self._worth(deadlines, 0, small, now, limit, price)
+        shedding = self._worth(deadlines, n_shed, min(limit, self.waiting - n_shed), now, limit, price)
         if small and saving >= shedding:
             return self._close("deadline", small)
         return self._shed(n_shed)
 
-    def _first_that_fits(self, deadlines: Array, now: float) -> int:
+    def _first_that_fits(self, deadlines: Array, now: float, limit: int) -> int:
         """How many must go so that the next one makes it in the batch that it is then in."""
-        sizes = np.minimum(np.arange(deadlines.size, 0, -1), self.max_batch)
+        sizes = np.minimum(np.arange(deadlines.size, 0, -1), limit)
         fits = now + self.costs.of_each(sizes) <= deadlines
         return int(np.argmax(fits)) if fits.any() else deadlines.size
 
-    def _worth(self, deadlines: Array, first: int, n: int, now: float, price: float) -> float:
-        """How many of those that wait are answered in time, less what the device could do in that time."""
+    def _worth(self, deadlines: Array, first: int, n: int, now: float, limit: int, price: float) -> float:
+        """How many of those that wait are answered in time, less what the device could do in that time.
+
+        `first` of them are given up, then `n` are worked on; no later batch is larger than `limit`.
+        """
         begin, answered, n_all = now, 0, deadlines.size
         while first < n_all and n:
             now += self.costs.of(n)
             answered += n
             first += n
-            while first < n_all and not (n := min(self.costs.most(float(deadlines[first]) - now), n_all - first)):
+            while first < n_all and not (
+                n := min(self.costs.most(float(deadlines[first]) - now), limit, n_all - first)
+            ):
                 first += 1
         return answered - price * (now - begin)
 

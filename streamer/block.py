@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import msgpack
@@ -46,6 +47,7 @@ _DTYPES = {code: np.dtype(code) for code in _CODES}
 
 _ALIGNMENT = 8
 _FEW = 64
+_NBYTES = attrgetter("nbytes")
 _PADDING = bytes(_ALIGNMENT)
 
 
@@ -173,15 +175,31 @@ class Schema:
                 lengths[counts] = total
         return out if place == len(data) else None
 
-    def slice(self, columns: Mapping[str, Array], start: int, stop: int) -> Columns:
-        """The events `start` to `stop` of `columns`, as views."""
+    def ends(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Where the members of each collection begin, for `slice`: of each entry it belongs to, and their number."""
+        return {c.counts: offsets(columns[c.name].reshape(len(columns[c.name]), -1).sum(1, dtype=np.int64))
+                for c in self.columns if c.counts}  # fmt: skip
+
+    def slice(
+        self, columns: Mapping[str, Array], start: int, stop: int, ends: Mapping[str, Array] | None = None
+    ) -> Columns:
+        """The events `start` to `stop` of `columns`, as views.
+
+        Parameters
+        ----------
+        ends : mapping, optional
+            `ends` of these columns, for whoever takes many slices of them.
+        """
         spans = {"event": (start, stop)}
         out: Columns = {}
         for column in self.columns:
             first, last = spans[column.per]
             array = columns[column.name]
             out[column.name] = array[first:last]
-            if column.counts:
+            if column.counts and ends is not None:
+                of = ends[column.counts]
+                spans[column.counts] = int(of[first]), int(of[last])
+            elif column.counts:
                 before = int(array[:first].sum(dtype=np.int64))
                 spans[column.counts] = (before, before + int(array[first:last].sum(dtype=np.int64)))
         return out
@@ -246,7 +264,7 @@ class Block:
     @property
     def n_bytes(self) -> int:
         """Size of the columns."""
-        return sum(column.nbytes for column in self.columns.values())
+        return sum(map(_NBYTES, self.columns.values()))
 
     def with_columns(self, columns: Columns) -> "Block":
         """The same events with other columns."""
@@ -332,8 +350,7 @@ def readonly(array: Array) -> Array:
 
 def to_wire(block: Block, run: str) -> list[Any]:
     """The frames of a block: few where it is small, else those that copy nothing."""
-    small = sum(array.nbytes for array in block.columns.values()) <= PACKED_BYTES
-    return encode_small(block, run) if small else encode(block, run)
+    return encode_small(block, run) if block.n_bytes <= PACKED_BYTES else encode(block, run)
 
 
 def encode(block: Block, run: str) -> list[Any]:

@@ -35,9 +35,10 @@ from streamer.blackbox import Death
 from streamer.block import WireError
 from streamer.config import HopConfig
 from streamer.ledger import Intervals
+from streamer.sockets import bound_router, dealer, say
 
 _PER_MESSAGE = 100
-"""Intervals; keeps a message under `hop.MAX_CONTROL_BYTES`."""
+"""Intervals; keeps a message under `sockets.MAX_CONTROL_BYTES`."""
 _MOST_PARTS = 1 << 16
 _DEATHS = 1000
 
@@ -85,32 +86,32 @@ class CommitReceiver:
         self._deaths: deque[str] = deque(maxlen=_DEATHS)  # lives whose end was told
         self._tellers: dict[str, _Teller] = {}  # by the sinks' names
         self._complete = asyncio.Event()
-        self._socket = hop.bound_router(context, at, config)
+        self._socket = bound_router(context, at, config)
         self._listener = hop.task(self._listen(), "commits")
 
     async def _listen(self) -> None:
         while True:
-            route, *frames = await self._socket.recv_multipart()
+            route, *frames = await self._socket.receive()
             try:
-                await self._hear(route, frames)
+                await self._hear(bytes(route), frames)
             except WireError as error:
                 self._refused(error.reason)
 
-    async def _hear(self, route: bytes, frames: list[bytes]) -> None:
+    async def _hear(self, route: bytes, frames: list[memoryview]) -> None:
         header = hop.control(frames, self._run)
         kind, life, ids = header["kind"], hop.field(header, "life", str), _intervals(hop.field(header, "ids", list))
         if kind == "died":
             if life not in self._deaths:
                 self._on_death(hop.field(header, "name", str), hop.field(header, "how", str), ids)
                 self._deaths.append(life)
-            await hop.say(self._socket, route, hop.message("noted", self._run, life=self.life))
+            await say(self._socket, route, hop.message("noted", self._run, life=self.life))
             return
         of = hop.field(header, "of", str)
         if kind == "commit":
             self._on_commit(ids)
             known = any(teller.complete and teller.life == life for teller in self._tellers.values())
             if of != self.life or not known:
-                await hop.say(self._socket, route, hop.message("welcome", self._run, life=self.life))
+                await say(self._socket, route, hop.message("welcome", self._run, life=self.life))
         elif kind == "have":
             if of == self.life:  # else it was meant for our predecessor
                 self._collect(header, life, ids)
@@ -169,12 +170,12 @@ class CommitSender:
         self.life = secrets.token_hex(8)
         self._run, self._config, self._name, self._have, self._refused = run, config, name, have, refused
         self._of = ""
-        self._socket = hop.dealer(context, at, config)
+        self._socket = dealer(context, at, config)
         self._tasks = [hop.task(self._listen(), f"welcome {at}"), hop.task(self._repeat(), f"commit {at}")]
 
     async def _listen(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            frames = await self._socket.receive()
             try:
                 header = hop.control(frames, self._run)
                 if header["kind"] != "welcome":
@@ -196,7 +197,7 @@ class CommitSender:
             await asyncio.sleep(self._config.heartbeat)
 
     async def _say(self, kind: str, **fields: Any) -> None:
-        await self._socket.send(hop.message(kind, self._run, life=self.life, of=self._of, **fields))
+        await self._socket.send([hop.message(kind, self._run, life=self.life, of=self._of, **fields)])
 
     async def commit(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Tell the source which events (closed intervals) are safely on disk."""
@@ -213,14 +214,14 @@ class CommitSender:
 async def report_death(context: Any, at: str, run: str, config: HopConfig, name: str, how: str, death: Death) -> None:
     """Tell a source what our predecessor has died of, until it has noted that."""
     text = hop.message("died", run, life=death.life, name=name, how=how[:200], ids=[list(i) for i in death.working])
-    socket = hop.dealer(context, at, config)
+    socket = dealer(context, at, config)
     try:
         noted = False
         while not noted:
-            await socket.send(text)
+            await socket.send([text])
             with contextlib.suppress(TimeoutError, WireError):
                 async with asyncio.timeout(config.heartbeat):
-                    noted = hop.control(await socket.recv_multipart(), run)["kind"] == "noted"
+                    noted = hop.control(await socket.receive(), run)["kind"] == "noted"
     finally:
         socket.close(linger=0)
 

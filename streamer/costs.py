@@ -15,6 +15,9 @@ OWN_MEMORY = MEMORY / 8
 MAX_STEP = 4.0
 """A measurement that is so many times the mean counts as no more: a pause of the machine is not the network's cost."""
 
+NEARLY = 0.98
+"""Of sizes that do so much of the peak, the largest is the best: it has the least work around it."""
+
 
 def useful_sizes(measured: Mapping[int, float], waste: float = 0.1) -> list[int]:
     """The batch sizes worth warming up: padding to the next one costs no more than so large a share.
@@ -75,6 +78,7 @@ class Costs:
         self._own = [seconds[size] for size in self.sizes]
         self._drift = 1.0
         self._of: list[float] = []
+        self._best, self._peak = 1, 0.0
         self._settle()
 
     @property
@@ -100,9 +104,14 @@ class Costs:
         return self.sizes[place - 1] if place else 0
 
     @property
+    def best(self) -> int:
+        """The size that does the most items a second, or nearly (`NEARLY`)."""
+        return self._best
+
+    @property
     def peak(self) -> float:
         """Items a second, of the size that does the most."""
-        return max(size / cost for size, cost in zip(self.sizes, self._of, strict=True))
+        return self._peak
 
     def learn(self, n: int, seconds: float) -> None:
         """A batch of `n` items took so long."""
@@ -119,4 +128,8 @@ class Costs:
         return bisect.bisect_left(self.sizes, n)
 
     def _settle(self) -> None:
-        self._of = np.maximum.accumulate(np.array(self._own) * self._drift).tolist()  # at once: another thread may read
+        of = np.maximum.accumulate(np.array(self._own) * self._drift)
+        per_s = np.array(self.sizes) / of
+        self._peak = float(per_s.max())
+        self._best = self.sizes[int(np.flatnonzero(per_s >= NEARLY * self._peak)[-1])]
+        self._of = of.tolist()  # at once: another thread may read

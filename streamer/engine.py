@@ -1,12 +1,12 @@
 """The thread in which a batching stage works: blocks go in, batches span them, finished blocks come out."""
 
 import logging
-import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from streamer.batcher import Batch, Batcher, DeadlineBatcher, Part, Shed
 from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
+from streamer.device import Device
 from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.stage import LATE, BatchStage
@@ -30,6 +31,7 @@ class _Job(Generic[L]):
     results: dict[str, Array]
     why: dict[str, dict[int, str]]
     left: int
+    since: float
 
 
 class Engine(Generic[L]):
@@ -58,46 +60,54 @@ class Engine(Generic[L]):
     ) -> None:
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
-        self._batchers: dict[str, Batcher[_Job[L]]] = {queue: self._batcher(queue) for queue in stage.queues}
+        self._device: Device[_Job[L]] = Device()
+        for queue in stage.queues:
+            self._put(queue)
         self._jobs = Counter(dict.fromkeys(stage.queues, 0))  # of each queue, those that are here
         self._ready = threading.Condition()
         self._draining = self._closing = False
+        for name, metrics_of_queue in batches.items():
+            metrics_of_queue.waiting.set_function(partial(self.waiting, name))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def _batcher(self, queue: str) -> Batcher[_Job[L]]:
+    def _put(self, queue: str) -> None:
         stage = self._stage
+        batcher: Batcher[_Job[L]]
         if queue in stage.costs:
-            return DeadlineBatcher(stage.costs[queue])
-        return Batcher(stage.queues[queue], stage.max_wait)
+            batcher = DeadlineBatcher(stage.costs[queue])
+        else:
+            batcher = Batcher(stage.queues[queue], stage.max_wait)
+        self._device.put(queue, batcher, stage.priorities.get(queue, 0))
 
     def _metrics_of(self, queue: str) -> BatchMetrics:
         return self._batches[label(queue)]
 
-    def _tell_waiting(self, queue: str) -> None:
-        waiting = sum(batcher.waiting for name, batcher in self._batchers.items() if label(name) == label(queue))
-        self._metrics_of(queue).waiting.set(waiting)
+    def waiting(self, name: str) -> int:
+        """Items of a queue that wait for a batch."""
+        with self._ready:
+            return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
-    def submit(self, block: Block, link: L) -> None:
-        """Queue a block's items."""
+    def submit(self, block: Block, link: L) -> bool:
+        """Queue a block's items; returns whether some have a deadline (`expire`)."""
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
-        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()))
+        now = time.monotonic()
+        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()), now)
         with self._ready:
             self._jobs.update(items.keys())
         if not job.left:
             self._finish(job)
-            return
+            return False
         deadlines = {queue: self._deadlines(queue, block) for queue in items}
-        now = time.monotonic()
         with self._ready:
             for queue, n in items.items():
                 if n:
-                    if queue not in self._batchers:
-                        self._batchers[queue] = self._batcher(queue)
-                    self._batchers[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
-                    self._tell_waiting(queue)
+                    if queue not in self._device:
+                        self._put(queue)
+                    self._device[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
             self._ready.notify()
+        return any(one is not None for one in deadlines.values())
 
     def _deadlines(self, queue: str, block: Block) -> Array | None:
         """By our clock."""
@@ -109,14 +119,10 @@ class Engine(Generic[L]):
 
         To be called from another thread than the engine's own.
         """
-        given_up: list[tuple[str, Shed[_Job[L]]]] = []
-        now, next_at = time.monotonic(), math.inf
+        now = time.monotonic()
         with self._ready:
-            for queue, batcher in self._batchers.items():
-                if shed := batcher.expired(now):
-                    given_up.append((queue, shed))
-                    self._tell_waiting(queue)
-                next_at = min(next_at, batcher.urgency[0])
+            given_up = self._device.expired(now)
+            next_at = self._device.last_begin
         for queue, shed in given_up:
             for job in self._given_up(queue, shed):
                 self._finish(job)  # the black box is the batch's
@@ -148,18 +154,18 @@ class Engine(Generic[L]):
         with self._ready:
             while not self._closing:
                 now = time.monotonic()
-                wake = math.inf
-                for queue, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].urgency):
-                    decision = batcher.next(now, draining=self._draining)
-                    if isinstance(decision, Batch | Shed):
-                        self._tell_waiting(queue)
-                        return queue, decision
-                    wake = min(wake, math.inf if decision is None else decision)
-                self._ready.wait(None if wake == math.inf else wake - now)
+                decision = self._device.next(now, draining=self._draining)
+                if isinstance(decision, tuple):
+                    return decision
+                self._ready.wait(None if decision is None else decision - now)
             return None
 
     def _work(self, queue: str, batch: Batch[_Job[L]]) -> Iterator[_Job[L]]:
         """Work on a batch; gives the jobs that are complete with it."""
+        metrics = self._metrics_of(queue)
+        now = time.monotonic()
+        for part in batch.parts:
+            metrics.wait.observe(now - part.key.since, part.size)
         begin = time.perf_counter()
         results, whole = self._infer(queue, batch)
         took = time.perf_counter() - begin
@@ -168,10 +174,12 @@ class Engine(Generic[L]):
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
-        metrics = self._metrics_of(queue)
+        metrics.seconds.inc(took)
         metrics.size.observe(batch.size)
         metrics.padding.inc(self._stage.padded(queue, batch.size) - batch.size)
         metrics.closed[batch.reason].inc()
+        for counter, n_bytes in zip(metrics.transfer, self._stage.transferred(queue, batch.size), strict=True):
+            counter.inc(n_bytes)
         place = 0
         for part in batch.parts:
             part.key.results[queue][part.start : part.stop] = results[place : place + part.size]
@@ -220,7 +228,7 @@ class Engine(Generic[L]):
             self._jobs.subtract(job.results.keys())
             for queue in [queue for queue, n in self._jobs.items() if not n and queue not in self._stage.queues]:
                 del self._jobs[queue]
-                self._batchers.pop(queue, None)
+                self._device.drop(queue)
                 self._stage.forget(queue)
 
 

@@ -14,6 +14,8 @@ _KINDS = {
     "pileup": ("pileup", "bunches"),
 }
 
+SHARE = 8
+"""See `Feed.next`."""
 FAR_S = 5e9
 """A time that never comes, and whose nanoseconds still fit into 64 bits."""
 
@@ -39,23 +41,27 @@ class Feed:
         self._schedule = schedule_of(config, source, n_sources) if config.hertz else None
         self._drawn: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def next(self, available: int, now_ns: int) -> npt.NDArray[np.int64]:
+    def next(self, available: int, now_ns: int, way: float = 0.0) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
 
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
-        late catches up in full blocks.
+        late catches up in full blocks. Where events are long on their way, the chain is loaded, and each block costs it
+        something besides: then a block waits for up to an eighth of the way, at most eight times `block_wait`.
 
         Parameters
         ----------
         available : int
             Events at hand, at least one; the block takes the first `result.size` of them.
+        way : float
+            How long events are on their way at present [s].
         """
         most = min(self.config.block_events, available)
         if self._schedule is None:
             self.fed += most
             return np.full(most, now_ns, np.int64)
         due = self._ahead(self._schedule, most)
-        until = max(int(due[0]) + int(self.config.block_wait * 1e9), now_ns - self.start_ns)
+        wait = min(max(self.config.block_wait, way / SHARE), SHARE * self.config.block_wait)
+        until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         n = int(np.searchsorted(due, until, side="right"))
         self.fed += n
         self._drawn = self._drawn[n:]

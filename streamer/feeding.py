@@ -173,15 +173,18 @@ class Feeding:
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:
                 numbers = columns.pop("sequence")
+                whole = {**columns, **core_columns(np.zeros(numbers.size, np.int64))}
+                ends = self.unit.outputs.ends(whole)
                 for first, end in self.pieces(numbers[: np.searchsorted(numbers, limit)]):
                     while first < end:
                         number = int(numbers[first])
-                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns())
+                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns(), self.way())
                         await self.sleep_until(int(due[-1]))
                         why_not = await self.room(due.size, outlet)
                         if stopping.is_set():
                             return
-                        block = self.block(number, columns, first, due)
+                        part = self.unit.outputs.slice(whole, first, first + due.size, ends)
+                        block = Block(number, due.size, {**part, **core_columns(due)})
                         first += due.size
                         if not why_not and not await self.booked(block):
                             if stopping.is_set():
@@ -233,13 +236,6 @@ class Feeding:
                     for first, last in [piece] if self.book is None else self.book.fed.dropped.missing(*piece):
                         yield first + shift, last + shift + 1
 
-    def block(self, block_id: int, columns: Columns, first: int, due: Array) -> Block:
-        """The events from `first` on, as many as have a due time, with the core's own columns."""
-        schema, n = self.unit.outputs, due.size
-        length = len(next(iter(columns.values())))
-        whole = {**core_columns(np.zeros(length, np.int64)), **columns}
-        return Block(block_id, n, {**schema.slice(whole, first, first + n), **core_columns(due)})
-
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9
         if wait > 0:
@@ -249,6 +245,10 @@ class Feeding:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
         self.space.clear()
         return self.space.wait()
+
+    def way(self) -> float:
+        """About how long events are on their way [s], without the wait for the disk."""
+        return max(0.0, self.window.usual - self.process.config.commit_interval)
 
     async def redeliver(self, outlet: hop.Outlet) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Hops: how blocks cross from one stage to the next, and how commits come back. The only file that speaks ZeroMQ.
+"""Hops: how blocks cross from one stage to the next, and how commits come back.
 
 Why not PUSH/PULL: a high-water mark is no flow control, and a clean close can lose what is still in a pipe. Here a
 block is sent only against a credit, and nothing is forgotten before the writer has it on disk.
@@ -50,29 +50,20 @@ empty, so that no data is under way when processes stop.
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgpack
-import zmq
-import zmq.asyncio
 
 from streamer.block import MAGIC, Block, Schema, WireError, announced_events, decode_block, read_header, to_wire
 from streamer.config import HopConfig
 from streamer.credits import CreditBook
-from streamer.errors import UsageError
-
-MAX_CONTROL_BYTES = 4096
+from streamer.sockets import MAX_CONTROL_BYTES, Unroutable, bound_router, dealer, say
 
 Refused = Callable[[str], None]
 """Called with one of `WIRE_REASONS` for each message that is refused."""
-
-
-def new_context() -> zmq.asyncio.Context:
-    return zmq.asyncio.Context()
 
 
 def address(config: HopConfig, run_dir: str, place: int, name: str) -> str:
@@ -135,7 +126,7 @@ class Outlet:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: Any,
         at: str,
         run: str,
         config: HopConfig,
@@ -156,14 +147,14 @@ class Outlet:
 
     async def _listen(self) -> None:
         while True:
-            route, *frames = await self._socket.recv_multipart()
+            route, *frames = await self._socket.receive()
             try:
-                await self._hear(route, frames)
+                await self._hear(bytes(route), frames)
             except WireError as error:
                 self._refused(error.reason)
             self._changed.set()
 
-    async def _hear(self, route: bytes, frames: Sequence[bytes]) -> None:
+    async def _hear(self, route: bytes, frames: Sequence[memoryview]) -> None:
         header = control(frames, self.run)
         kind, life = header["kind"], field(header, "life", str)
         if kind == "credit":
@@ -205,8 +196,8 @@ class Outlet:
                 continue
             peer = self.book.peers[route]
             try:
-                await self._socket.send_multipart([route, *frames], copy=False)
-            except zmq.ZMQError:  # unroutable: the peer's connection is gone
+                await self._socket.send([route, *frames])
+            except Unroutable:
                 self.book.peers.pop(route, None)
                 continue
             peer.sent += block.n_events
@@ -258,7 +249,7 @@ class Inlet:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: Any,
         addresses: Sequence[str],
         name: str,
         run: str,
@@ -331,7 +322,7 @@ class Link:
     def __init__(
         self,
         inlet: Inlet,
-        context: zmq.asyncio.Context,
+        context: Any,
         at: str,
         name: str,
         run: str,
@@ -354,9 +345,9 @@ class Link:
 
     async def _listen(self) -> None:
         while not self._ended:
-            frames = await self._socket.recv_multipart(copy=False)
+            frames = await self._socket.receive()
             try:
-                await self._hear([frame.buffer for frame in frames])
+                await self._hear(frames)
             except WireError as error:
                 self._refused(error.reason)
 
@@ -409,7 +400,7 @@ class Link:
             self._inlet._arrived.put_nowait(None)
 
     async def _say(self, kind: str, **fields: Any) -> None:
-        await self._socket.send(message(kind, self._run, life=self.life, **fields))
+        await self._socket.send([message(kind, self._run, life=self.life, **fields)])
 
     async def _credit(self) -> None:
         if not self._ended and not self._leaving:
@@ -444,48 +435,6 @@ class Link:
         for task in self._tasks:
             await cancel(task)
         self._socket.close(linger=500)
-
-
-def dealer(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
-    """A socket that goes on trying to reach `at`."""
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)  # who was started again is found as soon as it listens
-    socket.connect(at)
-    return socket
-
-
-async def say(socket: zmq.asyncio.Socket, route: bytes, text: bytes) -> bool:
-    """Send a router's control message; False when the peer's connection is gone."""
-    try:
-        await socket.send_multipart([route, text])
-    except zmq.ZMQError:  # unroutable; when it comes back it will speak first
-        return False
-    return True
-
-
-def bound_router(context: zmq.asyncio.Context, at: str, config: HopConfig) -> zmq.asyncio.Socket:
-    """A socket that answers whoever comes to `at`.
-
-    Raises
-    ------
-    UsageError
-        The address is taken.
-    """
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)  # a router is only ever told control messages
-    socket.setsockopt(zmq.SNDHWM, 0)  # the credits bound what is queued; ZeroMQ's own limit would drop a slow peer
-    try:
-        socket.bind(at)
-    except zmq.ZMQError as error:
-        socket.close(linger=0)
-        hint = "set hop.base_port to free ports"
-        if config.transport == "ipc":
-            hint = "the run's folder must be there, be writable and have a short path"
-        raise UsageError(f"{at} cannot be bound ({os.strerror(error.errno or 0)}); {hint}") from None
-    return socket
 
 
 def task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":

@@ -168,13 +168,18 @@ class Window:
         Seconds.
     max_bytes : int
         Of the columns; the block that reaches this is the last.
+
+    Attributes
+    ----------
+    usual : float
+        How long blocks take to disk at present, rather too long than too short [s].
     """
 
     def __init__(self, max_events: int, redeliver_after: float, max_bytes: int = 1 << 62) -> None:
         self.max_events, self.redeliver_after, self.max_bytes = max_events, redeliver_after, max_bytes
         self.events = self.bytes = 0
         self._flights: dict[int, _Flight] = {}
-        self._usual = 0.0  # how long blocks take, rather too long than too short [s]
+        self.usual = 0.0
         self._newest = -math.inf  # when the last-sent of the blocks on disk was sent
 
     def __len__(self) -> int:
@@ -202,7 +207,7 @@ class Window:
                 self._newest = max(self._newest, flight.sent_at)
                 # Of a block that was sent twice it is not known which attempt came through.
                 if flight.block.attempt == 1 and flight.sent_at > -math.inf:
-                    self._usual = max(0.99 * self._usual, now - flight.sent_at)
+                    self.usual = max(0.99 * self.usual, now - flight.sent_at)
         self.events -= done
         return done
 
@@ -254,7 +259,7 @@ class Window:
 
     def _is_overdue(self, flight: _Flight, now: float) -> bool:
         overtaken = flight.sent_at < self._newest
-        patience = max(EARLY_S, 3 * self._usual) if overtaken else max(QUIET_S, 10 * self._usual)
+        patience = max(EARLY_S, 3 * self.usual) if overtaken else max(QUIET_S, 10 * self.usual)
         patience *= 2.0 ** min(flight.block.attempt - 1, 30)
         return now - flight.sent_at >= min(patience, self.redeliver_after)
 

@@ -4,6 +4,8 @@ Label sets are created at the start, so that a zero is a zero and not a gap. Buc
 deadlines are, 0.1 ms to 10 s.
 """
 
+import bisect
+import itertools
 import json
 import socket
 import threading
@@ -28,6 +30,7 @@ LATENCY_BUCKETS = (
     *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
+EDGES = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 OUTCOMES = ("ok", "error")
 
@@ -70,10 +73,46 @@ class EventHistogram(Collector):
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self.name, self.doc)
-        edges = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
         with self._lock:
             below, total = np.cumsum(self._counts).tolist(), self._sum
-        family.add_metric([], list(zip(edges, below, strict=True)), sum_value=total)
+        family.add_metric([], list(zip(EDGES, below, strict=True)), sum_value=total)
+        yield family
+
+
+class WaitHistogram:
+    """One label's part of a `WaitHistograms`: takes the same value for many items at once."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()  # the page is made in another thread
+
+    def observe(self, seconds: float, n: int) -> None:
+        """Count `n` items with this value [s]."""
+        place = bisect.bisect_left(LATENCY_BUCKETS, seconds)
+        with self._lock:
+            self._counts[place] += n
+            self._sum += seconds * n
+
+    def buckets(self) -> tuple[list[int], float]:
+        """Cumulative counts, and the sum of all values."""
+        with self._lock:
+            return list(itertools.accumulate(self._counts)), self._sum
+
+
+class WaitHistograms(Collector):
+    """Histograms of one name, by a label."""
+
+    def __init__(self, name: str, doc: str, label: str, values: Iterable[str], registry: CollectorRegistry) -> None:
+        self.name, self.doc, self.label = name, doc, label
+        self.of = {value: WaitHistogram() for value in values}
+        registry.register(self)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self.name, self.doc, labels=[self.label])
+        for value, histogram in self.of.items():
+            below, total = histogram.buckets()
+            family.add_metric([value], list(zip(EDGES, below, strict=True)), sum_value=total)
         yield family
 
 
@@ -195,13 +234,19 @@ class SinkMetrics:
 
 @dataclass(frozen=True)
 class BatchMetrics:
-    """What only a batching stage knows of one of its queues: sizes, why batches were closed, and what waits."""
+    """What only a batching stage knows of one of its queues: sizes, why batches were closed, and what waits.
+
+    `seconds` are the device's, of inference; `transfer` counts the bytes to it and from it.
+    """
 
     size: Histogram
     closed: dict[str, Counter]
     waiting: Gauge
+    wait: WaitHistogram
     shed: Counter
     padding: Counter
+    seconds: Counter
+    transfer: tuple[Counter, Counter]
 
     @staticmethod
     def of(registry: CollectorRegistry, queues: Iterable[str], reasons: Iterable[str]) -> "dict[str, BatchMetrics]":
@@ -211,14 +256,25 @@ class BatchMetrics:
         waiting = Gauge("streamer_batch_items_waiting", "items waiting for a batch", ["queue"], registry=registry)
         shed = Counter("streamer_items_shed", "items given up for their deadlines", ["queue"], registry=registry)
         padding = Counter("streamer_batch_padding", "places in batches that held nothing", ["queue"], registry=registry)
-        reasons = tuple(reasons)
+        seconds = Counter("streamer_batch_seconds", "time of inference", ["queue"], registry=registry)
+        transfer = Counter(
+            "streamer_batch_transfer_bytes", "bytes of batches to the device and from it, padding included",
+            ["queue", "direction"], registry=registry,
+        )  # fmt: skip
+        queues, reasons = tuple(queues), tuple(reasons)
+        wait = WaitHistograms(
+            "streamer_batch_wait_seconds", "time an item waited until its batch was begun", "queue", queues, registry
+        )
         return {
             queue: BatchMetrics(
                 size.labels(queue),
                 {reason: closed.labels(queue, reason) for reason in reasons},
                 waiting.labels(queue),
+                wait.of[queue],
                 shed.labels(queue),
                 padding.labels(queue),
+                seconds.labels(queue),
+                (transfer.labels(queue, "in"), transfer.labels(queue, "out")),
             )
             for queue in queues
         }

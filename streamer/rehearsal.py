@@ -1,10 +1,13 @@
-"""A batcher rehearsed: arrivals are played to it without clock, device or network."""
+"""Batchers rehearsed, alone or together on a device: arrivals are played to them without clock, device or network."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from streamer.batcher import Batch, Batcher, Shed
+from streamer.batcher import Batch, Batcher
 from streamer.costs import Costs
+from streamer.device import Device
 
 Seconds = npt.NDArray[np.float64]
 
@@ -21,20 +24,35 @@ def rehearse(batcher: Batcher[int], arrivals: Seconds, deadlines: Seconds, costs
     costs : Costs
         What a batch takes on the device that is played.
     """
-    answered = np.full(arrivals.size, np.inf)
+    device: Device[int] = Device()
+    device.put("", batcher)
+    return rehearse_together(device, {"": arrivals}, {"": deadlines}, {"": costs})[""]
+
+
+def rehearse_together(
+    device: Device[int],
+    arrivals: Mapping[str, Seconds],
+    deadlines: Mapping[str, Seconds],
+    costs: Mapping[str, Costs],
+) -> dict[str, Seconds]:
+    """The same for several queues that share a device; everything by queue."""
+    answered = {queue: np.full(at.size, np.inf) for queue, at in arrivals.items()}
+    coming = sorted((t, k, queue) for queue, at in arrivals.items() for k, t in enumerate(at.tolist()))
     now, n_come = 0.0, 0
-    while n_come < arrivals.size or batcher.waiting:
-        while n_come < arrivals.size and arrivals[n_come] <= now:
-            at = float(arrivals[n_come])
-            batcher.add(n_come, 1, at, deadlines=deadlines[n_come : n_come + 1])
+    while n_come < len(coming) or any(n for _, n in device.waiting()):
+        while n_come < len(coming) and coming[n_come][0] <= now:
+            at, k, queue = coming[n_come]
+            device[queue].add(k, 1, at, deadlines=deadlines[queue][k : k + 1])
             n_come += 1
-        decision = batcher.next(now, draining=n_come == arrivals.size)
-        if isinstance(decision, Batch):
-            now += costs.of(decision.size)
-            answered[[part.key for part in decision.parts]] = now
-        elif not isinstance(decision, Shed):
+        decision = device.next(now, draining=n_come == len(coming))
+        if isinstance(decision, tuple):
+            queue, what = decision
+            if isinstance(what, Batch):
+                now += costs[queue].of(what.size)
+                answered[queue][[part.key for part in what.parts]] = now
+        else:
             until = np.inf if decision is None else decision
-            now = max(now, min(until, float(arrivals[n_come])) if n_come < arrivals.size else until)
+            now = max(now, min(until, coming[n_come][0]) if n_come < len(coming) else until)
     return answered
 
 

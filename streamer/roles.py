@@ -142,8 +142,8 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                 while (item := await inlet.receive()) is not None:
                     process.book_arrival(item[0], inlet)
                     holding += 1
-                    engine.submit(*item)
-                    submitted.set()
+                    if engine.submit(*item):
+                        submitted.set()
                 process.tell("draining")
                 engine.drain()
                 while holding:

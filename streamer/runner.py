@@ -42,6 +42,7 @@ from streamer.metrics import StageMetrics, serve
 from streamer.orphan import die_with_parent
 from streamer.pipeline import Pipeline
 from streamer.roles import play
+from streamer.sockets import new_context
 from streamer.stage import Unit
 
 log = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ class Process:
                 port += mine if self._slot is None else self._slot
             server, port = serve(self.metrics.registry, host, port, lambda: self.life.state)
             self.tell("starting", metrics=f"http://{host}:{port}/metrics")
-            context = self.context = hop.new_context()
+            context = self.context = new_context()
             deaths = self._report_death()
             await self.in_worker(unit.setup)
             await self._until_crash(play(self, unit))

@@ -157,11 +157,14 @@ class BatchStage(Unit, ABC):
     costs : mapping of str to Costs
         What the batches of a queue cost, known after `setup`; they are then formed as soon as the device is free, and
         under deadlines (`streamer.batcher.DeadlineBatcher`). Queues without have `max_wait`.
+    priorities : mapping of str to int
+        Of queues with costs, where not all items can be in time; 0 where nothing is said, higher ones first.
     """
 
     queues: dict[str, int]
     max_wait: float
     costs: Mapping[str, Costs] = {}
+    priorities: Mapping[str, int] = {}
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
         """When each item is worth nothing any more [ns since 1970], not falling; None: never."""
@@ -173,6 +176,10 @@ class BatchStage(Unit, ABC):
     def padded(self, queue: str, n: int) -> int:
         """The size that a batch of `n` items is run at."""
         return n
+
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        """Bytes that a batch of `n` items moves to the device, and from it, padding included."""
+        return 0, 0
 
     @abstractmethod
     def items(self, block: Block) -> dict[str, int]:

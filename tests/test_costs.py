@@ -19,7 +19,7 @@ def test_a_batch_is_padded_to_the_next_size_and_costs_as_much() -> None:
     assert [costs.size(n) for n in (1, 2, 4, 5, 16)] == [1, 4, 4, 16, 16]
     assert [costs.of(n) for n in (1, 2, 4, 5, 16)] == [2.0, 3.0, 3.0, 8.0, 8.0]
     assert [costs.most(s) for s in (1.9, 2.0, 7.9, 99.0)] == [0, 1, 4, 16]
-    assert (costs.max_batch, costs.peak) == (16, 2.0)
+    assert (costs.max_batch, costs.best, costs.peak) == (16, 16, 2.0)
     for n in (0, 17):
         with pytest.raises(ValueError, match="1 to 16 can be run"):
             costs.of(n)
@@ -28,6 +28,18 @@ def test_a_batch_is_padded_to_the_next_size_and_costs_as_much() -> None:
 def test_a_larger_batch_is_never_thought_cheaper() -> None:
     costs = Costs({1: 2.0, 2: 1.0, 4: 1.5, 8: 9.0})
     assert [costs.of(n) for n in (1, 2, 4, 8)] == [2.0, 2.0, 2.0, 9.0]
+
+
+def test_the_best_size_does_nearly_the_most_items_a_second_and_follows_what_is_learned() -> None:
+    costs = Costs({1: 1.0, 8: 4.0, 16: 8.1, 64: 40.0})
+    assert (costs.best, costs.peak) == (16, 2.0)
+    for _ in range(500):
+        costs.learn(16, 16.0)
+        costs.learn(8, 4.0)
+        costs.learn(1, 1.0)
+        costs.learn(64, 20.0)
+    assert costs.best == 64
+    assert costs.peak == pytest.approx(3.2, rel=0.1)
 
 
 @pytest.mark.parametrize("seconds", [{}, {0: 1.0}, {1: 0.0}, {1: math.nan}, {1: math.inf}])

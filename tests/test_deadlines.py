@@ -39,6 +39,35 @@ def answer(decision: object) -> object:
     return f"{reason}: " + " ".join(f"{part.key}{part.start}-{part.stop}" for part in decision.parts)
 
 
+def test_when_not_all_can_make_it_no_batch_is_larger_than_the_one_that_does_the_most() -> None:
+    batcher: DeadlineBatcher[str] = DeadlineBatcher(Costs({1: 1.0, 2: 1.0, 8: 9.0}))
+    batcher.add("a", 8, 0.0, deadlines=np.full(8, 99.0))
+    assert answer(batcher.next(0.0)) == "full: a0-8"
+    batcher.add("b", 7, 9.0, deadlines=np.array([12.0] + [99.0] * 6))
+    assert answer(batcher.next(9.0)) == "deadline: b0-2"
+    assert answer(batcher.next(10.0)) == "full: b2-4"
+    assert answer(batcher.next(11.0)) == "full: b4-6"
+    assert answer(batcher.next(12.0)) == "idle: b6-7"
+    batcher.add("c", 7, 13.0, deadlines=np.full(7, 99.0))
+    assert answer(batcher.next(13.0)) == "idle: c0-7"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_batch_is_as_small_as_others_need_it(most: int) -> None:
+    batcher: DeadlineBatcher[str] = DeadlineBatcher(Costs(COSTS))
+    batcher.add("a", 4, 0.0, deadlines=np.full(4, 99.0))
+    assert answer(batcher.next(0.0, most=most)) == f"deadline: a0-{most}"
+    assert answer(batcher.next(9.0, most=4)) == f"idle: a{most}-4"
+
+
+def test_the_price_of_time_knows_what_others_ask_of_the_device() -> None:
+    for load, wanted in ((0.0, "deadline: a0-1"), (1.0, "shed: a0-1")):
+        batcher: DeadlineBatcher[str] = DeadlineBatcher(Costs(COSTS))
+        batcher.add("a", 1, 0.0, deadlines=np.array([2.5]))
+        batcher.add("b", 4, 0.0, deadlines=np.full(4, 99.0))
+        assert answer(batcher.next(0.0, load=load)) == wanted
+
+
 @pytest.mark.parametrize("steps", [row[1] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_arrivals_lead_to_decisions(steps: list[tuple[float, object, object]]) -> None:
     batcher: DeadlineBatcher[str] = DeadlineBatcher(Costs(COSTS))

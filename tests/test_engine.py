@@ -158,10 +158,10 @@ def test_draining_empties_the_queue_and_what_comes_after(bench: Make) -> None:
 def test_metrics_tell_sizes_and_what_waits(bench: Make) -> None:
     at_work = bench(max_batch=4, max_wait=NEVER_S)
     at_work.submit(hits(3, 1))
-    assert at_work.batches.waiting._value.get() == 3
+    assert at_work.engine.waiting("hits") == 3
     at_work.submit(hits(2, 2))
     assert at_work.take().id == 1
-    assert at_work.batches.waiting._value.get() == 1
+    assert at_work.engine.waiting("hits") == 1
     assert at_work.batches.size._sum.get() == 4
     at_work.engine.drain()
     assert at_work.take().id == 2
@@ -230,6 +230,27 @@ def test_the_queue_that_has_waited_longest_has_its_turn_first(bench: Make) -> No
     assert [queue for queue, _ in stage.order] == ["narrow", "wide", "narrow"]
 
 
+class Contended(TwoQueues):
+    """Of a block's two batches only one can be in time, by what they are said to cost [s]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs = {"wide": Costs({1: 1000.0}), "narrow": Costs({1: 1000.0})}
+
+    def deadlines(self, queue: str, block: Block) -> Array | None:
+        return np.array([time.time_ns() + 1500 * 10**9])
+
+
+@pytest.mark.parametrize("first", ["wide", "narrow"])
+def test_where_not_all_can_be_in_time_the_higher_priority_comes_first(first: str, bench: Make) -> None:
+    stage = Contended()
+    stage.priorities = {first: 1}
+    at_work = bench(stage)
+    at_work.submit(hits(1, 1, 1.0))
+    assert energies(at_work.take()) == [1010]
+    assert stage.order[0][0] == first
+
+
 class Short(ToyBatchStage):
     """Forgets a result."""
 
@@ -273,7 +294,7 @@ def test_a_free_device_takes_what_waits_earliest_deadline_first(bench: Make) -> 
     stage = Timed()
     at_work = bench(stage)
     at_work.submit(hits(1, 1, 5000.0))
-    while at_work.batches.waiting._value.get():  # it is worked on
+    while at_work.engine.waiting("hits"):  # it is worked on
         time.sleep(0.001)
     at_work.submit(hits(3, 2, 7000.0), hits(2, 3, 6000.0))
     stage.go_on.set()
@@ -301,7 +322,7 @@ def test_who_can_no_longer_make_it_does_not_wait_for_the_batch_that_is_worked_on
     stage = Timed()
     at_work = bench(stage)
     at_work.submit(hits(6, 1, 5000.0))  # four are worked on, two wait
-    while at_work.batches.waiting._value.get() != 2:
+    while at_work.engine.waiting("hits") != 2:
         time.sleep(0.001)
     soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.4
     at_work.submit(hits(2, 2, soon))
@@ -327,7 +348,7 @@ def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Ma
     soon = (time.time_ns() - stage.begin_ns) * 1e-9 + 0.3
     block.columns["Hit_energy"] = np.repeat([soon, soon + 5000.0], [5, 1]).astype(np.float32)
     at_work.submit(block)
-    while at_work.batches.waiting._value.get() != 2:
+    while at_work.engine.waiting("hits") != 2:
         time.sleep(0.001)
     while at_work.engine.expire() < 1000.0:
         time.sleep(0.01)
@@ -339,10 +360,13 @@ def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Ma
 
 
 class Padded(ToyBatchStage):
-    """Runs batches of 4 and of 8."""
+    """Runs batches of 4 and of 8; an item is 100 bytes, its result 10."""
 
     def padded(self, queue: str, n: int) -> int:
         return 4 if n <= 4 else 8
+
+    def transferred(self, queue: str, n: int) -> tuple[int, int]:
+        return 100 * self.padded(queue, n), 10 * self.padded(queue, n)
 
 
 def test_what_batches_are_padded_with_is_counted(bench: Make) -> None:
@@ -352,3 +376,15 @@ def test_what_batches_are_padded_with_is_counted(bench: Make) -> None:
     assert {at_work.take().id, at_work.take().id} == {1, 2}
     assert at_work.batches.padding._value.get() == 1
     assert at_work.batches.size._sum.get() == 11
+    assert [counter._value.get() for counter in at_work.batches.transfer] == [1200, 120]
+
+
+def test_how_long_items_waited_and_the_device_worked_is_told(bench: Make) -> None:
+    at_work = bench(max_batch=8, max_wait=0.01)
+    at_work.submit(hits(5, 1), hits(2, 2))
+    at_work.take()
+    at_work.take()
+    below, total = at_work.batches.wait.buckets()
+    assert below[-1] == 7
+    assert total >= 5 * 0.01, "the first waited until its batch was closed"
+    assert at_work.batches.seconds._value.get() == at_work.metrics.busy._value.get() > 0

@@ -49,6 +49,12 @@ def test_no_event_waits_longer_for_its_block_than_block_wait(
         assert np.all(np.diff(due) >= 0)
 
 
+def test_blocks_are_larger_where_the_way_is_long() -> None:
+    sizes = [feed(rate=10_000, block_wait="5 ms").next(1000, START, way).size for way in (0.0, 0.03, 0.16, 0.2, 9.0)]
+    assert sizes == [51, 51, 201, 251, 256]
+    assert feed(rate=1000, block_wait="5 ms").next(1000, START, 9.0).size == 41, "at most eight times as long"
+
+
 def test_schedule_does_not_drift() -> None:
     paced = feed(rate=30_000, block_wait="1 s", block_events=10_000)
     for _ in range(90):

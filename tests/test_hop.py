@@ -53,7 +53,7 @@ class Bench:
         self.refused: list[str] = []
         self.told: list[Any] = []
         self.deaths: list[Any] = []
-        self.context = hop.new_context()
+        self.context = zmq.asyncio.Context()
         self._made: list[Any] = []
 
     def set(self, **settings: object) -> None:

@@ -20,7 +20,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamer.batcher import REASONS
 from streamer.block import WIRE_REASONS
 from streamer.errors import UsageError
-from streamer.metrics import LATENCY_BUCKETS, BatchMetrics, EventHistogram, SinkMetrics, StageMetrics, serve
+from streamer.metrics import (
+    LATENCY_BUCKETS,
+    BatchMetrics,
+    EventHistogram,
+    SinkMetrics,
+    StageMetrics,
+    WaitHistograms,
+    serve,
+)
 
 
 def histogram() -> EventHistogram:
@@ -82,6 +90,23 @@ def test_a_clock_that_stepped_back_counts_as_no_time() -> None:
     assert (edges[LATENCY_BUCKETS[0]], count, total) == (2, 2, 0.0)
 
 
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 70)), max_size=20))
+def test_waits_count_as_often_as_items_waited(waits: list[tuple[float, int]]) -> None:
+    made = WaitHistograms("streamer_test_seconds", "a test", "queue", ["eg", "qg"], CollectorRegistry())
+    for seconds, n in waits:
+        made.of["eg"].observe(seconds, n)
+    one_by_one = histogram()
+    for seconds, n in waits:
+        one_by_one.observe(np.full(n, seconds))
+    (family,) = made.collect()
+    for queue, wanted in (("eg", buckets(one_by_one)), ("qg", buckets(histogram()))):
+        mine = [sample for sample in family.samples if sample.labels["queue"] == queue]
+        edges = {float(s.labels["le"]): s.value for s in mine if s.name.endswith("_bucket")}
+        assert edges == wanted[0]
+        assert [s.value for s in mine if s.name.endswith("_count")] == [wanted[1]]
+        assert [s.value for s in mine if s.name.endswith("_sum")] == pytest.approx([wanted[2]])
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e-300, 1e6, 9.3e9])
 def test_values_beyond_the_ends_are_counted(seconds: float) -> None:
     made = histogram()
@@ -131,7 +156,7 @@ def everything() -> StageMetrics:
     """All metrics that any process has."""
     metrics = StageMetrics("writer", 2, TALLIES)
     SinkMetrics(metrics.registry)
-    BatchMetrics.of(metrics.registry, ["eg"], REASONS)
+    BatchMetrics.of(metrics.registry, ["eg", "qg"], REASONS)
     metrics.limits(max_batch=64, commit_events=2048)
     return metrics
 
@@ -195,8 +220,15 @@ def test_every_label_set_is_there_from_the_start() -> None:
         assert value(page, "streamer_messages_refused_total", stage="writer", reason=reason) == 0
     for reason in TALLIES["hits_dropped"]:
         assert value(page, "streamer_hits_dropped_total", stage="writer", reason=reason) == 0
-    for reason in REASONS:
-        assert value(page, "streamer_batch_closed_total", queue="eg", reason=reason) == 0
+    for queue in ("eg", "qg"):
+        for reason in REASONS:
+            assert value(page, "streamer_batch_closed_total", queue=queue, reason=reason) == 0
+        for direction in ("in", "out"):
+            assert value(page, "streamer_batch_transfer_bytes_total", queue=queue, direction=direction) == 0
+        for name in ("size_count", "size_sum", "wait_seconds_count", "wait_seconds_sum", "items_waiting",
+                     "padding_total", "seconds_total"):  # fmt: skip
+            assert value(page, f"streamer_batch_{name}", queue=queue) == 0
+        assert value(page, "streamer_items_shed_total", queue=queue) == 0
     for direction in ("in", "out"):
         assert value(page, "streamer_bytes_total", stage="writer", direction=direction) == 0
     for name in ("blocks_total", "busy_seconds_total", "blocks_redelivered_total", "blocks_in_flight",

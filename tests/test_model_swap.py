@@ -49,7 +49,7 @@ def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: P
     out = tmp_path / "out"
     process = streamer(
         *("run", hits, "--output", out, "--loop", "--rate", 2000, "--tagger", f"eg={old}"),
-        *("--replicas", "tagger=2", "--set", "feed.block_events=16", "--set", "tagger.policy=adaptive"),
+        *("--replicas", "tagger=2", "--set", "feed.block_events=16"),
     )
     process.wait_for_events(300)
     running = {"running"}

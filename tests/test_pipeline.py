@@ -683,7 +683,13 @@ def test_check_looks_at_files_and_models_too(hits: Path, model: Path, tmp_path: 
 
 def test_the_printed_configuration_is_read_back_to_the_same(tmp_path: Path) -> None:
     sets = [
-        *("feed.rate=12.5", "tagger.max_wait='5 ms'", "replicas.framer=2", "taggers.eg.pt_min=20"),
+        *(
+            "feed.rate=12.5",
+            "tagger.policy=fixed",
+            "tagger.max_wait='5 ms'",
+            "replicas.framer=2",
+            "taggers.eg.pt_min=20",
+        ),
         *("input.columns.run='Run \"number\"'", "writer.format=rntuple", "input.files=['a.root', 'b c.root']"),
     ]
     code, text, err = call("config", *(part for s in sets for part in ("--set", s)))

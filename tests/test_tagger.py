@@ -21,6 +21,7 @@ from stages.network import cores, threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import failures
+from streamer.config import load
 from streamer.errors import UsageError
 
 
@@ -361,7 +362,39 @@ def test_what_batches_cost_is_learned_at_the_start(tmp_path: Path) -> None:
     costs = tagger.costs["eg"]
     assert (costs.sizes[0], costs.max_batch) == (1, 48)
     assert 0 < costs.of(1) <= costs.of(48) < 1
-    assert not make(conv_model(tmp_path / "conv.onnx")).costs
+    assert not make(conv_model(tmp_path / "conv.onnx"), policy="fixed").costs
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"tagger.max_wait": "5 ms"},
+            "'tagger': 'max_wait' has no effect with policy = 'adaptive'; leave it out, or set",
+        ),
+        (
+            {"tagger.policy": "fixed", "tagger.deadline": 1},
+            "'tagger': 'deadline' has no effect with policy = 'fixed'; leave it out, or set policy = 'adaptive'",
+        ),
+        ({"taggers.eg.priority": 1}, "'taggers.eg.priority' has no effect without a deadline; leave it out, or set"),
+    ],
+)
+def test_a_setting_without_effect_is_told(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(Config, None, settings)
+    assert str(error.value).startswith(f"configuration: {told}")
+    assert "\n" not in str(error.value)
+
+
+def test_queues_have_their_taggers_priorities(tmp_path: Path) -> None:
+    tagger = make(sum_model(tmp_path / "sum.onnx"), spec={"priority": 3}, deadline=9.0)
+    assert tagger.priorities == {"eg": 3}
+
+
+@pytest.mark.parametrize(("shape", "size"), [(("batch", 1, 32, 32), 3), ((4, 1, 32, 32), 4)])
+def test_a_batch_moves_its_pixels_and_scores_with_what_pads_it(shape: Any, size: int, tmp_path: Path) -> None:
+    tagger = make(conv_model(tmp_path / "conv.onnx", shape))
+    assert tagger.transferred("eg", 3) == (size * 32 * 32 * 4, size * 4)
 
 
 def test_a_network_of_one_batch_size_has_one_cost(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from stages.network import Network  # noqa: E402
 from stages.network_commands import Arch  # noqa: E402
 from stages.performance import auc  # noqa: E402
 from stages.training.dataset import Crops, load_crops  # noqa: E402
-from stages.training.export import export_onnx, export_points, score_onnx  # noqa: E402
+from stages.training.export import export_onnx, export_points  # noqa: E402
 from stages.training.layers import Scaling  # noqa: E402
 from stages.training.networks import ARCHITECTURES, n_macs, n_parameters  # noqa: E402
 from stages.training.points import PointNetwork  # noqa: E402
+from stages.training.scoring import score_onnx  # noqa: E402
 from stages.training.session import POINTS  # noqa: E402
 from stages.training.settings import Settings  # noqa: E402
 from stages.training.train import TrainedModel, train  # noqa: E402

@@ -114,11 +114,17 @@ def card_text(result: Result, name: str) -> str:
     if settings.shuffle_labels:
         lines += ["**A check, not a tagger:** its labels were dealt out anew, so the AUC must be 0.5.", ""]
     lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)]
-    lines += ["", "## Data", "", *_data(result.inputs, "training and validation"), *_data(result.tests, "test")]
+    lines += [
+        "",
+        "## Data",
+        "",
+        *data_lines(result.inputs, "training and validation"),
+        *data_lines(result.tests, "test"),
+    ]
     if not result.tests:
         lines.append("- The test events are the last fifth of each file's.")
     files = [*result.inputs, *result.tests]
-    commands = [command for path in dict.fromkeys(files) if (command := _known(command_of, path))]
+    commands = [command for path in dict.fromkeys(files) if (command := origin(command_of, path))]
     lines += ["", "## How to make it again", "", f"With version {__version__}:", "", "```", *commands, result.command]
     lines += ["```", "", "## Notes", "", _note(files)]
     return "\n".join(lines) + "\n"
@@ -135,17 +141,18 @@ def _units(spec: TaggerSpec) -> str:
     return ", ".join(dict.fromkeys(UNITS[channel] for channel in spec.channels))
 
 
-def _known(ask: Any, path: Path) -> Any:
+def origin(ask: Any, path: Path) -> Any:
     """What a file says of how it was generated, nothing where it is not a file of ours."""
     with contextlib.suppress(Exception):  # uproot raises whatever a foreign file leads to
         return ask(path)
     return None
 
 
-def _data(paths: list[Path], what: str) -> list[str]:
+def data_lines(paths: list[Path], what: str) -> list[str]:
+    """What is known of event files, a line each."""
     lines = []
     for path in paths:
-        about = _known(settings_of, path)
+        about = origin(settings_of, path)
         known = "of unknown origin"
         if about:
             known = f"{about['events']:,} events, {about['process']}, seed {about['seed']}"
@@ -157,7 +164,7 @@ def _data(paths: list[Path], what: str) -> list[str]:
 
 
 def _note(paths: list[Path]) -> str:
-    abouts = [_known(settings_of, path) for path in paths]
+    abouts = [origin(settings_of, path) for path in paths]
     if not all(abouts):
         return "Its figures hold for events like those it was tested on."
     if all("pt_gev" in about for about in abouts):

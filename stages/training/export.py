@@ -1,7 +1,6 @@
-"""Networks as ONNX files, and what these do in ONNX Runtime."""
+"""Networks as ONNX files, held against torch."""
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
-from stages.training.dataset import Crops
 from stages.training.networks import PointScorer, Scorer
+from stages.training.scoring import scores_of, session
 from streamer.errors import StreamerError
 
 OPSET = 18
@@ -66,7 +64,7 @@ def export_onnx(network: Any, sample: npt.NDArray[np.float32]) -> bytes:
     onnx: bytes = bare(program.model_proto).SerializeToString()
     with torch.no_grad():
         wanted = scorer(torch.from_numpy(sample))[:, 0].numpy()
-    difference = np.abs(_scores(session(onnx), sample) - wanted).max()
+    difference = np.abs(scores_of(session(onnx), sample) - wanted).max()
     if not difference < TOLERANCE:
         raise StreamerError(f"the exported network is another: ONNX Runtime and torch differ by {difference:.2g}")
     return onnx
@@ -124,40 +122,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def session(onnx: bytes) -> Any:
-    """ONNX Runtime with a network, on one thread of the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-
-
-def _scores(session: Any, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    made: npt.NDArray[np.float32] = session.run([OUTPUT], {INPUT: batch})[0][:, 0]
-    return made
-
-
-def score_onnx(onnx: bytes, crops: Crops, batch_size: int = 64) -> npt.NDArray[np.float32]:
-    """Scores of an exported network by ONNX Runtime, on one thread: float32[n]."""
-    network = session(onnx)
-    out = np.empty(len(crops), np.float32)
-    batch = np.empty((batch_size, *crops.shape), np.float32)
-    for first in range(0, len(crops), batch_size):
-        chosen = np.arange(first, min(first + batch_size, len(crops)))
-        out[chosen] = _scores(network, crops.dense(chosen, out=batch))
-    return out
-
-
-def milliseconds(onnx: bytes, crops: Crops, batch_size: int, seconds: float = 0.5) -> float:
-    """What a crop takes in batches of this size: the median over half a second of runs, on one thread."""
-    network = session(onnx)
-    batch = crops.dense(np.arange(batch_size) % len(crops))
-    _scores(network, batch)
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
-        begin = time.perf_counter()
-        _scores(network, batch)
-        times.append(time.perf_counter() - begin)
-    return 1e3 * float(np.median(times)) / batch_size

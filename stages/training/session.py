@@ -78,9 +78,10 @@ def train_tagger(
         raise UsageError(f"{NEEDS} ({error})") from None
     from stages.performance import auc
     from stages.training.card import Result, write_results
+    from stages.training.scoring import milliseconds, score_onnx
 
     _check_output(out)
-    _check_inputs([*inputs, *tests])
+    check_inputs([*inputs, *tests])
     config = settings.config
     (spec,) = config.taggers.values()
     arch = networks.ARCHITECTURES[settings.arch]
@@ -123,7 +124,7 @@ def train_tagger(
     tell("writing the network and measuring it")
     sample = test.dense(np.arange(min(8, len(test))))
     onnx = export.export_onnx(model.network, sample)
-    scores = export.score_onnx(onnx, test)
+    scores = score_onnx(onnx, test)
     area, area_error = auc(test.labels, scores)
     card, roc = out.with_suffix(".md"), out.with_suffix(".png")
     result = Result(
@@ -139,12 +140,12 @@ def train_tagger(
         model=model,
         n_parameters=networks.n_parameters(model.network),
         n_macs=networks.n_macs(model.network, test.shape),
-        milliseconds={n: export.milliseconds(onnx, test, n) for n in (1, 32)},
+        milliseconds={n: milliseconds(onnx, test, n) for n in (1, 32)},
         onnx=onnx,
         about=arch.about,
     )
     clouds = out.with_suffix(".points.onnx") if settings.arch == "points" else None
-    with _parts(out, card, roc, *([clouds] if clouds else [])) as (onnx_part, card_part, roc_part, *cloud_part):
+    with parts(out, card, roc, *([clouds] if clouds else [])) as (onnx_part, card_part, roc_part, *cloud_part):
         write_results(result, onnx_part, card_part, roc_part, out.name)
         for part in cloud_part:
             points = test.points(np.arange(min(8, len(test))), POINTS * model.network.n_points)
@@ -164,7 +165,7 @@ def _check_output(out: Path) -> None:
             raise UsageError(f"--output {out}: {path} cannot be written; name another file")
 
 
-def _check_inputs(paths: list[Path]) -> None:
+def check_inputs(paths: list[Path]) -> None:
     """Whether a file stands there twice: what is trained on must not be tested on."""
     known: set[Path] = set()
     for path in paths:
@@ -188,16 +189,16 @@ def _share(crops: Crops) -> str:
 
 
 @contextlib.contextmanager
-def _parts(*paths: Path) -> Any:
+def parts(*paths: Path) -> Any:
     """Names to write to; the files get their own names when all are complete, or vanish."""
-    parts = [path.with_name(f"{path.stem}.part{path.suffix}") for path in paths]
+    begun = [path.with_name(f"{path.stem}.part{path.suffix}") for path in paths]
     try:
-        yield parts
-        for part, path in zip(parts, paths, strict=True):
+        yield begun
+        for part, path in zip(begun, paths, strict=True):
             part.replace(path)
     except OSError as error:
         why = error.strerror or str(error)
         raise StreamerError(f"{paths[0]}: cannot be written ({why}); make room, or name another folder") from None
     finally:
-        for part in parts:
+        for part in begun:
             part.unlink(missing_ok=True)
