@@ -1,0 +1,79 @@
+"""Live feeds: what the chain cannot take is dropped, and every event is accounted for. Real processes and files."""
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uproot
+from physics_helpers import Processes, sum_model
+
+from stages.books import read_books
+from stages.config import packaged
+
+EVENTS = packaged("samples/egamma.root")
+LIVE = ("--set", "feed.overflow=drop", "--set", "feed.max_in_flight=400", "--set", "feed.block_events=50")
+
+
+@pytest.fixture
+def streamer(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as made:
+        yield made
+
+
+def numbers(out: Path) -> np.ndarray:
+    """The sequence numbers of all events on disk, in order."""
+    parts = []
+    for path in out.glob("scores*.root"):
+        with uproot.open(path) as file:
+            parts.append(file["Events"]["sourceEntry"].array(library="np"))
+    return np.concatenate(parts)
+
+
+def test_what_the_chain_cannot_take_is_dropped_and_accounted_for(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    done = streamer("run", EVENTS, "-o", out, "--feed", "poisson 1e6", *LIVE, "--tagger", f"eg={model}").check()
+    head = re.search(r"([\d,]+) fed = ([\d,]+) scored \+ 0 errors \+ ([\d,]+) dropped", done.out)
+    assert head, done.out
+    fed, scored, dropped = (int(text.replace(",", "")) for text in head.groups())
+    assert fed == scored + dropped
+    assert dropped > 0
+    assert re.search(r"live time +\d+\.\d% \(dropped: .*(window|credit)", done.out)
+    found = numbers(out)
+    assert found.size == np.unique(found).size == scored
+    books = read_books(out)
+    assert not books.why_not
+    assert (books.ledger.fed, books.ledger.scored, books.ledger.dropped) == (fed, scored, dropped)
+    assert books.dropped.total() == books.reasons.total() == dropped
+    told = streamer("ledger", out, "--json").check()
+    assert json.loads(told.out)["total"]["dropped"] == dropped
+    assert json.loads(told.out)["lumisections"][0]["dropped"] == dropped
+
+
+def test_dropped_events_are_not_fed_again_when_the_run_goes_on(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    live = ("--loop", "--events", 60_000, "--feed", "fixed 20000", *LIVE)
+    first = streamer("run", EVENTS, "-o", out, *live, "--tagger", f"eg={model}")
+    first.wait_for_events(4000)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    before = read_books(out)
+    streamer("run", "--resume", out).check()
+    books = read_books(out)
+    assert not books.why_not
+    assert books.ledger.fed == 60_000
+    assert books.ledger.dropped >= before.ledger.dropped
+    assert books.n_kept + books.ledger.dropped == 60_000
+
+
+def test_a_feed_that_waits_drops_nothing(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    small = ("--set", "feed.max_in_flight=100", "--set", "feed.block_events=50")
+    streamer("run", EVENTS, "-o", out, "--feed", "bunches 100000", *small, "--tagger", f"eg={model}").check()
+    assert read_books(out).ledger.dropped == 0
+    refused = streamer("run", EVENTS, "-o", out, "--set", "feed.overflow=drop")
+    assert refused.wait() == 2
+    assert "'overflow' = \"drop\" is for live feeds; set a 'rate' or a 'profile'" in refused.err
