@@ -274,7 +274,7 @@ def quantize(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Make a network int8 or float16: smaller, faster, and held against what it was. Needs the extra 'train'.
+    """Make a network int8 or float16: smaller, faster, and held against what it was.
 
     The AUC before and after is that of crops that were not calibrated with; if it falls by more than 0.005, nothing is
     written. A model card is written beside the network.

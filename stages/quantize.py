@@ -17,8 +17,6 @@ from stages.training.scoring import milliseconds, score_onnx
 from stages.training.session import check_inputs, parts
 from streamer.errors import StreamerError, UsageError, nearest, one_line
 
-NEEDS = "quantizing needs onnx: pip install 'e2e-streamer[train]'"
-
 TEST = 4 / 5
 """Of a file's events, where no other is given for the test."""
 LEAST_CALIBRATION, MOST_CALIBRATION = 50, 256
@@ -91,10 +89,6 @@ def quantize_network(
     StreamerError
         The AUC falls by more than 0.005. Nothing is left then.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"{NEEDS} ({error})") from None
     _check_output(out, source, overwrite)
     check_inputs([*calibrate, *tests])
     own = config.taggers[tagger].model_dump() if tagger in config.taggers else {}

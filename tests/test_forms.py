@@ -24,6 +24,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "towers first": {"channels": ("HCAL", "ECAL"), "crop": 8},
     "whole": {"objects": "Event", "channels": ("ECAL", "HCAL", "TrackPt")},
 }
+SOME = ["eg", "top", *(pytest.param(name, marks=pytest.mark.long) for name in ("qg", "tau"))]
 NORMALISE = {
     "ECAL": {"scale": 0.5, "transform": "log", "clip": 1.0},
     "HCAL": {"scale": 3.0, "transform": "asinh"},
@@ -105,7 +106,9 @@ def test_packaged_networks_score_generated_events_alike(tagger: str) -> None:
     assert difference <= 1e-5
 
 
-@pytest.mark.parametrize("tagger", list(TAGGERS))
+@pytest.mark.parametrize(
+    "tagger", ["eg", "top", *(pytest.param(name, marks=pytest.mark.long) for name in ("qg", "tau"))]
+)
 def test_packaged_networks_score_real_events_alike(tagger: str) -> None:
     files = sorted(cms_open_data().glob("*.ig"))
     difference, n = of_forms(tagger, *map(str, files[:1]))

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,14 +199,6 @@ def test_what_cannot_be_used_is_one_line(here: Path) -> None:
     assert code == 1
     assert "as int8 its AUC falls by" in told
     assert sorted(here.iterdir()) == before
-
-
-def test_missing_onnx_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    code, _, told = call("quantize", "eg", "--calibrate", SAMPLE)
-    assert code == 2
-    assert "pip install 'e2e-streamer[train]'" in told
-    assert len(told.splitlines()) == 1
 
 
 def test_the_error_of_a_change_is_that_of_repeated_samples() -> None:

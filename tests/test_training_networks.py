@@ -9,7 +9,7 @@ from jet_sample import write_jets
 torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 pytest.importorskip("onnxscript", reason="training needs the extra 'train'")
 
-from stages.config import OBJECT_DEFAULTS, TAGGERS, packaged  # noqa: E402
+from stages.config import OBJECT_DEFAULTS, packaged  # noqa: E402
 from stages.model import Model  # noqa: E402
 from stages.network import Network  # noqa: E402
 from stages.network_commands import Arch  # noqa: E402
@@ -25,6 +25,7 @@ from stages.training.settings import Settings  # noqa: E402
 from stages.training.train import TrainedModel, train  # noqa: E402
 from streamer.errors import UsageError  # noqa: E402
 
+SOME = ["eg", "top", *(pytest.param(name, marks=pytest.mark.long) for name in ("qg", "tau"))]
 FAT_JET = OBJECT_DEFAULTS["FatJet"]["channels"]
 
 
@@ -65,7 +66,9 @@ def test_a_trained_network_is_the_same_in_the_tagger(parts: tuple[Crops, Crops],
     assert np.all((wanted > 0) & (wanted < 1))
 
 
-@pytest.mark.parametrize("tagger", list(TAGGERS))
+@pytest.mark.parametrize(
+    "tagger", ["eg", "top", *(pytest.param(name, marks=pytest.mark.long) for name in ("qg", "tau"))]
+)
 def test_points_are_scored_like_the_image_that_they_are_of(tagger: str, tmp_path: Path) -> None:
     config = Settings(tagger).config
     sample = packaged(f"samples/{'egamma' if tagger == 'eg' else tagger}.root")
