@@ -50,6 +50,7 @@ class Feeding:
         self.book: FedBook | None = None
         self.space = asyncio.Event()
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
+        self.last_due = 0  # of what was dropped last [ns]
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
         self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
@@ -108,6 +109,7 @@ class Feeding:
                 redelivery = process.background(self.redeliver(outlet))
                 stack.callback(redelivery.cancel)
                 await self.feed(outlet)
+                self.live(self.last_due)
                 process.metrics.count(self.unit.take_tally())
                 process.tell("draining")
                 while len(self.window):
@@ -214,8 +216,10 @@ class Feeding:
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""
         self.metrics.dropped[reason].inc(block.n_events)
+        due = block.columns[FED_TIME.name]
+        self.last_due = int(due[-1])
         if self.dead is None:
-            self.dead = reason, int(block.columns[FED_TIME.name][0])
+            self.dead = reason, int(due[0])
         if self.book is not None:
             self.book.drop(block, reason)
 
