@@ -10,7 +10,7 @@ import numpy as np
 from stages.config import TaggerSpec
 from stages.filling import Grid, fill_crops, fill_entries, fill_frames, fill_points
 from stages.graph import pixels_of_an_item
-from streamer.block import Array
+from streamer.block import Array, readonly
 
 Sparse = tuple[Array, Array, Array]
 """Of a block's items: where the pixels of each channel begin (int64), their index, their value."""
@@ -137,7 +137,8 @@ def typical(grid: Grid, n_items: int, index_dtype: Any) -> Sparse:
     ends = np.concatenate([[0], np.cumsum(counts.reshape(-1))])
     areas_of_each = np.repeat(np.tile(areas, n_items), counts.reshape(-1))
     index = (dice.random(ends[-1]) * areas_of_each).astype(index_dtype)
-    return ends, index, dice.exponential(1.0, ends[-1]).astype(np.float32)
+    value = dice.exponential(1.0, ends[-1]).astype(np.float32)
+    return ends, readonly(index), readonly(value)  # of the very types that blocks bring: kernels compile for these
 
 
 def bytes_of(arrays: tuple[Array, ...]) -> int:

@@ -7,15 +7,20 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from physics_helpers import cms_open_data, conv_model, save_graph
+from physics_helpers import Chain, cms_open_data, columns_of, conv_model, event, infer_all, save_graph
 
+from stages import filling
 from stages.bench_crops import crops
 from stages.config import CHANNELS, TAGGERS, Config, packaged
+from stages.detector.ecal import eb_detid
 from stages.filling import grid_of
 from stages.forms import Entries, Images, Points, Sparse, typical
 from stages.graph import normalised
 from stages.network import Network
+from streamer.block import decode, to_wire
 from streamer.errors import UsageError
+
+KERNELS = {"image": filling.fill_crops, "sparse": filling.fill_entries}
 
 LOOKS: dict[str, dict[str, Any]] = {
     "ECAL": {"channels": ("ECAL",), "crop": 32},
@@ -139,6 +144,19 @@ def of_forms(tagger: str, *files: str) -> tuple[float, int]:
             parts.append(network.run(last - first))
         scores.append(np.concatenate(parts))
     return float(np.abs(scores[0] - scores[1]).max()), n
+
+
+@pytest.mark.parametrize("form", ["image", "sparse"])
+def test_a_warm_network_compiles_nothing_more(tmp_path: Path, form: str) -> None:
+    made = config({"input": form}, conv_model(tmp_path / "m.onnx"))
+    hit = int(eb_detid(20, 11))
+    chain = Chain(made)
+    known = {name: len(kernel.signatures) for name, kernel in KERNELS.items()}
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(3)]
+    block = chain.crops(columns_of(events), 3)
+    frames = to_wire(block, "run")
+    infer_all(chain.tagger, decode([bytes(frame) for frame in frames], "run", chain.tagger.inputs))
+    assert {name: len(kernel.signatures) for name, kernel in KERNELS.items()} == known
 
 
 # ---- points
