@@ -74,7 +74,7 @@ class Plan:
     loads: tuple[float, ...] = (0.25, 0.5, 0.7, 0.8, 0.9)
     shares: tuple[float, ...] = (0.8, 1.5)
     deadline: float = 0.02
-    way: float = 0.002
+    way: float = 0.006
     items: int = 3000
 
 

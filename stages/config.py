@@ -339,6 +339,10 @@ class Config(CoreConfig):
         return self.writer.commit_interval
 
     @property
+    def deadline(self) -> float:
+        return self.tagger.deadline
+
+    @property
     def output(self) -> Path:
         """Where the results are."""
         return self.writer.dir

@@ -188,6 +188,11 @@ class CoreConfig(Section):
         return 0.0
 
     @property
+    def deadline(self) -> float:
+        """When an event is worth nothing any more, from when it was due [s]; 0 = never."""
+        return 0.0
+
+    @property
     def output(self) -> Path | None:
         """The folder that people know the run by."""
         return None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -251,8 +252,9 @@ class Feeding:
         return self.space.wait()
 
     def way(self) -> float:
-        """About how long events are on their way [s], without the wait for the disk."""
-        return max(0.0, self.window.usual - self.process.config.commit_interval)
+        """About how long events are on their way [s], without the wait for the disk; no longer than they may be."""
+        config = self.process.config
+        return min(max(0.0, self.window.usual - config.commit_interval), config.deadline or math.inf)
 
     async def redeliver(self, outlet: hop.Outlet) -> None:
         while True:
