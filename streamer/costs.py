@@ -40,8 +40,8 @@ def useful_sizes(measured: Mapping[int, float], waste: float = 0.1) -> list[int]
     return sizes
 
 
-def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: float = 0.05) -> int:
-    """The largest size that does nearly as many items a second as the best; a larger one is late for nothing.
+def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: float = 0.2) -> int:
+    """The largest size that does about as many items a second as the best; a larger one is late for nothing.
 
     On a processor a batch that leaves its cache can be slower than two of half its size.
 
@@ -52,7 +52,7 @@ def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: f
     overhead : float
         Seconds that each batch costs besides.
     loss : float
-        So large a share may be missing.
+        So large a share may be missing: at a start, with other processes beside, no time is known better.
     """
     rates = {n: n / (seconds + overhead) for n, seconds in measured.items()}
     best = max(rates.values())
