@@ -241,6 +241,12 @@ class TaggerConfig(Section):
     max_wait: Seconds = 0.002
     """A batch is closed when its oldest crop has waited so long (`fixed` only)."""
 
+    @field_validator("cpus", mode="before")
+    @classmethod
+    def _one_core(cls, cpus: Any) -> Any:
+        """`--set tagger.cpus=3` is read as a number."""
+        return str(cpus) if type(cpus) is int else cpus
+
     @model_validator(mode="after")
     def _has_an_effect(self) -> "TaggerConfig":
         if self.policy == "adaptive" and self.max_wait != type(self).model_fields["max_wait"].default:
