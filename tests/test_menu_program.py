@@ -1,5 +1,6 @@
-"""Expressions of a menu: what they mean, held against an evaluator that looks at one event at a time, and what is wrong."""
+"""A menu's expressions: what they mean, held against an evaluator of one event at a time, and what is wrong."""
 
+import itertools
 import math
 from typing import Any
 
@@ -43,7 +44,7 @@ def block_of(events: list[Event]) -> Columns:
     for name in events[0]:
         found = [event[name] for event in events]
         kind = "i4" if name.startswith("n") else DTYPES.get(name, "f4")
-        out[name] = np.array(sum(found, []) if isinstance(found[0], list) else found, kind)
+        out[name] = np.array([*itertools.chain(*found)] if isinstance(found[0], list) else found, kind)
     return out
 
 
@@ -75,9 +76,12 @@ def conditions(names: list[str], more: st.SearchStrategy[str] | None = None) -> 
     )
 
 
-counted = st.sampled_from([*AVAILABLE.members]).flatmap(
-    lambda of: st.tuples(st.sampled_from(["", "1 ", "2 ", "3 "]), conditions([*AVAILABLE.members[of]])).map(
-        lambda t: f"({t[0]}{of}: {t[1]})"
+counted = st.one_of(
+    *(
+        st.tuples(st.sampled_from(["", "1 ", "2 ", "3 "]), st.just(of), conditions([*members])).map(
+            lambda t: f"({t[0]}{t[1]}: {t[2]})"
+        )
+        for of, members in AVAILABLE.members.items()
     )
 )
 expressions = conditions(["run", "nPhoton", "Event_nnScore"], st.one_of(counted, st.just("true")))

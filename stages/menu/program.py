@@ -220,8 +220,8 @@ class Program:
         longest = max(1, int(ends[:, -1].max()))
         numbers = np.empty((max(1, self._n_numbers), longest), np.float64)
         flags = np.empty((max(1, self._n_flags), longest), np.uint8)
-        for column, scope, register in self._loads:
-            numbers[register, : ends[scope, -1]] = columns[column]
+        for column, at, register in self._loads:
+            numbers[register, : ends[at, -1]] = columns[column]
         run_steps(self._steps, self._values, ends, numbers, flags)
         return flags[self._roots, :n_events]
 
