@@ -11,6 +11,7 @@ from pathlib import Path
 from stages import records
 from stages.config import Config
 from stages.manifest import Manifest, Tally
+from stages.menu.books import MenuBooks
 from streamer import fedbook
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi
@@ -44,6 +45,8 @@ class Books:
         What could not be read.
     missing : list of str
         Why files of scores are not as they were finished, one line each.
+    menu : MenuBooks or None
+        Where there is a menu, what it made of the events.
     """
 
     fed: Counter[Lumi] = field(default_factory=Counter)
@@ -60,6 +63,7 @@ class Books:
     running: bool = False
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    menu: MenuBooks | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -82,6 +86,8 @@ class Books:
         uneven = [lumi for lumi in self.fed | self.kept if self.fed[lumi] < self.kept[lumi]]
         if uneven and self.fed.total() == self.n_fed:  # else a power cut took a part of the readers' book
             lines.append(f"{len(uneven)} lumisections have more events on disk than were fed")
+        if self.menu is not None:
+            lines += self.menu.problems({lumi: n - self.errors[lumi] for lumi, n in self.kept.items()})
         return lines
 
 
@@ -128,11 +134,13 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
 
 def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
     for segment in manifest.segments():
-        path = folder / segment.file
-        if not path.exists():
-            yield f"{path} is not there, with {segment.events:,} events (see --moved)"
-        elif path.stat().st_size != segment.bytes:
-            yield f"{path} has {path.stat().st_size:,} bytes, and had {segment.bytes:,} when it was finished"
+        files = [[segment.file, segment.events, segment.bytes], *(stream[:3] for stream in segment.streams)]
+        for name, n_events, n_bytes in files:
+            path = folder / name
+            if not path.exists():
+                yield f"{path} is not there, with {n_events:,} events (see --moved)"
+            elif path.stat().st_size != n_bytes:
+                yield f"{path} has {path.stat().st_size:,} bytes, and had {n_bytes:,} when it was finished"
 
 
 def _without(some: IdSet, others: IdSet) -> Iterator[tuple[int, int]]:
@@ -150,7 +158,10 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
         if kept.stripes.n == 1:
             kept = Kept(Stripes(config.n_replicas("writer"), config.feed.block_events))
         segments = manifest.segments()
+        books.menu = books.menu or MenuBooks.of(config)
         for segment in segments:
+            if books.menu is not None:
+                books.menu.add_rows(segment.menu, sink)
             books.n_entries += segment.events
             for run, lumi, n, errors in segment.lumis:
                 books.kept[run, lumi] += n
@@ -164,14 +175,16 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
 
 
 def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books) -> None:
-    tally = Tally(kept.stripes)
+    tally = Tally(kept.stripes, len(config.menu.paths))
     try:
-        for _ in tally.count(recover(path, records.scores(config), books.problems.append)):
+        for _ in tally.count(recover(path, records.journal(config), books.problems.append)):
             pass
     except FileNotFoundError:  # it has become a file just now, which the next look sees
         return
     books.n_entries += tally.events.total()
     books.kept += tally.events
     books.errors += tally.errors
+    if books.menu is not None and tally.menu is not None:
+        books.menu.add_tally(tally.menu, sink)
     for first, last in tally.ids:
         kept.sets[sink].add(first, last)

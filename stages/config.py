@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.menu.config import MenuConfig
 from streamer.config import CoreConfig, PositiveSeconds, Seconds, Section
 from streamer.errors import nearest
 
@@ -289,6 +290,7 @@ class Config(CoreConfig):
     taggers: dict[str, TaggerSpec] = Field({"eg": TaggerSpec()})
     tagger: TaggerConfig = TaggerConfig()
     writer: WriterConfig = WriterConfig()
+    menu: MenuConfig = MenuConfig()
 
     @field_validator("taggers", mode="before")
     @classmethod
@@ -329,6 +331,15 @@ class Config(CoreConfig):
                     f"'taggers': {twin} and {name} both write {spec.objects}_{spec.score}; "
                     f"set another taggers.{name}.score"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _menu_fits(self) -> "Config":
+        if self.menu.paths:
+            from stages.menu.menu import problems
+
+            if found := problems(self):
+                raise ValueError("\n".join(found))
         return self
 
     @property

@@ -27,9 +27,13 @@ def resumed(folder: Path) -> dict[str, Any]:
         There is none.
     """
     path = folder / "books" / "writer-0.manifest"
-    config: dict[str, Any] = Manifest(path).about.get("config", {})
+    manifest = Manifest(path)
+    config: dict[str, Any] = manifest.about.get("config", {})
     if not config:
         raise UsageError(f"{folder}: no run was begun there (there is no {path})")
+    if manifest.prescales:  # what was asked for last holds on
+        column, since = manifest.prescales["asked"]
+        config["menu"] |= {"prescale_column": column, "prescale_from": since}
     return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
 
 

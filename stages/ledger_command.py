@@ -20,6 +20,8 @@ def ledger(
 ) -> None:
     """What became of every event that was fed, per lumisection and in total. Works while the run goes on, too.
 
+    With a menu: what each path took and kept, and its rate over the time in which it was fed.
+
     What the readers fed is held against what the writers have on disk. Exit code 1 when the books do not close.
     """
     from stages.books import read_books
@@ -54,7 +56,16 @@ def _plain(books: Any) -> dict[str, Any]:
         "running": books.running,
         "closes": not books.why_not,
         "problems": books.why_not,
+        **({} if books.menu is None else {"menu": _menu(books.menu)}),
     }
+
+
+def _menu(menu: Any) -> dict[str, Any]:
+    lumis = [
+        {"run": run, "luminosityBlock": lumi, **menu.plain(counts)}
+        for (run, lumi), counts in sorted(menu.lumis.items())
+    ]
+    return {**menu.plain(menu.total), "lumisections": lumis}
 
 
 def _show(books: Any, folder: Path) -> None:
@@ -74,6 +85,10 @@ def _show(books: Any, folder: Path) -> None:
     table.add_row("all", "", *(f"{n:,}" for n in counts), style="bold")
     console = Console()
     console.print(table)
+    if books.menu is not None:
+        from stages.menu.books import show
+
+        show(books.menu, MOST_LINES)
     if not books.why_not:
         console.print("the books close" + (", and the run goes on" if books.running else ""))
     for line in books.why_not:

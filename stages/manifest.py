@@ -4,12 +4,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages.menu.tally import MenuTally
 from streamer.block import Block
 from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
@@ -35,6 +36,10 @@ class Segment:
     lumis : list of [run, luminosityBlock, events, errors]
     bytes, sha256 : int, str
         Of the file.
+    menu : list
+        Where there is a menu, what it made of each lumisection (`stages.menu.tally.Row`).
+    streams : list of [file, events, bytes, sha256]
+        Files of accepted events.
     """
 
     file: str
@@ -44,13 +49,22 @@ class Segment:
     lumis: list[list[int]]
     bytes: int
     sha256: str
+    menu: list[list[Any]] = field(default_factory=list)
+    streams: list[list[Any]] = field(default_factory=list)
 
 
 class Tally:
-    """Counts the events that pass on their way into a file."""
+    """Counts the events that pass on their way into a file.
 
-    def __init__(self, stripes: Stripes) -> None:
+    Parameters
+    ----------
+    n_paths : int
+        Of the menu; 0 = there is none.
+    """
+
+    def __init__(self, stripes: Stripes, n_paths: int = 0) -> None:
         self.stripes, self.ids = stripes, IdSet()
+        self.menu = MenuTally(n_paths) if n_paths else None
         self.events: Counter[Lumi] = Counter()
         self.errors: Counter[Lumi] = Counter()
 
@@ -62,9 +76,11 @@ class Tally:
                 self.events[run, lumi] += n
             for i in np.flatnonzero(block.columns["error"]):
                 self.errors[int(block.columns["run"][i]), int(block.columns["luminosityBlock"][i])] += 1
+            if self.menu is not None:
+                self.menu.add(block)
             yield block
 
-    def segment(self, path: Path, sha256: str) -> Segment:
+    def segment(self, path: Path, sha256: str, streams: list[list[Any]] | None = None) -> Segment:
         """What was counted, as a line for the manifest."""
         return Segment(
             file=path.name,
@@ -74,6 +90,8 @@ class Tally:
             lumis=[[*lumi, n, self.errors[lumi]] for lumi, n in sorted(self.events.items())],
             bytes=path.stat().st_size,
             sha256=sha256,
+            menu=self.menu.rows() if self.menu is not None else [],
+            streams=streams or [],
         )
 
 
@@ -86,12 +104,14 @@ class Manifest:
         Its first line: configuration, networks and what else was so when the run began; empty for none.
     run : str
         The run that wrote last.
-    files : set of str
-        Names of the finished files.
+    files, streams : set of str
+        Names of the finished files, and of those of streams.
     ids : IdSet
         The writer's own events in them.
     complete : bool
         Whether the last run ended in order.
+    prescales : dict
+        What `stages.menu.schedule.Schedule.state` told when a prescale column was asked for last; empty for never.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,9 +128,16 @@ class Manifest:
         self.about: dict[str, Any] = {}
         self.run = ""
         self.files: set[str] = set()
+        self.streams: set[str] = set()
         self.ids = IdSet()
         self.complete = False
+        self.prescales: dict[str, Any] = {}
         self.size = 0
+
+    def knows(self, path: Path) -> bool:
+        """Whether a file of the output folder is one of them."""
+        name = path.relative_to(self.path.parents[1]).as_posix()
+        return name in self.files or name in self.streams
 
     def segments(self) -> list[Segment]:
         """The finished files, read anew: a writer that runs for months does not keep all that is to say of each."""
@@ -138,9 +165,12 @@ class Manifest:
             self.run, self.complete = line["run"], False
         elif "complete" in line:
             self.complete = True
+        elif "prescales" in line:
+            self.prescales = line["prescales"]
         else:
             segment = Segment(**line)
             self.files.add(segment.file)
+            self.streams.update(file for file, *_ in segment.streams)
             for first, last in segment.ids:
                 self.ids.add(first, last)
 
@@ -182,7 +212,11 @@ class OpenManifest(Manifest):
 
     def add(self, segment: Segment) -> None:
         """A file is finished; on disk when this returns."""
-        self._add(asdict(segment))
+        self._add({key: value for key, value in asdict(segment).items() if value or key not in ("menu", "streams")})
+
+    def ask(self, prescales: dict[str, Any]) -> None:
+        """Another prescale column was asked for; on disk when this returns."""
+        self._add({"prescales": prescales})
 
     def end(self) -> None:
         """The run has ended in order."""

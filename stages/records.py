@@ -296,7 +296,47 @@ def scores(config: Config) -> Schema:
     return Schema([*CORE_COLUMNS, *IDENTITY, *models, *_collections([*_objects(config), *_seeds(config), *scored])])
 
 
+def decisions(config: Config) -> list[Column]:
+    """What the writer adds where there is a menu: of each path a bit an event, the first path's is the lowest."""
+    if not config.menu.paths:
+        return []
+    shape, bits = (-(-len(config.menu.paths) // 8),), "paths (a bit each) {}"
+    return [
+        Column("pathSeeded", "u1", shape=shape, doc=bits.format("whose seed the event fulfils")),
+        Column("pathPassed", "u1", shape=shape, doc=bits.format("that it passes, before prescales")),
+        Column("pathAccepted", "u1", shape=shape, doc=bits.format("that it passes, after prescales")),
+        Column("prescaleColumn", "u1", doc="place of the prescale column that held for the event's lumisection"),
+    ]
+
+
+def journal(config: Config) -> Schema:
+    """What the writer keeps: the scores, and what the menu decides."""
+    return Schema([*scores(config).columns, *decisions(config)])
+
+
+def decided(config: Config) -> list[Column]:
+    """What the output tells of the menu's decisions."""
+    menu = config.menu
+    datasets = [name for stream in menu.streams.values() for name in stream.datasets]
+    return [
+        *(Column(f"HLT_{name}", "b1", doc=f"accepted by {name}, after its prescale") for name in menu.paths),
+        *(Column(f"HLT_{name}_prescale", "u4", doc=f"prescale of {name}; 0 = off") for name in prescaled(config)),
+        *(Column(f"Stream_{name}", "b1", doc=f"is in the stream {name}") for name in menu.streams),
+        *(Column(f"Dataset_{name}", "b1", doc=f"is in the dataset {name}") for name in datasets),
+    ]
+
+
+def prescaled(config: Config) -> list[str]:
+    """The paths with another prescale than 1 in some prescale column; of the others it always is 1."""
+    menu = config.menu
+    return [
+        name
+        for name, spec in menu.paths.items()
+        if spec.prescale != 1 or any(column.get(name, 1) != 1 for column in menu.columns.values())
+    ]
+
+
 def output(config: Config) -> Schema:
-    """The output tree `Events`: the scores without the core's bookkeeping."""
+    """The output tree `Events`: the scores without the core's bookkeeping, and the menu's decisions."""
     own = {FED_TIME.name, *(column.name for column in WHY)}
-    return Schema(c for c in scores(config).columns if c.name not in own)
+    return Schema([*(c for c in scores(config).columns if c.name not in own), *decided(config)])

@@ -18,11 +18,12 @@ from typing import Any
 from stages import PIPELINE, records
 from stages.config import Config
 from stages.error_stream import ErrorStream
-from stages.formats.root import WRITE_EVENTS, write_events
+from stages.formats.root import write_events
 from stages.inputs import shown
 from stages.manifest import OpenManifest, Tally
+from stages.menu.output import StreamFiles, menu_metadata, output_steps
 from streamer import __version__
-from streamer.journal import Journal, steps
+from streamer.journal import Journal
 from streamer.ledger import Stripes
 
 SCORES = "scores.root"
@@ -42,7 +43,8 @@ class Results:
     def __init__(self, config: Config, replica: int, n_replicas: int) -> None:
         self.config, self.folder, self.books = config, config.writer.dir, config.books
         self.stripes = Stripes(n_replicas, config.feed.block_events)
-        self.schema = records.scores(config)
+        self.schema = records.journal(config)
+        self.streams = StreamFiles(config, replica)
         self.manifest: OpenManifest | None = None
         self.networks: dict[str, str] = {}
         self.errors = ErrorStream(config, PIPELINE.names, replica)
@@ -67,14 +69,14 @@ class Results:
         return sorted(self.books.glob(f"{self._name}.??????.journal"))
 
     def all_scores(self) -> list[Path]:
-        """Files of scores that are there."""
+        """Files of scores and of streams that are there."""
         found = [self.scores_path(0), *self.folder.glob(f"{self._stem}_[0-9]*.root")]
-        return [path for path in found if path.exists()]
+        return [path for path in found if path.exists()] + self.streams.all()
 
     def stale(self) -> list[Path]:
-        """Files of scores that the manifest does not know."""
+        """Such files that the manifest does not know."""
         assert self.manifest is not None
-        return [path for path in self.all_scores() if path.name not in self.manifest.files]
+        return [path for path in self.all_scores() if not self.manifest.knows(path)]
 
     def unfinished(self) -> dict[int, Path]:
         """Journals that are no files yet; those that are, and were not dropped, go, and so do empty ones."""
@@ -95,12 +97,13 @@ class Results:
             The disk is full; the journal stays, and it can be tried again.
         """
         assert self.manifest is not None
-        path, tally = self.scores_path(segment), Tally(self.stripes)
+        path, tally = self.scores_path(segment), Tally(self.stripes, len(self.config.menu.paths))
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
+        streams = self.streams.write(closing, segment, metadata_of(self.config, self.networks))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
-        self.manifest.add(tally.segment(path, digest))
+        self.manifest.add(tally.segment(path, digest, streams))
         drop(closing)
 
     def convert_left(self, left: Journal, segment: int) -> None:
@@ -127,24 +130,28 @@ def write_scores(path: Path, blocks: Any, config: Config, networks: dict[str, st
     networks : dict of str to str
         SHA-256 of each tagger's network when the run began.
     """
-    schema = records.output(config)
+    return write_events(
+        path,
+        records.output(config),
+        output_steps(blocks, config),
+        rntuple=config.writer.format == "rntuple",
+        title="scores of the end-to-end taggers",
+        metadata=metadata_of(config, networks),
+    )
+
+
+def metadata_of(config: Config, networks: dict[str, str]) -> dict[str, str]:
+    """What stands beside the tree."""
     taggers = {
         name: {**spec.model_dump(mode="json"), "sha256": networks.get(name, "")}
         for name, spec in config.taggers.items()
     }
-    metadata = {
+    return {
         "streamer_sources": json.dumps(stored_sources(config)),
         "streamer_taggers": json.dumps(taggers),
         "streamer_version": __version__,
+        **menu_metadata(config),
     }
-    return write_events(
-        path,
-        schema,
-        steps(blocks, schema, WRITE_EVENTS),
-        rntuple=config.writer.format == "rntuple",
-        title="scores of the end-to-end taggers",
-        metadata=metadata,
-    )
 
 
 def stored_sources(config: Config) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from typing import Any
 from stages import records
 from stages.config import Config, digest
 from stages.manifest import Manifest, OpenManifest
+from stages.menu.metrics import MenuMetrics
+from stages.menu.switching import begun_trigger, prepared, same_menu
+from stages.menu.trigger import Trigger
 from stages.results import Results, drop, stored_sources
 from streamer import __version__
 from streamer.block import Block
@@ -42,6 +45,7 @@ class Writer(Sink):
         self._journal: Journal | None = None
         self._conversion: asyncio.Task[None] | None = None
         self._files = ThreadPoolExecutor(1, "files")  # always the same one: malloc keeps memory apart for each thread
+        self._trigger: Trigger | None = None
         self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
@@ -74,8 +78,30 @@ class Writer(Sink):
                 self._go_on(results, results.manifest, about)
             else:
                 self._begin(results, results.manifest, about)
+            assert self._journal is not None
+            self._trigger = begun_trigger(self.config, self.n_replicas, results.manifest, self._journal)
         except OSError as error:
             raise self._unwritable(results.manifest_path, error) from None
+        if self._trigger is not None:
+            MenuMetrics(self._trigger, self.registry)
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Get ready for another prescale column.
+
+        Raises
+        ------
+        UsageError
+            There is no such column, it comes too late, or something else is to be changed.
+        """
+        if self._trigger is None:
+            raise UsageError("this run has no menu (run --menu FILE), and so no prescale columns")
+        change = prepared(self._trigger, self.config, config, self.n_replicas)
+
+        def make() -> None:
+            change(self.manifest)
+            self.config = self.config.model_copy(update={"menu": config.menu})
+
+        return make
 
     def _was_here(self) -> bool:
         """Whether a process of this run has begun in this place before."""
@@ -150,7 +176,7 @@ class Writer(Sink):
         for segment, path in left.items():
             if segment != self._segment:
                 try:
-                    results.convert_left(Journal(path, {}, self.inputs, log.error), segment)
+                    results.convert_left(Journal(path, {}, results.schema, log.error), segment)
                 except OSError as error:
                     raise self._unwritable(path, error) from None
         self._stale = results.stale()  # not before: a file that was half-way when its writer died is made anew
@@ -161,6 +187,8 @@ class Writer(Sink):
         for key in ("taggers", "framer", "input"):
             if before["config"][key] != about["config"][key]:
                 raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]")
+        if not same_menu(before["config"].get("menu", {}), about["config"]["menu"]):
+            raise UsageError(f"{folder}: the run there was begun with another menu")
         if before["networks"] != about["networks"]:
             raise UsageError(f"{folder}: the run there was begun with other networks")
         old = before["config"]["replicas"].get("writer", 1), before["config"]["feed"]["block_events"]
@@ -174,7 +202,7 @@ class Writer(Sink):
         """Begin a journal, or go on with the one that is there."""
         path = self.results.journal_path(segment)
         try:
-            self._journal = Journal(path, self._about(), self.inputs, log.error)
+            self._journal = Journal(path, self._about(), self.results.schema, log.error)
         except OSError as error:
             raise self._unwritable(path, error) from None
         self._segment, self._opened_at = segment, time.monotonic()
@@ -195,6 +223,8 @@ class Writer(Sink):
 
     def write(self, block: Block) -> None:
         assert self._journal is not None
+        if self._trigger is not None:
+            block = self._trigger.decide(block)
         self._journal.add(block)
         self.results.errors.add(block, self._segment)
 
@@ -231,7 +261,7 @@ class Writer(Sink):
         if self._stale and journal.n_events:
             for path in self._stale:
                 with contextlib.suppress(OSError):  # it is tried again at the end
-                    if path.name not in self.manifest.files:
+                    if not self.manifest.knows(path):
                         path.unlink()
             self._stale = []
 

@@ -288,7 +288,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = "" if isinstance(item.get("input"), dict | list) else f" (it is {item.get('input')!r})"
-            lines.append(f"'{name}': {message}{given}" if name else message)
+            lines += [f"'{name}': {line}{given}" if name else line for line in message.splitlines()]
     return lines
 
 
@@ -335,6 +335,10 @@ def _write_table(section: BaseModel, prefix: str, lines: list[str]) -> None:
                 quoted = key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key)
                 lines += ["", f"[{path}.{quoted}]"]
                 _write_table(entry, f"{path}.{quoted}.", lines)
+        elif value and all(isinstance(entry, dict) for entry in value.values()):
+            for key, entry in value.items():
+                lines += ["", f"[{path}.{_toml(key)}]"] + ([f"# {doc}"] if doc else [])
+                lines += [f"{_toml(inner)} = {_toml(one)}" for inner, one in entry.items()]
         else:
             lines += ["", f"[{path}]"] + ([f"# {doc}"] if doc else [])
             lines += [f"{_toml(key)} = {_toml(entry)}" for key, entry in value.items()]

@@ -737,7 +737,7 @@ async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: 
 
 
 def test_scores_of_a_stream_longer_than_one_step_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.results.WRITE_EVENTS", 7)
+    monkeypatch.setattr("stages.menu.output.WRITE_EVENTS", 7)
     ids = list(range(1, 21))
     assert write_scores(tmp_path / SCORES, iter([block(i) for i in ids]), config(tmp_path), {}) == 60
     assert_holds(tmp_path / SCORES, ids)

@@ -1,0 +1,143 @@
+"""A menu, ready for use: its expressions compiled against the columns that the configured taggers give."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from stages import records
+from stages.config import Config
+from stages.menu.config import DEFAULT
+from stages.menu.grammar import Apply, Name, Tree, parse
+from stages.menu.program import Available, Program, compiled
+from streamer.block import CORE_COLUMNS, Array, Column
+
+_KINEMATICS = ("pt", "eta", "phi")
+_NOT_FOR_PATHS = {
+    *(column.name for column in CORE_COLUMNS),
+    *("sourceFile", "sourceEntry", "replay"),
+    *records.LABELS.values(),  # the truth is not known to a trigger
+}
+
+
+@dataclass(frozen=True)
+class Menu:
+    """A menu at work.
+
+    Attributes
+    ----------
+    paths : tuple of str
+    program, seeds : Program
+        A condition a path, in their order. Those of `seeds` need only what is known before events are framed.
+    columns : tuple of str
+        Prescale columns, `default` first.
+    prescales : int64, shape (n_columns, n_paths)
+        0 = off.
+    saves : bool
+        There can be events that no path's seed wants.
+    datasets : mapping of str to int64 array
+        Places of their paths.
+    streams : mapping of str to tuple of str
+        Names to their datasets.
+    """
+
+    paths: tuple[str, ...]
+    program: Program
+    seeds: Program
+    columns: tuple[str, ...]
+    prescales: Array
+    saves: bool
+    datasets: Mapping[str, Array]
+    streams: Mapping[str, tuple[str, ...]]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of an event's flags, one bit a path."""
+        return -(-len(self.paths) // 8)
+
+
+def menu_of(config: Config) -> Menu | None:
+    """The menu of a configuration, which has been checked; None where there is none."""
+    settings = config.menu
+    if not settings.paths:
+        return None
+    (program, seeds), _ = _programs(config)
+    assert program is not None and seeds is not None  # noqa: PT018
+    paths = tuple(settings.paths)
+    columns = {DEFAULT: {}, **settings.columns}
+    prescales = [
+        [given.get(name, spec.prescale) for name, spec in settings.paths.items()] for given in columns.values()
+    ]
+    datasets = {name: of for stream in settings.streams.values() for name, of in stream.datasets.items()}
+    return Menu(
+        paths=paths,
+        program=program,
+        seeds=seeds,
+        columns=tuple(columns),
+        prescales=np.array(prescales, np.int64),
+        saves=all(text != "true" for _, text in _seeds(config)),
+        datasets={name: np.array([paths.index(path) for path in of], np.int64) for name, of in datasets.items()},
+        streams={name: tuple(stream.datasets) for name, stream in settings.streams.items()},
+    )
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with a menu's expressions, one line each."""
+    return _programs(config)[1]
+
+
+def _programs(config: Config) -> tuple[tuple[Program | None, Program | None], list[str]]:
+    paths = tuple((name, spec.expression) for name, spec in config.menu.paths.items())
+    models = {records.model_column(name).name for name in config.taggers}
+    columns = tuple(c for c in records.scores(config).columns if c.name not in _NOT_FOR_PATHS | models)
+    return _compiled(paths, _seeds(config), columns)
+
+
+def _seeds(config: Config) -> tuple[tuple[str, str], ...]:
+    """Each path's seed. One that only joins others wants an event when one of those does."""
+    return tuple(
+        (name, spec.seed or " or ".join(_joined(spec.expression, config)) or "true")
+        for name, spec in config.menu.paths.items()
+    )
+
+
+def _joined(text: str, config: Config) -> list[str]:
+    """The paths of an expression that is made of them by `and` and `or` alone; else none."""
+
+    def look(tree: Tree) -> bool:
+        match tree:
+            case Name(name) if name in config.menu.paths:
+                names.append(name)
+                return True
+            case Apply("and" | "or", of):
+                return all([look(one) for one in of])
+        return False
+
+    names: list[str] = []
+    try:
+        return names if look(parse(text)) else []
+    except (ValueError, RecursionError):  # which is told elsewhere
+        return []
+
+
+@lru_cache(8)
+def _compiled(
+    paths: tuple[tuple[str, str], ...], seeds: tuple[tuple[str, str], ...], columns: tuple[Column, ...]
+) -> tuple[tuple[Program | None, Program | None], list[str]]:
+    late = _available(columns)
+    early = _available([c for c in columns if c.name.partition("_")[2] in ("", *_KINEMATICS)])  # no scores
+    taken = [*late.event, *late.members]
+    found = [f"a path cannot be called '{name}', which is a column already" for name, _ in paths if name in taken]
+    program, wrong = compiled(dict(paths), late)
+    first, wrong_seeds = compiled(dict(seeds), early)
+    return (program, first), [*found, *wrong, *(f"seed of {line}" for line in wrong_seeds)]
+
+
+def _available(columns: Sequence[Column]) -> Available:
+    event = {c.name: c.name for c in columns if c.per == "event"}
+    members: dict[str, dict[str, str]] = {}
+    for column in columns:
+        if column.per != "event":
+            members.setdefault(column.per, {})[column.name.partition("_")[2]] = column.name
+    return Available(event, members)

@@ -1,0 +1,139 @@
+"""The menu's decisions in the output: columns of scores.root, and the streams' own files of accepted events."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages import records
+from stages.config import Config
+from stages.formats.root import WRITE_EVENTS, write_events
+from stages.menu.menu import Menu, menu_of
+from stages.menu.trigger import unpacked
+from streamer.block import Array, Columns, Schema
+from streamer.journal import Journal, steps
+
+FOLDER = "streams"
+
+
+class Expander:
+    """Writes decisions out: a boolean a path, stream and dataset, and the prescales."""
+
+    def __init__(self, config: Config, menu: Menu) -> None:
+        self._menu = menu
+        self._prescaled = {name: menu.paths.index(name) for name in records.prescaled(config)}
+
+    def __call__(self, columns: Columns) -> Columns:
+        menu = self._menu
+        accepted = unpacked(columns["pathAccepted"], len(menu.paths)).T.astype(bool)  # axes: path, event
+        prescales = menu.prescales[columns["prescaleColumn"]]  # axes: event, path
+        datasets = {name: accepted[places].any(0) for name, places in menu.datasets.items()}
+        streams = {name: np.any([datasets[one] for one in of], axis=0) for name, of in menu.streams.items()}
+        return {
+            **columns,
+            **{f"HLT_{name}": accepted[k] for k, name in enumerate(menu.paths)},
+            **{f"HLT_{name}_prescale": prescales[:, k].astype(np.uint32) for name, k in self._prescaled.items()},
+            **{f"Stream_{name}": flags for name, flags in streams.items()},
+            **{f"Dataset_{name}": flags for name, flags in datasets.items()},
+        }
+
+
+def output_steps(blocks: Any, config: Config) -> Iterator[Columns]:
+    """The columns of the output, in steps of `WRITE_EVENTS` events."""
+    menu = menu_of(config)
+    needed = {*records.output(config).by_name, *(column.name for column in records.decisions(config))}
+    schema = Schema(column for column in records.journal(config).columns if column.name in needed)
+    expand = Expander(config, menu) if menu is not None else dict
+    return (expand(columns) for columns in steps(blocks, schema, WRITE_EVENTS))
+
+
+def stream_schema(config: Config, stream: str) -> Schema:
+    """The columns of a stream's file."""
+    whole = records.output(config)
+    spec = config.menu.streams[stream]
+    ours = {f"Dataset_{name}" for name in spec.datasets}
+    gone = {c.name for c in whole.columns if c.name.startswith(("Stream_", "Dataset_"))} - ours
+    if spec.content == "scores":
+        kept = {records.score_column(name, of).name for name, of in config.taggers.items()}
+        gone |= {c.name for c in whole.columns if c.per != "event" and c.name not in kept}
+    return Schema(c for c in whole.columns if c.name not in gone)
+
+
+def chosen(schema: Schema, columns: Columns, wanted: Array) -> Columns:
+    """Some events.
+
+    Parameters
+    ----------
+    wanted : bool, shape (n_events,)
+    """
+    keep = {"event": wanted}
+    out: Columns = {}
+    for column in schema.columns:
+        mask = keep[column.per]
+        out[column.name] = columns[column.name][mask]
+        if column.counts:
+            keep[column.counts] = np.repeat(mask, columns[column.name])
+    return out
+
+
+class StreamFiles:
+    """The files that one writer keeps of the streams: `streams/physics.root`, `streams/physics_1.root`, ...
+
+    Parameters
+    ----------
+    replica : int
+        With several writers `streams/physics-1.root` and so on are beside them.
+    """
+
+    def __init__(self, config: Config, replica: int) -> None:
+        self._config, self._replica = config, replica
+        self._folder = config.writer.dir / FOLDER
+
+    def _path(self, stream: str, segment: int) -> Path:
+        stem = f"{stream}-{self._replica}" if self._replica else stream
+        return self._folder / (f"{stem}_{segment}.root" if segment else f"{stem}.root")
+
+    def write(self, journal: Journal, segment: int, metadata: dict[str, str]) -> list[list[Any]]:
+        """Write those of a segment; returns `[file, events, bytes, sha256]` of each.
+
+        Raises
+        ------
+        OSError
+            The disk is full.
+        """
+        return [self._write(journal, segment, stream, metadata) for stream in self._config.menu.streams]
+
+    def _write(self, journal: Journal, segment: int, stream: str, metadata: dict[str, str]) -> list[Any]:
+        path, schema = self._path(stream, segment), stream_schema(self._config, stream)
+        path.parent.mkdir(exist_ok=True)
+        some = (
+            chosen(schema, columns, columns[f"Stream_{stream}"])
+            for columns in output_steps(journal.blocks(), self._config)
+        )
+        rntuple = self._config.writer.format == "rntuple"
+        n = write_events(path, schema, some, rntuple=rntuple, title=f"stream {stream}", metadata=metadata)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [f"{FOLDER}/{path.name}", n, path.stat().st_size, digest]
+
+    def all(self) -> list[Path]:
+        """Files of streams that are there, also of other menus."""
+        mine = f"-{self._replica}" if self._replica else ""
+        found = sorted(self._folder.glob("*.root"))
+        return [path for path in found if _owner(path.stem) == mine]
+
+
+def _owner(stem: str) -> str:
+    """`-1` of `physics-1_3`, nothing of `physics_3`: names of streams have no `-`."""
+    _, dash, rest = stem.partition("-")
+    return f"-{rest.partition('_')[0]}" if dash else ""
+
+
+def menu_metadata(config: Config) -> dict[str, str]:
+    """What files of events tell of the menu."""
+    if not config.menu.paths:
+        return {}
+    return {"streamer_menu": json.dumps(config.menu.model_dump(mode="json", exclude={"file"}))}

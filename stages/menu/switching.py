@@ -1,0 +1,100 @@
+"""How a writer's trigger begins, goes on after a restart, and has its prescale column switched."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from stages.config import Config
+from stages.manifest import OpenManifest
+from stages.menu.config import DEFAULT, MenuConfig
+from stages.menu.menu import Menu, menu_of
+from stages.menu.schedule import Asked, Schedule
+from stages.menu.tally import read_row
+from stages.menu.trigger import Trigger
+from stages.records import scores
+from streamer.block import Block
+from streamer.errors import UsageError
+from streamer.journal import Journal
+
+log = logging.getLogger(__name__)
+
+CHANGEABLE = ("prescale_column", "prescale_from")
+
+
+def begun_trigger(config: Config, n_writers: int, manifest: OpenManifest, journal: Journal) -> Trigger | None:
+    """The trigger of a writer, which goes on behind what is on disk; None without a menu.
+
+    Raises
+    ------
+    OSError
+        The manifest does not take what was asked for.
+    """
+    menu = menu_of(config)
+    if menu is None:
+        return None
+    _warm_up(config, menu)
+    memory = config.feed.max_in_flight * config.n_replicas("reader") + 1
+    wanted = _asked(config.menu)
+    if manifest.prescales:
+        schedule = Schedule.of(manifest.prescales, memory)
+    else:
+        schedule = Schedule(DEFAULT if wanted.since else wanted.column, memory)
+    trigger = Trigger(menu, schedule)
+    for segment in manifest.segments():
+        for row in segment.menu:
+            trigger.passed += read_row(row, len(menu.paths))[1].paths[1]
+    trigger.remember(journal.blocks())
+    if schedule.asked != wanted:
+        schedule.ask(wanted)
+        manifest.ask(schedule.state())
+    return trigger
+
+
+def _warm_up(config: Config, menu: Menu) -> None:
+    """Compile the kernels, so that no event waits for that."""
+    Trigger(menu, Schedule(DEFAULT, 1)).decide(Block(0, 1, scores(config).empty(1)))
+
+
+def _asked(settings: MenuConfig) -> Asked:
+    return Asked(settings.prescale_column, settings.prescale_from)
+
+
+def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> Callable[[OpenManifest], None]:
+    """What switches to another prescale column, and enters that in the manifest.
+
+    Raises
+    ------
+    UsageError
+        Something else is to be changed, or the lumisection has begun.
+    """
+    if wanted.model_copy(update={"menu": now.menu, "replicas": now.replicas}) != now or not same_menu(
+        now.menu.model_dump(mode="json"), wanted.menu.model_dump(mode="json")
+    ):
+        raise UsageError("only the prescale column (menu.prescale_column) can be changed while a run goes on")
+    asked, schedule = _asked(wanted.menu), trigger.schedule
+    if asked == schedule.asked:
+        raise UsageError(f"the prescale column '{asked.column}' was asked for already")
+    if n_writers > 1 and not asked.since:
+        raise UsageError("with several writers, name the lumisection from which on it holds: --at-lumisection N")
+    if asked.since and (begun := schedule.begun_since(asked.since)) is not None:
+        raise UsageError(
+            f"lumisection {begun[2]} of run {begun[1]} has begun already; the first that can have another prescale "
+            f"column is {begun[2] + 1}"
+        )
+
+    def change(manifest: OpenManifest) -> None:
+        last = schedule.last()
+        schedule.ask(asked)
+        manifest.ask(schedule.state())
+        when = f"from lumisection {asked.since} on" if asked.since else "from the next lumisection on"
+        keeps = f"; run {last[1]}, lumisection {last[2]}, which has begun, keeps '{schedule.at(last)}'" if last else ""
+        log.info("prescale column '%s' %s%s", asked.column, when, keeps)
+
+    return change
+
+
+def same_menu(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two menus are the same but for the prescale column in force; nothing is no menu."""
+    plain = MenuConfig().model_dump(mode="json")
+    before, now = ({key: (plain | one)[key] for key in plain if key not in CHANGEABLE} for one in (before, now))
+    return before == now
