@@ -32,6 +32,7 @@ def add_commands(app: typer.Typer) -> None:
     from stages.bench_commands import add_bench
     from stages.errors_command import errors
     from stages.ledger_command import ledger
+    from stages.menu.command import prescale
     from stages.network_commands import add_networks
 
     app.command(rich_help_panel="Stream")(run)
@@ -39,6 +40,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Stream")(finish)
     app.command(rich_help_panel="Stream")(ledger)
     app.command(rich_help_panel="Stream")(errors)
+    app.command(rich_help_panel="Stream")(prescale)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Event files")(view)
@@ -67,6 +69,15 @@ def run(
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
+    menu: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Accept events by the paths of this file.", show_default="every event is kept"
+        ),
+    ] = None,
+    prescale_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The menu's prescale column to begin with.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
     resume: Annotated[
         Path | None,
@@ -87,13 +98,15 @@ def run(
       streamer run 'data/*.ig' --rate 500 --loop
       streamer run events.root --feed 'poisson 2000' --loop
       streamer run qg.root --tagger qg
+      streamer run events.root --menu menu.toml --prescale-column 2e34
       streamer run --resume out
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
     """
     if resume is not None:
         from stages.finishing import resumed
 
-        for option, given in (("--output", output), ("--config", config), ("--tagger", tagger)):
+        refused = {"--output": output, "--config": config, "--tagger": tagger, "--menu": menu}
+        for option, given in {**refused, "--prescale-column": prescale_column}.items():
             if given:
                 raise UsageError(f"--resume goes on with the run's own configuration; leave {option} out")
         overwrite = False
@@ -104,6 +117,8 @@ def run(
         "writer.overwrite": overwrite or None,
         "writer.dir": None if output is None else str(output),
         "input.files": inputs or None,
+        "menu.file": None if menu is None else str(menu),
+        "menu.prescale_column": prescale_column,
     }
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if feed is not None:
@@ -162,6 +177,8 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
         books = read_books(folder)
         summary = summarise(PIPELINE.names, outcome.reports)
         show(replace(summary, ledger=books.ledger, problems=tuple(books.why_not)), outcome)
+        if books.menu is not None:
+            books.menu.show()
         if books.ledger.errors:
             told = f"{books.ledger.errors:,} events could not be processed; see which, and why: streamer errors {{}}"
             typer.echo(told.format(shlex.quote(str(folder))), err=True)

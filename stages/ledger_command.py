@@ -86,9 +86,7 @@ def _show(books: Any, folder: Path) -> None:
     console = Console()
     console.print(table)
     if books.menu is not None:
-        from stages.menu.books import show
-
-        show(books.menu, MOST_LINES)
+        books.menu.show(MOST_LINES)
     if not books.why_not:
         console.print("the books close" + (", and the run goes on" if books.running else ""))
     for line in books.why_not:

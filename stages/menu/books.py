@@ -96,6 +96,31 @@ class MenuBooks:
             },
         }
 
+    def show(self, most: int = 20) -> None:
+        """Print a table of the paths, in total."""
+        from rich.console import Console
+        from rich.table import Table
+
+        total = self.total
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for name in ("path", *STEPS, "rate"):
+            table.add_column(name, justify="left" if name == "path" else "right")
+        for k, name in list(enumerate(self.paths))[:most]:
+            table.add_row(name, *(f"{n:,}" for n in total.paths[:, k].tolist()), _rate(total.paths[2, k], total))
+        if len(self.paths) > most:
+            table.add_row(f"{len(self.paths) - most:,} more, see --json")
+        accepted, rejected, prescaled = total.outcomes.tolist()
+        scored = int(total.outcomes.sum())
+        table.add_row(
+            "any", f"{scored:,}", f"{accepted + prescaled:,}", f"{accepted:,}", _rate(accepted, total), style="bold"
+        )
+        console = Console()
+        console.print(table)
+        console.print(
+            f"{scored:,} scored = {accepted:,} accepted + {rejected:,} rejected + {prescaled:,} prescaled",
+            highlight=False,
+        )
+
 
 def rate(n: int, seconds: float) -> tuple[float, float]:
     """Events a second, and the standard error (n events are sqrt(n) off)."""
@@ -105,31 +130,6 @@ def rate(n: int, seconds: float) -> tuple[float, float]:
 def _plain_rate(n: int, seconds: float) -> dict[str, float | None]:
     hertz, error = (None if math.isnan(x) else float(f"{x:.6g}") for x in rate(n, seconds))
     return {"rate_hz": hertz, "rate_error_hz": error}
-
-
-def show(books: MenuBooks, most: int) -> None:
-    """Print a table of the paths, in total."""
-    from rich.console import Console
-    from rich.table import Table
-
-    total = books.total
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("path", *STEPS, "rate"):
-        table.add_column(name, justify="left" if name == "path" else "right")
-    for k, name in list(enumerate(books.paths))[:most]:
-        table.add_row(name, *(f"{n:,}" for n in total.paths[:, k].tolist()), _rate(total.paths[2, k], total))
-    if len(books.paths) > most:
-        table.add_row(f"{len(books.paths) - most:,} more, see --json")
-    accepted, rejected, prescaled = total.outcomes.tolist()
-    scored = int(total.outcomes.sum())
-    table.add_row(
-        "any", f"{scored:,}", f"{accepted + prescaled:,}", f"{accepted:,}", _rate(accepted, total), style="bold"
-    )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{scored:,} scored = {accepted:,} accepted + {rejected:,} rejected + {prescaled:,} prescaled", highlight=False
-    )
 
 
 def _rate(n: "int | Array", counts: Counts) -> str:

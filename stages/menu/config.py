@@ -42,7 +42,7 @@ class StreamSpec(Section):
 
     content: Literal["scores", "scores+objects"] = "scores+objects"
     """What is kept of an event: scores and decisions, or the scored objects' pt, eta, phi and truth, too."""
-    datasets: dict[str, tuple[str, ...]] = {}
+    datasets: dict[str, tuple[str, ...]] = Field({})
     """Names to the paths whose events they hold."""
 
 
@@ -55,11 +55,11 @@ class MenuConfig(Section):
     """The prescale column that holds; `default` is the paths' own prescales."""
     prescale_from: int = Field(0, ge=0, lt=1 << 32)
     """... from this lumisection on; 0 = at once."""
-    paths: dict[str, PathSpec] = {}
+    paths: dict[str, PathSpec] = Field({})
     """Names to expressions, or to tables with `expression`, `seed`, `prescale`."""
-    columns: dict[str, dict[str, Prescale]] = {}
+    columns: dict[str, dict[str, Prescale]] = Field({})
     """Prescale columns: names to the prescales of paths; others have their own."""
-    streams: dict[str, StreamSpec] = {}
+    streams: dict[str, StreamSpec] = Field({})
     """Files of accepted events."""
 
     @model_validator(mode="before")

@@ -34,8 +34,10 @@ class Menu:
         Prescale columns, `default` first.
     prescales : int64, shape (n_columns, n_paths)
         0 = off.
+    seeded : bool
+        Some path has a seed.
     saves : bool
-        There can be events that no path's seed wants.
+        All have: there can be events that no path wants to be looked at.
     datasets : mapping of str to int64 array
         Places of their paths.
     streams : mapping of str to tuple of str
@@ -47,6 +49,7 @@ class Menu:
     seeds: Program
     columns: tuple[str, ...]
     prescales: Array
+    seeded: bool
     saves: bool
     datasets: Mapping[str, Array]
     streams: Mapping[str, tuple[str, ...]]
@@ -76,6 +79,7 @@ def menu_of(config: Config) -> Menu | None:
         seeds=seeds,
         columns=tuple(columns),
         prescales=np.array(prescales, np.int64),
+        seeded=any(text != "true" for _, text in _seeds(config)),
         saves=all(text != "true" for _, text in _seeds(config)),
         datasets={name: np.array([paths.index(path) for path in of], np.int64) for name, of in datasets.items()},
         streams={name: tuple(stream.datasets) for name, stream in settings.streams.items()},
@@ -111,7 +115,8 @@ def _joined(text: str, config: Config) -> list[str]:
                 names.append(name)
                 return True
             case Apply("and" | "or", of):
-                return all([look(one) for one in of])
+                found = [look(one) for one in of]  # at all of them
+                return all(found)
         return False
 
     names: list[str] = []

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.menu.trigger import sections, unpacked
+from stages.menu.trigger import FLAGS, sections, unpacked
 from streamer.block import Array, Block
 from streamer.fedbook import Lumi
-
-FLAGS = ("pathSeeded", "pathPassed", "pathAccepted")
 
 Row = list[Any]
 """`[run, lumisection, accepted, rejected, prescaled, seconds, [[path, seeded, passed, accepted], ...]]`; paths by their

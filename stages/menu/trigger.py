@@ -14,6 +14,10 @@ OUTCOMES = ("accepted", "rejected", "prescaled")
 """What a menu makes of an event: some path accepts it; none passes it; those that pass it are prescaled away."""
 STEPS = ("seeded", "passed", "accepted")
 """How far a path takes an event."""
+FLAGS = ("pathSeeded", "pathPassed", "pathAccepted")
+"""The columns that hold a bit a path of these."""
+
+_ALL = np.zeros((0, 0), np.uint8)
 
 
 class Trigger:
@@ -47,25 +51,18 @@ class Trigger:
     def decide(self, block: Block) -> Block:
         """The same events with what the menu makes of them (`stages.records.decisions`)."""
         columns, n = block.columns, block.n_events
-        good = (columns["error"] == 0).view(np.uint8)
-        seeded = self.menu.seeds(columns, n) & good
-        passed = self.menu.program(columns, n) & seeded
+        passed = self.menu.program(columns, n)
+        seeded = self.menu.seeds(columns, n) if self.menu.seeded else _ALL
         held = np.empty(n, np.uint8)
         for section, some in sections(block):
             held[some] = self.menu.columns.index(self.schedule.column(section))
-        accepted = np.zeros_like(passed)
-        keep_each_nth(passed, held, self.menu.prescales, self.passed, accepted)
-        for row, flags in enumerate((seeded, passed, accepted)):
-            self.counts[row] += flags.sum(1, dtype=np.int64)
-        some, kept = passed.any(0), accepted.any(0)
-        self.outcomes += int(kept.sum()), int((~some & (good == 1)).sum()), int((some & ~kept).sum())
-        decided = {
-            "pathSeeded": packed(seeded),
-            "pathPassed": packed(passed),
-            "pathAccepted": packed(accepted),
-            "prescaleColumn": held,
-        }
-        return block.with_columns({**columns, **decided})
+        bits = np.zeros((3, n, self.menu.n_bytes), np.uint8)
+        good = columns["error"] == 0
+        settle(
+            seeded, passed, good, held, self.menu.prescales, self.passed, self.counts, self.outcomes, bits
+        )  # fmt: skip
+        decided = dict(zip(FLAGS, bits, strict=True))
+        return block.with_columns({**columns, **decided, "prescaleColumn": held})
 
     def remember(self, blocks: Iterable[Block]) -> None:
         """Go on behind blocks that an earlier life has decided."""
@@ -78,18 +75,15 @@ class Trigger:
 
 def sections(block: Block) -> Iterator[tuple[Section, Any]]:
     """The lumisections of a block, and which of its events are in each."""
-    found = np.stack([block.columns[name].astype(np.int64) for name in ("replay", "run", "luminosityBlock")], axis=1)
-    if (found == found[0]).all():
-        yield (int(found[0, 0]), int(found[0, 1]), int(found[0, 2])), slice(None)
+    parts = [block.columns[name] for name in ("replay", "run", "luminosityBlock")]
+    if all((part == part[0]).all() for part in parts):
+        replay, run, lumisection = (int(part[0]) for part in parts)
+        yield (replay, run, lumisection), slice(None)
         return
+    found = np.stack([part.astype(np.int64) for part in parts], axis=1)
     each, place = np.unique(found, axis=0, return_inverse=True)
     for k, (replay, run, lumisection) in enumerate(each.tolist()):
         yield (replay, run, lumisection), np.flatnonzero(place.reshape(-1) == k)
-
-
-def packed(flags: Array) -> Array:
-    """Bits of each event: from uint8 of shape (n_paths, n_events) to one of (n_events, n_bytes)."""
-    return np.ascontiguousarray(np.packbits(flags, axis=0, bitorder="little").T)
 
 
 def unpacked(bits: Array, n_paths: int) -> Array:
@@ -98,26 +92,72 @@ def unpacked(bits: Array, n_paths: int) -> Array:
 
 
 @njit(cache=True, nogil=True)
-def keep_each_nth(passed: Any, held: Any, prescales: Any, numbers: Any, accepted: Any) -> None:
-    """Apply prescales, event by event.
+def settle(
+    seeded: Any, passed: Any, good: Any, held: Any, prescales: Any, numbers: Any, counts: Any, outcomes: Any, bits: Any
+) -> None:
+    """From what each path says of each event to what becomes of it: seeds, prescales, bits and counts.
 
     Parameters
     ----------
+    seeded : uint8, shape (n_paths, n_events)
+        What the seeds say; without events where all events are seeded.
     passed : uint8, shape (n_paths, n_events)
+        What the expressions say.
+    good : bool, shape (n_events,)
+        The others could not be processed, and no path looks at them.
     held : uint8, shape (n_events,)
         The prescale column of each event.
     prescales : int64, shape (n_columns, n_paths)
     numbers : int64, shape (n_paths,)
-        Accepts so far; counted on.
-    accepted : uint8, shape (n_paths, n_events)
-        Zeros, in which what is kept is set.
+        Accepts so far, before prescales; counted on.
+    counts : int64, shape (3, n_paths)
+        Events by `STEPS`; counted on.
+    outcomes : int64, shape (3,)
+        Events by `OUTCOMES`; counted on.
+    bits : uint8, shape (3, n_events, n_bytes)
+        Zeros; a bit a path is set in what is seeded, passed, accepted.
     """
-    for path in range(passed.shape[0]):
-        number = numbers[path]
-        for event in range(passed.shape[1]):
-            if passed[path, event]:
-                number += 1
-                each = prescales[held[event], path]
-                if each > 0 and number % each == 0:
-                    accepted[path, event] = 1
-        numbers[path] = number
+    n_paths, n_events = passed.shape
+    n_good = 0
+    fate = np.full(n_events, -1, np.int8)
+    for event in range(n_events):
+        if good[event]:
+            fate[event] = 1
+            n_good += 1
+    for path in range(n_paths):
+        byte, bit = path // 8, np.uint8(1 << (path % 8))
+        n_seeded = n_passed = n_accepted = 0
+        if seeded.shape[1]:
+            for event in range(n_events):
+                if seeded[path, event] and good[event]:
+                    bits[0, event, byte] |= bit
+                    n_seeded += 1
+        else:
+            n_seeded = n_good
+        for event in range(n_events):
+            if not (passed[path, event] and good[event]):
+                continue
+            if seeded.shape[1] and not seeded[path, event]:
+                continue
+            n_passed += 1
+            bits[1, event, byte] |= bit
+            each = prescales[held[event], path]
+            if each > 0 and (numbers[path] + n_passed) % each == 0:
+                n_accepted += 1
+                bits[2, event, byte] |= bit
+                fate[event] = 0
+            elif fate[event] == 1:
+                fate[event] = 2
+        numbers[path] += n_passed
+        counts[0, path] += n_seeded
+        counts[1, path] += n_passed
+        counts[2, path] += n_accepted
+    if not seeded.shape[1]:
+        last = np.uint8(255 >> (-n_paths % 8))
+        for event in range(n_events):
+            if good[event]:
+                bits[0, event] = 255
+                bits[0, event, bits.shape[2] - 1] = last
+    for event in range(n_events):
+        if fate[event] >= 0:
+            outcomes[fate[event]] += 1

@@ -1,0 +1,244 @@
+"""A menu in running pipelines: real processes, sockets, files; decisions are worked out again from the input."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uproot
+from physics_helpers import Processes, call, event, sum_model, wait_until, write_hits
+
+from stages.detector.ecal import eb_detid
+from streamer import control
+from streamer.errors import UsageError
+
+N = 100
+MENU = """
+[paths]
+High_v1 = "Photon: egScore > 50.5 and abs(eta) < 1"
+Third_v1 = { expression = "Photon: egScore > 20.5", prescale = 3 }
+Either_v2 = "High_v1 or Third_v1"
+Rare_v1 = { expression = "nPhoton == 2 and (2 Photon: pt > 10)", prescale = 1 }
+All_v1 = { expression = "true", prescale = 7 }
+
+[columns.quiet]
+High_v1 = 0
+All_v1 = 5
+
+[streams.physics]
+datasets.High = ["High_v1", "Rare_v1"]
+datasets.Third = ["Third_v1"]
+
+[streams.scouting]
+content = "scores"
+datasets.All = ["All_v1"]
+"""
+
+
+@pytest.fixture
+def streamer(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def menu(tmp_path: Path) -> Path:
+    path = tmp_path / "menu.toml"
+    path.write_text(MENU)
+    return path
+
+
+def write_lumis(path: Path) -> Path:
+    """Event `i` has a photon that `sum_model` scores as i + 1, each tenth has another one; 25 events a lumisection."""
+    photon = (34.0, 0.34, 0.005)
+    events = [
+        event(i, EBRecHit=[(int(eb_detid(20, 11)), float(i + 1))], Photon=[photon, photon] if i % 10 == 0 else [photon])
+        for i in range(N)
+    ]
+    return write_hits(path, [{**e, "luminosityBlock": 1 + i // 25} for i, e in enumerate(events)])
+
+
+def rows_of(files: list[Path]) -> dict[str, Any]:
+    """All columns that an event has once, in the order of the events."""
+    parts = []
+    for file in files:
+        with uproot.open(file) as opened:
+            tree = opened["Events"]
+            names = [name for name in tree.keys() if not name.startswith("Photon_")]  # noqa: SIM118
+            parts.append(tree.arrays(names, library="np"))
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(rows["replay"].astype(int) * N + rows["sourceEntry"])
+    return {name: column[order] for name, column in rows.items()}
+
+
+def books_of(out: Path) -> dict[str, Any]:
+    code, said, _ = call("ledger", out, "--json")
+    books: dict[str, Any] = json.loads(said)
+    assert (code, books["problems"]) == (0, [])
+    menu = books["menu"]
+    assert sum(menu[name] for name in ("accepted", "rejected", "prescaled")) == books["total"]["scored"]
+    return books
+
+
+def passed_by(rows: dict[str, Any]) -> dict[str, Any]:
+    """What the paths say, from what is known of the input."""
+    score = rows["sourceEntry"] + 1
+    found = {"High_v1": score > 50, "Third_v1": score > 20, "Rare_v1": rows["sourceEntry"] % 10 == 0}
+    return found | {"Either_v2": found["High_v1"] | found["Third_v1"], "All_v1": score > 0}
+
+
+def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
+    streamer: Processes, menu: Path, tmp_path: Path
+) -> None:
+    hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
+    process = streamer(
+        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000, "--replicas", "framer=2,tagger=2"),
+        *("--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--set", "feed.block_events=16"),
+        *("--set", "writer.segment_events=700"),
+    )
+    process.wait_for_events(300)
+    alive(streamer, 0)
+    metrics = process.metrics("writer-0")
+    assert (
+        metrics["streamer_path_events_total/Third_v1,passed"] > metrics["streamer_path_events_total/Third_v1,accepted"]
+    )
+    assert metrics["streamer_prescale_column/default"] == 1
+    refused = streamer("prescale", "quite")
+    assert refused.wait() == 2
+    assert "there is no prescale column 'quite'; did you mean 'quiet'?" in refused.err
+    for settings, why in (
+        ({"menu.prescale_column": "default"}, "was asked for already"),
+        ({"menu.prescale_column": "quiet", "menu.prescale_from": 1}, r"lumisection \d of run 1 has begun already"),
+        ({"menu.paths.All_v1.prescale": 8}, r"only the prescale column \(menu.prescale_column\) can be changed"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            control.ask(streamer.run_dir(), {"do": "change", "stage": "writer", "settings": settings})
+    process.stage("writer-0").send_signal(signal.SIGKILL)
+    alive(streamer, 1)
+    streamer("prescale", "quiet").check()
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 300, "events with the other column")
+    process.stage("writer-0").send_signal(signal.SIGKILL)
+    process.stage("tagger-1").send_signal(signal.SIGKILL)
+    alive(streamer, 2)
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 300, "events after the deaths")
+    streamer("stop", "--now").check()
+    assert process.wait() == 130
+    again = streamer("run", "--resume", out)
+    again.wait_for_events(300)
+    streamer("prescale", "default", out).check()
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 300, "events with the first column again")
+    streamer("stop").check()
+    again.check()
+
+    rows = rows_of(sorted(out.glob("scores*.root")))
+    place = rows["replay"].astype(int) * N + rows["sourceEntry"]
+    assert place.tolist() == [*range(place.size)], "each event that was fed, once"
+    books = books_of(out)
+    section = place // 25
+    held = rows["HLT_High_v1_prescale"]
+    edges = np.flatnonzero(np.diff(held))
+    assert held[0] == held[-1] == 1
+    assert len(edges) == 2, "default, quiet, default"
+    assert np.all((edges + 1) % 25 == 0), "at the edges of lumisections alone"
+    assert np.all(held == held[np.searchsorted(section, section)])
+    np.testing.assert_array_equal(rows["HLT_All_v1_prescale"], np.where(held == 1, 7, 5))
+    passed = passed_by(rows)
+    kept = {name: rows[f"HLT_{name}"] for name in passed}
+    for name, each in (("Third_v1", 3), ("Either_v2", 1), ("Rare_v1", 1)):
+        assert not np.any(kept[name] & ~passed[name])
+        assert kept[name].sum() == passed[name].sum() // each
+    np.testing.assert_array_equal(kept["High_v1"], passed["High_v1"] & (held == 1))
+    fifth, seventh = (int((held == own).sum()) for own in (0, 1))
+    assert abs(kept["All_v1"].sum() - fifth / 5 - seventh / 7) <= 3
+    paths = books["menu"]["paths"]
+    assert {name: paths[name]["passed"] for name in paths} == {name: int(passed[name].sum()) for name in paths}
+    assert {name: paths[name]["accepted"] for name in paths} == {name: int(kept[name].sum()) for name in paths}
+    physics = kept["High_v1"] | kept["Rare_v1"] | kept["Third_v1"]
+    np.testing.assert_array_equal(rows["Stream_physics"], physics)
+    np.testing.assert_array_equal(rows["Dataset_High"], kept["High_v1"] | kept["Rare_v1"])
+    stream = rows_of(sorted((out / "streams").glob("physics*.root")))
+    np.testing.assert_array_equal(stream["sourceEntry"], rows["sourceEntry"][physics])
+    np.testing.assert_array_equal(stream["Dataset_Third"], kept["Third_v1"][physics])
+    scouting = rows_of(sorted((out / "streams").glob("scouting*.root")))
+    assert scouting["event"].size == kept["All_v1"].sum()
+
+
+def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes, menu: Path, tmp_path: Path) -> None:
+    hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
+    process = streamer(
+        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000),
+        *("--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--replicas", "writer=2"),
+        *("--set", "feed.block_events=16", "--prescale-column", "quiet", "--set", "menu.prescale_from=3"),
+    )
+    process.wait_for_events(100)
+    refused = streamer("prescale", "default")
+    assert refused.wait() == 2
+    assert "with several writers, name the lumisection from which on it holds: --at-lumisection N" in refused.err
+    wait_until(lambda: done(streamer) > 2000, "events")
+    streamer("stop").check()
+    process.check()
+    books = books_of(out)
+    lumis = {one["luminosityBlock"]: one for one in books["menu"]["lumisections"]}
+    seconds = sum(one["seconds"] for one in lumis.values())
+    assert seconds == pytest.approx(books["total"]["fed"] / 2000, rel=0.5), "of the same time, not twice"
+    for writer in range(2):
+        rows = rows_of([out / ("scores-1.root" if writer else "scores.root")])
+        passed = passed_by(rows)
+        assert rows["HLT_Third_v1"].sum() == passed["Third_v1"].sum() // 3
+        begun = (rows["replay"] > 0) | (rows["luminosityBlock"] >= 3)
+        np.testing.assert_array_equal(rows["HLT_High_v1_prescale"], np.where(begun, 0, 1))
+        mine = rows_of([out / "streams" / ("physics-1.root" if writer else "physics.root")])
+        assert mine["event"].size == rows["Stream_physics"].sum()
+    assert call("ledger", out)[1].count("High_v1") == 1
+
+
+def test_what_a_broken_off_run_has_is_finished_with_its_menu(streamer: Processes, menu: Path, tmp_path: Path) -> None:
+    hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
+    tagger = f"eg={sum_model(tmp_path / 'sum.onnx')}"
+    process = streamer("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000, "--tagger", tagger)
+    process.wait_for_events(500)
+    assert call("ledger", out, "--json")[0] == 0, "also while it goes on"
+    streamer("stop", "--now").check()
+    assert process.wait() == 130
+    other = tmp_path / "other.toml"
+    other.write_text('[paths]\nHigh_v1 = "true"\n')
+    code, _, err = call(
+        "run", hits, "--output", out, "--menu", other, "--tagger", tagger, "--set", "writer.resume=true"
+    )
+    assert code == 2
+    assert f"{out}: the run there was begun with another menu" in err
+    assert call("finish", out)[0] == 0
+    rows = rows_of([out / "scores.root"])
+    for name, passed in passed_by(rows).items():
+        each = {"Third_v1": 3, "All_v1": 7}.get(name, 1)
+        assert rows[f"HLT_{name}"].sum() == passed.sum() // each
+    with uproot.open(out / "streams" / "scouting.root") as file:
+        assert file["Events"].num_entries == rows["Stream_scouting"].sum()
+        assert "Photon_egScore" in file["Events"]
+        assert "Photon_pt" not in file["Events"]
+        assert json.loads(str(file["streamer_menu"]))["columns"]["quiet"]["High_v1"] == 0
+
+
+def alive(streamer: Processes, deaths: int) -> None:
+    """Wait until the writer has died so often, and all processes run."""
+
+    def look() -> bool:
+        rows = {row["name"]: row for row in status(streamer)}
+        return rows["writer-0"]["restarts"] == deaths and {row["state"] for row in rows.values()} == {"running"}
+
+    wait_until(look, "all processes to run")
+
+
+def status(streamer: Processes) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = control.ask(streamer.run_dir(), {"do": "status"})["processes"]
+    return rows
+
+
+def done(streamer: Processes) -> int:
+    return int(control.ask(streamer.run_dir(), {"do": "status"})["done"])
