@@ -1,4 +1,4 @@
-"""The commands that measure: bench, bench kernels, bench safety, bench tagger, bench peers."""
+"""The commands that measure: bench, bench kernels, bench safety, bench menu, bench tagger, bench peers."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,12 @@ def add_bench(app: typer.Typer) -> None:
     measure = typer.Typer(
         cls=BenchGroup,
         invoke_without_command=True,
-        subcommand_metavar="| kernels ... | safety ... | tagger ... | peers ...",
+        subcommand_metavar="| kernels ... | safety ... | menu ... | tagger ... | peers ...",
     )
     measure.callback()(bench)
     measure.command("kernels")(bench_kernels)
     measure.command("safety")(bench_safety)
+    measure.command("menu")(bench_menu)
     measure.command("tagger")(bench_tagger)
     measure.command("peers")(bench_peers)
     app.add_typer(measure, name="bench", rich_help_panel="Measure")
@@ -67,6 +68,7 @@ def bench(
       streamer bench --set replicas.tagger=2 --set tagger.max_batch=128
       streamer bench kernels --help
       streamer bench safety --help
+      streamer bench menu --help
       streamer bench tagger --help
       streamer bench peers --help
     """
@@ -165,6 +167,39 @@ def bench_safety(
     effective: Any = PIPELINE.load_config(config, {**overrides(set_), **wanted})
     show(safety(effective, Plan(events=events, rounds=rounds), output))
     typer.echo(f"figures  {output / 'safety.json'}")
+
+
+def bench_menu(
+    inputs: InputArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for menu.json.")] = Path("streamer-bench"),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    tagger: TaggerOption = None,
+    paths: Annotated[int, typer.Option(min=1, max=1000, help="Of the menu.")] = 200,
+    events: Annotated[int, typer.Option(min=1000, help="Events of a stream.")] = 40_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often both ways take turns.")] = 3,
+) -> None:
+    """Measure what a menu costs: the stream with one and without, and the menu's own work apart.
+
+    The menu is made for the configured taggers, no two of its paths alike. Without INPUT the
+    packaged events are used.
+
+    Takes a minute. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench menu
+      streamer bench menu qg.root --tagger qg --paths 500
+    """
+    from stages import PIPELINE
+    from stages.config import packaged
+    from stages.menu.bench import Plan, show
+    from stages.menu.bench import bench_menu as measured
+
+    wanted = {"input.files": inputs or [packaged("samples/egamma.root")], **chosen_taggers(tagger or [])}
+    effective: Any = PIPELINE.load_config(config, {**overrides(set_), **wanted})
+    show(measured(effective, Plan(paths=paths, events=events, rounds=rounds), output))
+    typer.echo(f"figures  {output / 'menu.json'}")
 
 
 def bench_tagger(

@@ -8,7 +8,7 @@ true                                    passes everything
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from lark import Lark, Token, Transformer
@@ -128,6 +128,7 @@ def _parser() -> Lark:
     return Lark(GRAMMAR, parser="lalr", transformer=_Trees(), maybe_placeholders=True)
 
 
+@lru_cache(4096)
 def parse(text: str) -> Tree:
     """The tree of an expression.
 

@@ -1,6 +1,6 @@
 """A menu, ready for use: its expressions compiled against the columns that the configured taggers give."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +10,7 @@ from stages import records
 from stages.config import Config
 from stages.menu.config import DEFAULT
 from stages.menu.grammar import Apply, Name, Tree, parse
-from stages.menu.program import Available, Program, compiled
+from stages.menu.program import Available, Program, compiled, names_in
 from streamer.block import CORE_COLUMNS, Array, Column
 
 _KINEMATICS = ("pt", "eta", "phi")
@@ -88,14 +88,25 @@ def menu_of(config: Config) -> Menu | None:
 
 def problems(config: Config) -> list[str]:
     """What is wrong with a menu's expressions, one line each."""
-    return _programs(config)[1]
+    return [*_paths_in_seeds(config), *_programs(config)[1]]
+
+
+def _paths_in_seeds(config: Config) -> Iterator[str]:
+    for name, spec in config.menu.paths.items():
+        try:
+            named = [other for other in names_in(parse(spec.seed or "true")) if other in config.menu.paths]
+        except (ValueError, RecursionError):  # which is told elsewhere
+            continue
+        if named:
+            yield f"seed of path {name}: '{named[0]}' is a path; a seed is made of columns"
 
 
 def _programs(config: Config) -> tuple[tuple[Program | None, Program | None], list[str]]:
     paths = tuple((name, spec.expression) for name, spec in config.menu.paths.items())
     models = {records.model_column(name).name for name in config.taggers}
     columns = tuple(c for c in records.scores(config).columns if c.name not in _NOT_FOR_PATHS | models)
-    return _compiled(paths, _seeds(config), columns)
+    own = tuple((name, spec.seed) for name, spec in config.menu.paths.items() if spec.seed)
+    return _compiled(paths, _seeds(config), own, columns)
 
 
 def _seeds(config: Config) -> tuple[tuple[str, str], ...]:
@@ -128,14 +139,17 @@ def _joined(text: str, config: Config) -> list[str]:
 
 @lru_cache(8)
 def _compiled(
-    paths: tuple[tuple[str, str], ...], seeds: tuple[tuple[str, str], ...], columns: tuple[Column, ...]
+    paths: tuple[tuple[str, str], ...],
+    seeds: tuple[tuple[str, str], ...],
+    own: tuple[tuple[str, str], ...],
+    columns: tuple[Column, ...],
 ) -> tuple[tuple[Program | None, Program | None], list[str]]:
     late = _available(columns)
     early = _available([c for c in columns if c.name.partition("_")[2] in ("", *_KINEMATICS)])  # no scores
     taken = [*late.event, *late.members]
     found = [f"a path cannot be called '{name}', which is a column already" for name, _ in paths if name in taken]
-    program, wrong = compiled(dict(paths), late)
     first, wrong_seeds = compiled(dict(seeds), early)
+    program, wrong = compiled(dict(paths), late, {name: parse(text) for name, text in own} if first else {})
     return (program, first), [*found, *wrong, *(f"seed of {line}" for line in wrong_seeds)]
 
 

@@ -17,37 +17,41 @@ from streamer.block import Array, Columns, Schema
 from streamer.journal import Journal, steps
 
 FOLDER = "streams"
+STEPS = 5
+"""So many times `WRITE_EVENTS` are written at a time where there is a menu: each of its many columns costs a while."""
 
 
 class Expander:
     """Writes decisions out: a boolean a path, stream and dataset, and the prescales."""
 
     def __init__(self, config: Config, menu: Menu) -> None:
-        self._menu = menu
+        self._menu, self._prescales = menu, menu.prescales.astype(np.uint32)
         self._prescaled = {name: menu.paths.index(name) for name in records.prescaled(config)}
 
     def __call__(self, columns: Columns) -> Columns:
         menu = self._menu
         accepted = unpacked(columns["pathAccepted"], len(menu.paths)).T.astype(bool)  # axes: path, event
-        prescales = menu.prescales[columns["prescaleColumn"]]  # axes: event, path
+        held = columns["prescaleColumn"]
         datasets = {name: accepted[places].any(0) for name, places in menu.datasets.items()}
         streams = {name: np.any([datasets[one] for one in of], axis=0) for name, of in menu.streams.items()}
         return {
             **columns,
             **{f"HLT_{name}": accepted[k] for k, name in enumerate(menu.paths)},
-            **{f"HLT_{name}_prescale": prescales[:, k].astype(np.uint32) for name, k in self._prescaled.items()},
+            **{f"HLT_{name}_prescale": self._prescales[:, k][held] for name, k in self._prescaled.items()},
             **{f"Stream_{name}": flags for name, flags in streams.items()},
             **{f"Dataset_{name}": flags for name, flags in datasets.items()},
         }
 
 
 def output_steps(blocks: Any, config: Config) -> Iterator[Columns]:
-    """The columns of the output, in steps of `WRITE_EVENTS` events."""
+    """The columns of the output, in large steps."""
     menu = menu_of(config)
     needed = {*records.output(config).by_name, *(column.name for column in records.decisions(config))}
     schema = Schema(column for column in records.journal(config).columns if column.name in needed)
-    expand = Expander(config, menu) if menu is not None else dict
-    return (expand(columns) for columns in steps(blocks, schema, WRITE_EVENTS))
+    if menu is None:
+        return steps(blocks, schema, WRITE_EVENTS)
+    expand = Expander(config, menu)
+    return (expand(columns) for columns in steps(blocks, schema, STEPS * WRITE_EVENTS))
 
 
 def stream_schema(config: Config, stream: str) -> Schema:

@@ -271,14 +271,19 @@ class _Registers:
                 self._free[self._nodes[k].is_flag].append(self.of[k])
 
 
-def compiled(paths: Mapping[str, str], available: Available) -> tuple[Program | None, list[str]]:
+def compiled(
+    paths: Mapping[str, str], available: Available, seeds: Mapping[str, Tree] | None = None
+) -> tuple[Program | None, list[str]]:
     """A program with one condition a path, in their order; or what is wrong, one line each.
 
     Parameters
     ----------
     paths : mapping
         Names to expressions, which may name other paths.
+    seeds : mapping, optional
+        Names of paths to what must hold besides, which names no path.
     """
+    seeds = seeds or {}
     problems: list[str] = []
     trees: dict[str, Tree] = {}
     for name, text in paths.items():
@@ -287,10 +292,11 @@ def compiled(paths: Mapping[str, str], available: Available) -> tuple[Program | 
         except ValueError as error:
             problems.append(f"path {name}: {text!r} {error}" if not text.strip() else f"path {name}: {error}")
     build = _Build(available)
-    done: dict[str, int] = {}
+    done = {name: build.add(_Node("true", EVENT)) for name in paths if name not in trees}
     for name in [*_in_order(trees, problems)]:
         try:
-            done[name] = build.flag(trees[name], EVENT, {**dict.fromkeys(trees, -1), **done})
+            both = Apply("and", (seeds[name], trees[name])) if name in seeds else trees[name]
+            done[name] = build.flag(both, EVENT, {**dict.fromkeys(trees, -1), **done})
         except ValueError as error:
             problems.append(f"path {name}: {error}")
             done[name] = build.add(_Node("true", EVENT))  # those that name it are not wrong as well

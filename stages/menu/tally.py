@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.menu.trigger import FLAGS, sections, unpacked
-from streamer.block import Array, Block
+from stages.kernels import njit
+from stages.menu.trigger import FLAGS, sections
+from streamer.block import Array, Block, readonly
 from streamer.fedbook import Lumi
 
 Row = list[Any]
@@ -71,9 +72,9 @@ class MenuTally:
         columns = block.columns
         for section, some in sections(block):
             found = self._counts.setdefault(section[1:], Counts.none(self.n_paths))
-            flags = [unpacked(columns[name][some], self.n_paths) for name in FLAGS]
-            for row, one in enumerate(flags):
-                found.paths[row] += one.sum(0, dtype=np.int64)
+            flags = [columns[name][some] for name in FLAGS]
+            for row, bits in enumerate(flags):
+                count_bits(readonly(bits), found.paths[row])
             passed, kept = flags[1].any(1), flags[2].any(1)
             rejected = ~passed & (columns["error"][some] == 0)
             found.outcomes += int(kept.sum()), int(rejected.sum()), int((passed & ~kept).sum())
@@ -95,6 +96,25 @@ class MenuTally:
             [*lumi, *found.outcomes.tolist(), round(found.seconds, 6), _sparse(found.paths)]
             for lumi, found in sorted(self.counts().items())
         ]
+
+
+@njit(cache=True, nogil=True)
+def count_bits(bits: Any, counts: Any) -> None:
+    """Count for each path the events whose bit is set.
+
+    Parameters
+    ----------
+    bits : uint8, shape (n_events, n_bytes)
+    counts : int64, shape (n_paths,)
+        Counted on.
+    """
+    for event in range(bits.shape[0]):
+        for byte in range(bits.shape[1]):
+            left = bits[event, byte]
+            if left:
+                for path in range(8 * byte, min(8 * byte + 8, counts.size)):
+                    counts[path] += left & 1
+                    left >>= 1
 
 
 def _sparse(paths: Array) -> list[list[int]]:

@@ -102,7 +102,7 @@ def settle(
     seeded : uint8, shape (n_paths, n_events)
         What the seeds say; without events where all events are seeded.
     passed : uint8, shape (n_paths, n_events)
-        What the expressions say.
+        What seeds and expressions say.
     good : bool, shape (n_events,)
         The others could not be processed, and no path looks at them.
     held : uint8, shape (n_events,)
@@ -136,8 +136,6 @@ def settle(
             n_seeded = n_good
         for event in range(n_events):
             if not (passed[path, event] and good[event]):
-                continue
-            if seeded.shape[1] and not seeded[path, event]:
                 continue
             n_passed += 1
             bits[1, event, byte] |= bit

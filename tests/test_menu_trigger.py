@@ -1,0 +1,232 @@
+"""What a menu makes of blocks: seeds, prescales, and which column holds for which lumisection."""
+
+import random
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import records
+from stages.config import Config
+from stages.manifest import Tally
+from stages.menu.books import MenuBooks
+from stages.menu.config import DEFAULT
+from stages.menu.menu import menu_of
+from stages.menu.schedule import Asked, Schedule, Section
+from stages.menu.tally import read_row
+from stages.menu.trigger import FLAGS, Trigger, sections, unpacked
+from streamer.block import Block
+from streamer.ledger import Stripes
+
+PATHS: dict[str, Any] = {f"Run{k}_v1": f"run == {k} or run > 8" for k in range(9)}  # more than a byte of bits
+PATHS |= {
+    "Seeded_v1": {"expression": "run > 2", "seed": "luminosityBlock > 1", "prescale": 2},
+    "Joined_v1": "Seeded_v1 or (Run3_v1 and Seeded_v1)",
+    "All_v1": "true",
+}
+
+
+def config(**menu: Any) -> Config:
+    return Config.model_validate({"menu": {"paths": PATHS, "columns": {"off": {"All_v1": 0, "Seeded_v1": 3}}, **menu}})
+
+
+def trigger_of(settings: Config, column: str = DEFAULT) -> Trigger:
+    menu = menu_of(settings)
+    assert menu is not None
+    return Trigger(menu, Schedule(column, 100))
+
+
+def block_of(runs: list[int], lumis: list[int], errors: list[int] | None = None, first: int = 0) -> Block:
+    """Events without objects that are due a second apart."""
+    n = len(runs)
+    columns = {name: column.copy() for name, column in records.scores(config()).empty(n).items()}
+    columns["run"][:], columns["luminosityBlock"][:] = runs, lumis
+    columns["error"][:] = errors or 0
+    columns["fedTime"][:] = (first + np.arange(n)) * 1_000_000_000
+    return Block(first, n, columns)
+
+
+def flags_of(block: Block) -> dict[str, Any]:
+    return {name: unpacked(block.columns[name], len(PATHS)).astype(bool) for name in FLAGS}
+
+
+def test_the_menu_of_a_configuration_knows_its_seeds_and_prescales() -> None:
+    menu = menu_of(config())
+    assert menu is not None
+    assert (menu.seeded, menu.saves) == (True, False), "paths without a seed want every event"
+    assert menu.columns == (DEFAULT, "off")
+    assert menu.prescales[:, -3:].tolist() == [[2, 1, 1], [3, 1, 0]]
+    assert menu_of(Config()) is None
+
+
+def test_seeds_errors_and_prescales_of_some_events() -> None:
+    trigger = trigger_of(config())
+    decided = trigger.decide(block_of([3, 3, 3, 9, 3], [1, 2, 2, 2, 2], [0, 0, 1, 0, 0]))
+    records.journal(config()).check(decided.columns, 5)
+    flags, place = flags_of(decided), [*PATHS].index
+    seeded, joined, everything = place("Seeded_v1"), place("Joined_v1"), place("All_v1")
+    assert flags["pathSeeded"][:, seeded].tolist() == [False, True, False, True, True]
+    assert flags["pathPassed"][:, seeded].tolist() == [False, True, False, True, True]
+    assert flags["pathAccepted"][:, seeded].tolist() == [False, False, False, True, False], "each second"
+    assert flags["pathPassed"][:, joined].tolist() == [False, True, False, True, True], "what passes, not what is kept"
+    assert flags["pathAccepted"][:, everything].tolist() == [True, True, False, True, True], "none of a failed event"
+    assert flags["pathPassed"][:, place("Run3_v1")].tolist() == [True, True, False, True, True]
+    assert trigger.outcomes.tolist() == [4, 0, 0]
+    assert trigger.counts[:, seeded].tolist() == [3, 3, 1]
+
+
+def test_events_are_accepted_rejected_or_prescaled_away() -> None:
+    paths = {"A": {"expression": "run == 1", "prescale": 2}, "B": {"expression": "run == 2", "prescale": 0}}
+    settings = Config.model_validate({"menu": {"paths": paths}})
+    trigger = trigger_of(settings)
+    trigger.decide(block_of([1, 1, 1, 2, 3, 1], [1] * 6, [0, 0, 0, 0, 0, 1]))
+    assert trigger.outcomes.tolist() == [1, 1, 3], "the second; run 3; the others of run 1, and what is off"
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.booleans()), min_size=1, max_size=60), st.data())
+def test_each_nth_accept_is_kept_however_events_are_cut_into_blocks_and_lives(
+    events: list[tuple[int, int, bool]], data: st.DataObject
+) -> None:
+    settings = config()
+    whole = block_of([e[0] for e in events], [e[1] for e in events], [int(e[2]) for e in events])
+    at_once = trigger_of(settings).decide(whole)
+    trigger, blocks, first = trigger_of(settings), [], 0
+    while first < len(events):
+        n = data.draw(st.integers(1, len(events) - first))
+        blocks.append(trigger.decide(whole.part(records.scores(settings), first, first + n)))
+        first += n
+        if data.draw(st.booleans()):
+            trigger = trigger_of(settings)
+            trigger.remember(blocks)
+    joined = records.journal(settings).concat([block.columns for block in blocks])
+    for name in (*FLAGS, "prescaleColumn"):
+        np.testing.assert_array_equal(joined[name], at_once.columns[name])
+    flags = flags_of(at_once)
+    for path, spec in settings.menu.paths.items():
+        k = [*PATHS].index(path)
+        places = np.flatnonzero(flags["pathPassed"][:, k])
+        assert (
+            np.flatnonzero(flags["pathAccepted"][:, k]).tolist() == places[spec.prescale - 1 :: spec.prescale].tolist()
+        )
+
+
+def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() -> None:
+    trigger, tally = trigger_of(config()), Tally(Stripes(), len(PATHS))
+    blocks = [trigger.decide(block_of([1, 1, 2, 3, 3], [1, 1, 1, 1, 2], [0, 0, 1, 0, 0], first)) for first in (0, 5)]
+    assert [*tally.count(blocks)] == blocks
+    assert tally.menu is not None
+    books = MenuBooks(tuple(PATHS))
+    books.add_rows(tally.menu.rows(), 0)
+    total = books.total
+    np.testing.assert_array_equal(total.paths, trigger.counts)
+    np.testing.assert_array_equal(total.outcomes, trigger.outcomes)
+    scored = {lumi: n - tally.errors[lumi] for lumi, n in tally.events.items()}
+    assert [*books.problems(scored)] == []
+    assert books.lumis[1, 1].seconds == 6 * 4 / 3, "0 to 6 s are three distances of four events"
+    assert books.lumis[3, 2].seconds == 5 * 2
+    assert books.plain(books.lumis[1, 1])["paths"]["Run1_v1"] == {
+        **{"seeded": 4, "passed": 4, "accepted": 4},
+        **{"rate_hz": 0.5, "rate_error_hz": 0.25},
+    }
+    books.add_rows(tally.menu.rows(), 1)
+    assert books.lumis[1, 1].seconds == 8, "another writer has the other events of the same time"
+    assert books.lumis[1, 1].outcomes.sum() == 8
+    told = [*books.problems(scored)]
+    assert told[0] == "run 1, lumisection 1: 4 events were scored, and 8 accepted, 0 rejected, 0 prescaled"
+    books.lumis[1, 1].paths[2, 0] += 9
+    assert "run 1, lumisection 1: path Run0_v1 has more events than were there for it" in [*books.problems(scored)]
+
+
+def test_rows_of_the_manifest_are_read_back() -> None:
+    tally = Tally(Stripes(), len(PATHS))
+    assert len([*tally.count([trigger_of(config()).decide(block_of([3, 3], [1, 2]))])]) == 1
+    assert tally.menu is not None
+    for row in tally.menu.rows():
+        lumi, counts = read_row(row, len(PATHS))
+        np.testing.assert_array_equal(counts.paths, tally.menu.counts()[lumi].paths)
+        np.testing.assert_array_equal(counts.outcomes, tally.menu.counts()[lumi].outcomes)
+
+
+def test_the_lumisections_of_a_block() -> None:
+    same = block_of([1, 1], [2, 2])
+    assert [*sections(same)] == [((0, 1, 2), slice(None))]
+    mixed = block_of([1, 2, 1], [7, 7, 7])
+    assert [(section, some.tolist()) for section, some in sections(mixed)] == [((0, 1, 7), [0, 2]), ((0, 2, 7), [1])]
+
+
+# --- Prescale columns ---
+
+
+def columns_of(schedule: Schedule, *found: Section) -> list[str]:
+    return [schedule.column(section) for section in found]
+
+
+def test_a_lumisection_that_has_begun_keeps_its_column() -> None:
+    schedule = Schedule("a", 10)
+    assert columns_of(schedule, (0, 1, 1), (0, 1, 2)) == ["a", "a"]
+    schedule.ask(Asked("b"))
+    assert columns_of(schedule, (0, 1, 3), (0, 1, 2), (0, 1, 1), (0, 1, 3)) == ["b", "a", "a", "b"]
+    schedule.ask(Asked("a"))
+    assert columns_of(schedule, (0, 1, 3), (1, 1, 1)) == ["b", "a"]
+
+
+def test_a_column_is_asked_for_from_a_lumisection_on() -> None:
+    schedule = Schedule("a", 100)
+    columns_of(schedule, (0, 1, 4))
+    schedule.ask(Asked("b", 6))
+    schedule.ask(Asked("c", 8))
+    found = columns_of(schedule, *((0, 1, lumi) for lumi in (5, 7, 6, 8, 9)))
+    assert found == ["a", "b", "b", "c", "c"]
+    assert columns_of(schedule, (0, 2, 1), (1, 1, 1)) == ["c", "c"], "the next run, the next pass"
+    schedule.ask(Asked("d", 12))
+    assert columns_of(schedule, (1, 1, 2), (1, 1, 12), (2, 1, 1)) == ["c", "d", "d"]
+    schedule.ask(Asked("a"))
+    assert columns_of(schedule, (2, 1, 1), (2, 1, 2)) == ["d", "a"]
+
+
+def test_what_is_asked_for_before_the_first_event_means_the_first_run() -> None:
+    schedule = Schedule("a", 100)
+    schedule.ask(Asked("b", 3))
+    assert columns_of(schedule, (0, 1, 2), (0, 1, 3), (0, 1, 1), (0, 2, 1)) == ["a", "b", "a", "b"]
+
+
+def test_which_lumisection_has_begun_is_told() -> None:
+    schedule = Schedule("a", 100)
+    assert schedule.begun_since(1) is None
+    assert schedule.last() is None
+    columns_of(schedule, (0, 1, 9), (1, 1, 1), (1, 1, 3), (1, 1, 2))
+    assert schedule.last() == (1, 1, 2)
+    assert schedule.begun_since(2) == (1, 1, 3)
+    assert schedule.begun_since(4) is None, "the pass before does not count"
+
+
+def test_lumisections_are_forgotten_when_many_others_came_since() -> None:
+    schedule = Schedule("a", 3)
+    columns_of(schedule, *((0, 1, lumi) for lumi in (1, 2, 3)))
+    schedule.column((0, 1, 1))  # still goes on
+    schedule.ask(Asked("b"))
+    assert columns_of(schedule, (0, 1, 4), (0, 1, 1)) == ["b", "a"]
+    assert len(schedule.state()["begun"]) == 3
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 7), st.integers(0, 2))
+def test_each_lumisection_has_one_column_whatever_the_order_of_its_events(
+    chance: random.Random, since: int, restart: int
+) -> None:
+    """Events come nearly in order; somewhere another column is asked for, and somewhere the writer begins anew."""
+    numbers = sorted(range(100), key=lambda i: i + chance.uniform(0, 15))
+    found = [(i // 50, 1, 1 + i % 50 // 10) for i in numbers]
+    schedule, seen = Schedule("a", 40), {}
+    for k, section in enumerate(found):
+        if k == 30:
+            if since and schedule.begun_since(since):
+                since = 0
+            schedule.ask(Asked("b", since))
+        if k == 30 + 10 * restart:
+            schedule = Schedule.of(schedule.state(), 40)
+            assert schedule.asked == Asked("b", since)
+        assert seen.setdefault(section, schedule.column(section)) == schedule.column(section)
+    for section, column in seen.items():
+        begun = section in found[:30]
+        assert column == ("a" if begun or (section[2] < since and section[:2] == (0, 1)) else "b")
