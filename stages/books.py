@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages import records
 from stages.config import Config
 from stages.manifest import Manifest, Tally
-from stages.menu.books import MenuBooks
 from streamer import fedbook
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi
 from streamer.journal import recover
 from streamer.ledger import IdSet, Kept, Ledger, Stripes
 from streamer.recordlog import in_use
+
+if TYPE_CHECKING:
+    from stages.menu.books import MenuBooks
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Books:
     running: bool = False
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    menu: MenuBooks | None = None
+    menu: "MenuBooks | None" = None
 
     @property
     def ledger(self) -> Ledger:
@@ -158,7 +161,10 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
         if kept.stripes.n == 1:
             kept = Kept(Stripes(config.n_replicas("writer"), config.feed.block_events))
         segments = manifest.segments()
-        books.menu = books.menu or MenuBooks.of(config)
+        if config.menu.paths and books.menu is None:
+            from stages.menu.books import MenuBooks
+
+            books.menu = MenuBooks(tuple(config.menu.paths))
         for segment in segments:
             if books.menu is not None:
                 books.menu.add_rows(segment.menu, sink)

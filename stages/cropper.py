@@ -12,7 +12,7 @@ from stages.detector.grid import column_of_phi, row_of_eta
 from stages.detector.hcal import tower_of_direction
 from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_TOWER_COLUMNS, N_TOWER_ROWS, TOWER
 from stages.kernels import njit
-from stages.records import crop_index_dtype
+from stages.records import SEEDED, crop_index_dtype
 from streamer.block import Array, Block, Columns, offsets, readonly
 from streamer.stage import Stage
 
@@ -31,6 +31,14 @@ def selected(columns: Columns, spec: TaggerSpec) -> Bools:
     """Whether a tagger wants each of its objects: pt and |eta|, compared as float32, in which objects come."""
     pt, eta = columns[f"{spec.objects}_pt"], columns[f"{spec.objects}_eta"]
     return (pt > np.float32(spec.pt_min)) & (np.abs(eta) < np.float32(spec.eta_max))
+
+
+def _wanted(columns: Columns, spec: TaggerSpec) -> Bools:
+    """Those objects that are selected, of events that a menu's seeds want."""
+    wanted = selected(columns, spec)
+    if SEEDED.name in columns:
+        wanted &= np.repeat(columns[SEEDED.name] != 0, columns[f"n{spec.objects}"])
+    return wanted
 
 
 def photon_seeds(columns: Columns, channels: tuple[str, ...], wanted: Bools) -> Int32s:
@@ -295,14 +303,14 @@ class Cropper(Stage):
     def _seeds(self, objects: str, columns: Columns) -> Int32s:
         """Seeds of the objects that any tagger wants."""
         specs = [spec for spec in self.config.taggers.values() if spec.objects == objects]
-        wanted = np.logical_or.reduce([selected(columns, spec) for spec in specs])
+        wanted = np.logical_or.reduce([_wanted(columns, spec) for spec in specs])
         if SEED_CHANNEL[objects] == "ECAL":
             return photon_seeds(columns, self.config.channels, wanted)
         return jet_seeds(columns, objects, self.config.channels, wanted)
 
     def _crops(self, name: str, columns: Columns, seeds: dict[str, Int32s]) -> Columns:
         spec = self.config.taggers[name]
-        own = np.where(selected(columns, spec), seeds[spec.objects], np.int32(-1))
+        own = np.where(_wanted(columns, spec), seeds[spec.objects], np.int32(-1))
         picked = tuple(self.config.channels.index(channel) for channel in spec.channels)
         towers = tuple(channel == "HCAL" for channel in spec.channels)
         made = crops(columns, columns[f"n{spec.objects}"], own, picked, towers, spec.crop)

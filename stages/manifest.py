@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.menu.tally import MenuTally
 from streamer.block import Block
 from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
 from streamer.ledger import IdSet, Stripes
 from streamer.recordlog import lock
+
+if TYPE_CHECKING:
+    from stages.menu.tally import MenuTally  # with compiled kernels, which only a menu needs
 
 FORMAT = "streamer manifest 1"
 
@@ -62,9 +64,14 @@ class Tally:
         Of the menu; 0 = there is none.
     """
 
+    menu: "MenuTally | None" = None
+
     def __init__(self, stripes: Stripes, n_paths: int = 0) -> None:
         self.stripes, self.ids = stripes, IdSet()
-        self.menu = MenuTally(n_paths) if n_paths else None
+        if n_paths:
+            from stages.menu.tally import MenuTally
+
+            self.menu = MenuTally(n_paths)
         self.events: Counter[Lumi] = Counter()
         self.errors: Counter[Lumi] = Counter()
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,11 +12,14 @@ from stages.config import Config
 from stages.formats import open_events
 from stages.formats.base import EventFile, Step
 from stages.inputs import expand, shown
-from stages.records import INPUT_BY_NAME
+from stages.records import INPUT_BY_NAME, SEEDED
 from stages.sources import RADII, Choice, choose
 from streamer.block import Array, Columns
 from streamer.errors import UsageError, nearest
 from streamer.stage import Missing, Source, everything
+
+if TYPE_CHECKING:
+    from stages.menu.program import Program  # with compiled kernels, which only a menu needs
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +30,14 @@ JET_PT_MIN = 10.0
 class Reader(Source):
     """Reads the input files one after the other, with `feed.loop` again and again."""
 
-    tallies = {"unreadable_events": ("entry", "file")}  # noqa: RUF012
+    tallies = {"unreadable_events": ("entry", "file"), "unseeded_events": ("no_seed",)}  # noqa: RUF012
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.outputs = records.hits(config)
         self._files: list[tuple[EventFile, Choice]] = []
+        self._seeds: Program | None = None
 
     def setup(self) -> None:
         """Open every file and check it; all problems are told at once.
@@ -71,6 +75,13 @@ class Reader(Source):
             problems.append(f"replicas.reader = {self.n_replicas}: there are not so many input files ({n_files})")
         if problems:
             raise UsageError("\n".join(problems))
+        if SEEDED.name in self.outputs.by_name:
+            from stages.menu.menu import menu_of
+
+            menu = menu_of(self.config)
+            assert menu is not None
+            self._seeds = menu.seeds
+            self._seeds(self.outputs.empty(1), 1)  # its kernel is compiled
         self._firsts = list(itertools.accumulate((file.n_events for file, _ in self._files), initial=0))
         self._tell()
 
@@ -123,11 +134,31 @@ class Reader(Source):
     def _complete(self, columns: Columns, number: int, entries: Array, replay: int) -> Columns:
         """Add where the events came from, and what columns mean that are not there."""
         n = len(entries)
-        return records.complete(self.config, columns, n) | {
+        columns = records.complete(self.config, columns, n)
+        if self._seeds is not None:
+            columns = self._seeded(columns, self._seeds(columns, n).max(0) > 0)
+        return columns | {
             "sourceFile": np.full(n, number, np.int32),
             "sourceEntry": entries.astype(np.int64),
             "replay": np.full(n, replay, np.uint32),
         }
+
+    def _seeded(self, columns: Columns, wanted: Array) -> Columns:
+        """Nothing but the objects of the events that no path's seed wants.
+
+        Parameters
+        ----------
+        wanted : bool, shape (n_events,)
+        """
+        self.count("unseeded_events", "no_seed", int(np.count_nonzero(~wanted)))
+        out = dict(columns)
+        for name in {f"n{column.per}" for column in self.outputs.columns if column.name in columns} & columns.keys():
+            if name[1:] not in self.config.objects:
+                out[name] = np.where(wanted, columns[name], 0).astype(np.int32)
+        for column in self.outputs.columns:
+            if column.name in columns and column.per != "event" and column.per not in self.config.objects:
+                out[column.name] = columns[column.name][np.repeat(wanted, columns[f"n{column.per}"])]
+        return out | {SEEDED.name: wanted.astype(np.uint8)}
 
 
 def _first(paths: list[str]) -> str:

@@ -209,10 +209,22 @@ def _objects(config: Config) -> list[Column]:
     return [column.wire for column in own if not column.optional or column.name in LABELS.values()]
 
 
+SEEDED = Column("seeded", "u1", doc="1 where some path's seed wants the event to be worked on; else it has no hits")
+
+
+def _seeded(config: Config) -> list[Column]:
+    """`SEEDED`, where there is a menu that can leave events out."""
+    if not config.menu.paths:
+        return []
+    from stages.menu.seeds import saves
+
+    return [SEEDED] if saves(config) else []
+
+
 def hits(config: Config) -> Schema:
     """Reader to framer."""
     columns = [c.wire for c in needed(config)[3:]]
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections(columns)])
+    return Schema([*CORE_COLUMNS, *IDENTITY, *_seeded(config), *_collections(columns)])
 
 
 def _frame(config: Config) -> list[Column]:
@@ -228,7 +240,8 @@ def _frame(config: Config) -> list[Column]:
 def frames(config: Config) -> Schema:
     """Framer to cropper."""
     seed = [INPUT_BY_NAME["Photon_seedDetId"].wire] if "Photon" in config.objects else []
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_collections([*_objects(config), *seed]), *_frame(config)])
+    objects = _collections([*_objects(config), *seed])
+    return Schema([*CORE_COLUMNS, *IDENTITY, *_seeded(config), *objects, *_frame(config)])
 
 
 def _seeds(config: Config) -> list[Column]:

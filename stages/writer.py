@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages import records
 from stages.config import Config, digest
 from stages.manifest import Manifest, OpenManifest
-from stages.menu.metrics import MenuMetrics
-from stages.menu.switching import begun_trigger, prepared, same_menu
-from stages.menu.trigger import Trigger
+from stages.menu.config import same_menu
 from stages.results import Results, drop, stored_sources
 from streamer import __version__
 from streamer.block import Block
@@ -26,6 +24,9 @@ from streamer.disk import DiskError, patiently, remedy
 from streamer.errors import StreamerError, UsageError
 from streamer.journal import Journal
 from streamer.stage import Sink
+
+if TYPE_CHECKING:
+    from stages.menu.trigger import Trigger  # with compiled kernels, which only a menu needs
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,18 @@ class Writer(Sink):
                 self._go_on(results, results.manifest, about)
             else:
                 self._begin(results, results.manifest, about)
-            assert self._journal is not None
-            self._trigger = begun_trigger(self.config, self.n_replicas, results.manifest, self._journal)
+            if self.config.menu.paths:
+                self._begin_menu(results.manifest)
         except OSError as error:
             raise self._unwritable(results.manifest_path, error) from None
-        if self._trigger is not None:
-            MenuMetrics(self._trigger, self.registry)
+
+    def _begin_menu(self, manifest: OpenManifest) -> None:
+        from stages.menu.metrics import MenuMetrics
+        from stages.menu.switching import begun_trigger
+
+        assert self._journal is not None
+        self._trigger = begun_trigger(self.config, manifest, self._journal)
+        MenuMetrics(self._trigger, self.registry)
 
     def prepare(self, config: Config) -> Callable[[], None]:
         """Get ready for another prescale column.
@@ -95,6 +102,8 @@ class Writer(Sink):
         """
         if self._trigger is None:
             raise UsageError("this run has no menu (run --menu FILE), and so no prescale columns")
+        from stages.menu.switching import prepared
+
         change = prepared(self._trigger, self.config, config, self.n_replicas)
 
         def make() -> None:

@@ -55,7 +55,7 @@ def test_a_menu_stands_in_a_file_of_its_own_or_in_the_configuration(tmp_path: Pa
     made = menu_of(apart)
     assert made is not None
     assert made.prescales.tolist() == [[1, 5], [0, 5]]
-    assert {name: paths.tolist() for name, paths in made.datasets.items()} == {"EGamma": [0]}
+    assert apart.menu.dataset_places() == {"EGamma": [0]}
 
 
 def test_without_paths_there_is_no_menu() -> None:
@@ -71,7 +71,8 @@ def test_the_packaged_menu_fits_the_taggers_of_the_demo() -> None:
     made = menu_of(config)
     assert made is not None
     assert made.seeded
-    assert set(made.streams) == {"physics", "scouting", "express"}
+    assert made.saves
+    assert set(config.menu.streams) == {"physics", "scouting", "express"}
 
 
 @pytest.mark.parametrize(

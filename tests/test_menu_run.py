@@ -1,6 +1,7 @@
 """A menu in running pipelines: real processes, sockets, files; decisions are worked out again from the input."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +62,8 @@ def write_lumis(path: Path) -> Path:
     return write_hits(path, [{**e, "luminosityBlock": 1 + i // 25} for i, e in enumerate(events)])
 
 
-def rows_of(files: list[Path]) -> dict[str, Any]:
-    """All columns that an event has once, in the order of the events."""
+def rows_of(files: list[Path], n: int = N) -> dict[str, Any]:
+    """All columns that an event has once, in the order of the events; `n` are in the input."""
     parts = []
     for file in files:
         with uproot.open(file) as opened:
@@ -70,8 +71,12 @@ def rows_of(files: list[Path]) -> dict[str, Any]:
             names = [name for name in tree.keys() if not name.startswith("Photon_")]  # noqa: SIM118
             parts.append(tree.arrays(names, library="np"))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.argsort(rows["replay"].astype(int) * N + rows["sourceEntry"])
+    order = np.argsort(rows["replay"].astype(int) * n + rows["sourceEntry"])
     return {name: column[order] for name, column in rows.items()}
+
+
+def places_of(rows: dict[str, Any]) -> Any:
+    return rows["replay"].astype(int) * N + rows["sourceEntry"]
 
 
 def books_of(out: Path) -> dict[str, Any]:
@@ -94,12 +99,13 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
     streamer: Processes, menu: Path, tmp_path: Path
 ) -> None:
     hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
+    tagger = "--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}"
     process = streamer(
-        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000, "--replicas", "framer=2,tagger=2"),
-        *("--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--set", "feed.block_events=16"),
-        *("--set", "writer.segment_events=700"),
+        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 1000, "--replicas", "tagger=2"),
+        *(*tagger, "--set", "feed.block_events=16"),
+        *("--set", "writer.segment_events=3000"),
     )
-    process.wait_for_events(300)
+    process.wait_for_events(200)
     alive(streamer, 0)
     metrics = process.metrics("writer-0")
     assert (
@@ -120,24 +126,25 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
     alive(streamer, 1)
     streamer("prescale", "quiet").check()
     seen = done(streamer)
-    wait_until(lambda: done(streamer) > seen + 300, "events with the other column")
+    wait_until(lambda: done(streamer) > seen + 200, "events with the other column")
     process.stage("writer-0").send_signal(signal.SIGKILL)
     process.stage("tagger-1").send_signal(signal.SIGKILL)
     alive(streamer, 2)
     seen = done(streamer)
-    wait_until(lambda: done(streamer) > seen + 300, "events after the deaths")
+    wait_until(lambda: done(streamer) > seen + 200, "events after the deaths")
     streamer("stop", "--now").check()
     assert process.wait() == 130
+    broken_off = Path(shutil.copytree(out, tmp_path / "broken-off"))
     again = streamer("run", "--resume", out)
-    again.wait_for_events(300)
+    again.wait_for_events(200)
     streamer("prescale", "default", out).check()
     seen = done(streamer)
-    wait_until(lambda: done(streamer) > seen + 300, "events with the first column again")
+    wait_until(lambda: done(streamer) > seen + 200, "events with the first column again")
     streamer("stop").check()
     again.check()
 
     rows = rows_of(sorted(out.glob("scores*.root")))
-    place = rows["replay"].astype(int) * N + rows["sourceEntry"]
+    place = places_of(rows)
     assert place.tolist() == [*range(place.size)], "each event that was fed, once"
     books = books_of(out)
     section = place // 25
@@ -168,11 +175,26 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
     scouting = rows_of(sorted((out / "streams").glob("scouting*.root")))
     assert scouting["event"].size == kept["All_v1"].sum()
 
+    assert call("finish", broken_off)[0] == 0
+    first = rows_of(sorted(broken_off.glob("scores*.root")))
+    n = first["event"].size
+    assert 0 < n < place.size
+    for name in ("HLT_Third_v1", "HLT_All_v1", "HLT_High_v1_prescale"):
+        np.testing.assert_array_equal(first[name], rows[name][np.isin(place, places_of(first))])
+    with uproot.open(broken_off / "streams" / "scouting.root") as file:
+        assert "Photon_egScore" in file["Events"]
+        assert "Photon_pt" not in file["Events"]
+        assert json.loads(str(file["streamer_menu"]))["columns"]["quiet"]["High_v1"] == 0
+    menu.write_text('[paths]\nHigh_v1 = "true"\n')
+    code, _, err = call("run", hits, "--output", broken_off, "--menu", menu, "--set", "writer.resume=true", *tagger)
+    assert code == 2
+    assert f"{broken_off}: the run there was begun with another menu" in err
+
 
 def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes, menu: Path, tmp_path: Path) -> None:
     hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
     process = streamer(
-        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000),
+        *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 1000),
         *("--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--replicas", "writer=2"),
         *("--set", "feed.block_events=16", "--prescale-column", "quiet", "--set", "menu.prescale_from=3"),
     )
@@ -180,13 +202,13 @@ def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes
     refused = streamer("prescale", "default")
     assert refused.wait() == 2
     assert "with several writers, name the lumisection from which on it holds: --at-lumisection N" in refused.err
-    wait_until(lambda: done(streamer) > 2000, "events")
+    wait_until(lambda: done(streamer) > 600, "events")
     streamer("stop").check()
     process.check()
     books = books_of(out)
     lumis = {one["luminosityBlock"]: one for one in books["menu"]["lumisections"]}
     seconds = sum(one["seconds"] for one in lumis.values())
-    assert seconds == pytest.approx(books["total"]["fed"] / 2000, rel=0.5), "of the same time, not twice"
+    assert seconds == pytest.approx(books["total"]["fed"] / 1000, rel=0.5), "of the same time, not twice"
     for writer in range(2):
         rows = rows_of([out / ("scores-1.root" if writer else "scores.root")])
         passed = passed_by(rows)
@@ -198,31 +220,41 @@ def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes
     assert call("ledger", out)[1].count("High_v1") == 1
 
 
-def test_what_a_broken_off_run_has_is_finished_with_its_menu(streamer: Processes, menu: Path, tmp_path: Path) -> None:
-    hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
-    tagger = f"eg={sum_model(tmp_path / 'sum.onnx')}"
-    process = streamer("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 2000, "--tagger", tagger)
-    process.wait_for_events(500)
-    assert call("ledger", out, "--json")[0] == 0, "also while it goes on"
-    streamer("stop", "--now").check()
-    assert process.wait() == 130
-    other = tmp_path / "other.toml"
-    other.write_text('[paths]\nHigh_v1 = "true"\n')
-    code, _, err = call(
-        "run", hits, "--output", out, "--menu", other, "--tagger", tagger, "--set", "writer.resume=true"
-    )
-    assert code == 2
-    assert f"{out}: the run there was begun with another menu" in err
-    assert call("finish", out)[0] == 0
-    rows = rows_of([out / "scores.root"])
-    for name, passed in passed_by(rows).items():
-        each = {"Third_v1": 3, "All_v1": 7}.get(name, 1)
-        assert rows[f"HLT_{name}"].sum() == passed.sum() // each
-    with uproot.open(out / "streams" / "scouting.root") as file:
-        assert file["Events"].num_entries == rows["Stream_scouting"].sum()
-        assert "Photon_egScore" in file["Events"]
-        assert "Photon_pt" not in file["Events"]
-        assert json.loads(str(file["streamer_menu"]))["columns"]["quiet"]["High_v1"] == 0
+def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Processes, tmp_path: Path) -> None:
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(30.0 + i, 0.34, 0.005)] * (i % 3)) for i in range(60)]
+    hits, out = write_hits(tmp_path / "events.root", events), tmp_path / "out"
+    path, tagger = tmp_path / "menu.toml", f"eg={sum_model(tmp_path / 'sum.onnx')}"
+    path.write_text("""
+        [paths]
+        High_v1 = { expression = "Photon: egScore > 55.5", seed = "Photon: pt > 70.5" }
+        Pair_v1 = { expression = "2 Photon: egScore > 0", seed = "2 Photon: pt > 80.5", prescale = 2 }
+        Either_v1 = "High_v1 or Pair_v1"
+    """)
+    process = streamer("run", hits, "--output", out, "--menu", path, "--loop", "--rate", 1000, "--tagger", tagger)
+    process.wait_for_events(200)
+    reader, tagged = process.metrics("reader-0"), process.metrics("tagger-0")
+    streamer("stop").check()
+    process.check()
+    rows = rows_of([out / "scores.root"], 60)
+    entry = rows["sourceEntry"]
+    wanted = (entry > 40) & (entry % 3 > 0)
+    with uproot.open(out / "scores.root") as file:
+        tree = file["Events"].arrays(["sourceEntry", "Photon_pt", "Photon_egScore"], library="np")
+    for number, pts, scores in zip(*tree.values(), strict=True):
+        assert pts.tolist() == [30.0 + number] * (number % 3), "its objects are told all the same"
+        assert set(scores) <= ({number + 1.0} if number > 40 else {-1.0}), "but not scored"
+    np.testing.assert_array_equal(rows["HLT_High_v1"], wanted & (entry > 54))
+    pairs = (entry > 50) & (entry % 3 == 2)
+    assert rows["HLT_Pair_v1"].sum() == pairs.sum() // 2
+    np.testing.assert_array_equal(rows["HLT_Either_v1"], pairs | rows["HLT_High_v1"])
+    books = books_of(out)
+    paths = books["menu"]["paths"]
+    assert paths["High_v1"]["seeded"] == paths["Either_v1"]["seeded"] == wanted.sum()
+    assert paths["Pair_v1"]["seeded"] == pairs.sum()
+    assert books["menu"]["rejected"] == (~(rows["HLT_High_v1"] | pairs)).sum()
+    assert reader["streamer_unseeded_events_total/no_seed"] > 100
+    assert 0 < tagged["streamer_batch_size_sum/eg"] < 0.6 * tagged["streamer_events_total/ok"]
 
 
 def alive(streamer: Processes, deaths: int) -> None:

@@ -12,10 +12,11 @@ from stages.config import Config
 from stages.manifest import Tally
 from stages.menu.books import MenuBooks
 from stages.menu.config import DEFAULT
+from stages.menu.flags import FLAGS, sections, unpacked
 from stages.menu.menu import menu_of
-from stages.menu.schedule import Asked, Schedule, Section
+from stages.menu.schedule import MOST_SWITCHES, Asked, Place, Schedule, Section
 from stages.menu.tally import read_row
-from stages.menu.trigger import FLAGS, Trigger, sections, unpacked
+from stages.menu.trigger import Trigger
 from streamer.block import Block
 from streamer.ledger import Stripes
 
@@ -159,16 +160,25 @@ def test_the_lumisections_of_a_block() -> None:
 
 
 def columns_of(schedule: Schedule, *found: Section) -> list[str]:
-    return [schedule.column(section) for section in found]
+    """Of lumisections with a thousand events each, in passes of a hundred of them."""
+    return [schedule.column(one, Place(1000 * (10_000 * one[0] + 100 * one[1] + one[2]))) for one in found]
 
 
-def test_a_lumisection_that_has_begun_keeps_its_column() -> None:
+def test_a_lumisection_that_has_begun_keeps_its_column_and_so_do_those_before() -> None:
     schedule = Schedule("a", 10)
-    assert columns_of(schedule, (0, 1, 1), (0, 1, 2)) == ["a", "a"]
+    assert columns_of(schedule, (0, 1, 1), (0, 1, 3)) == ["a", "a"]
     schedule.ask(Asked("b"))
-    assert columns_of(schedule, (0, 1, 3), (0, 1, 2), (0, 1, 1), (0, 1, 3)) == ["b", "a", "a", "b"]
+    assert columns_of(schedule, (0, 1, 4), (0, 1, 3), (0, 1, 1), (0, 1, 2), (0, 1, 4)) == ["b", "a", "a", "a", "b"]
     schedule.ask(Asked("a"))
-    assert columns_of(schedule, (0, 1, 3), (1, 1, 1)) == ["b", "a"]
+    assert columns_of(schedule, (0, 1, 4), (1, 1, 1)) == ["b", "a"]
+
+
+def test_readers_get_on_at_their_own_pace() -> None:
+    schedule = Schedule("a", 10)
+    assert schedule.column((0, 1, 1), Place(10, 0)) == schedule.column((0, 2, 1), Place(900, 1)) == "a"
+    schedule.ask(Asked("b"))
+    assert schedule.column((0, 1, 2), Place(20, 0)) == "b", "behind what its reader had"
+    assert schedule.column((0, 2, 9), Place(899, 1)) == "a"
 
 
 def test_a_column_is_asked_for_from_a_lumisection_on() -> None:
@@ -201,24 +211,28 @@ def test_which_lumisection_has_begun_is_told() -> None:
     assert schedule.begun_since(4) is None, "the pass before does not count"
 
 
-def test_lumisections_are_forgotten_when_many_others_came_since() -> None:
+def test_what_is_long_past_is_forgotten() -> None:
     schedule = Schedule("a", 3)
     columns_of(schedule, *((0, 1, lumi) for lumi in (1, 2, 3)))
-    schedule.column((0, 1, 1))  # still goes on
+    columns_of(schedule, (0, 1, 1))  # still goes on
     schedule.ask(Asked("b"))
     assert columns_of(schedule, (0, 1, 4), (0, 1, 1)) == ["b", "a"]
     assert len(schedule.state()["begun"]) == 3
+    for k in range(2 * MOST_SWITCHES):
+        schedule.ask(Asked(f"c{k}"))
+    assert len(schedule.state()["switches"]) == MOST_SWITCHES
+    assert columns_of(schedule, (0, 1, 5)) == [f"c{2 * MOST_SWITCHES - 1}"]
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 7), st.integers(0, 2))
-def test_each_lumisection_has_one_column_whatever_the_order_of_its_events(
+def test_columns_change_once_and_between_lumisections_whatever_the_order_of_the_events(
     chance: random.Random, since: int, restart: int
 ) -> None:
     """Events come nearly in order; somewhere another column is asked for, and somewhere the writer begins anew."""
     numbers = sorted(range(100), key=lambda i: i + chance.uniform(0, 15))
-    found = [(i // 50, 1, 1 + i % 50 // 10) for i in numbers]
-    schedule, seen = Schedule("a", 40), {}
-    for k, section in enumerate(found):
+    sections_of = [(i // 50, 1, 1 + i % 50 // 5) for i in range(100)]
+    schedule, found = Schedule("a", 40), {}
+    for k, number in enumerate(numbers):
         if k == 30:
             if since and schedule.begun_since(since):
                 since = 0
@@ -226,7 +240,12 @@ def test_each_lumisection_has_one_column_whatever_the_order_of_its_events(
         if k == 30 + 10 * restart:
             schedule = Schedule.of(schedule.state(), 40)
             assert schedule.asked == Asked("b", since)
-        assert seen.setdefault(section, schedule.column(section)) == schedule.column(section)
-    for section, column in seen.items():
-        begun = section in found[:30]
-        assert column == ("a" if begun or (section[2] < since and section[:2] == (0, 1)) else "b")
+        found[number] = schedule.column(sections_of[number], Place(number))
+    told = [found[number] for number in range(100)]
+    first = told.index("b")
+    assert told == ["a"] * first + ["b"] * (100 - first)
+    assert sections_of[first] != sections_of[first - 1], "at an edge"
+    if since:
+        assert sections_of[first][2] == since
+    else:
+        assert max(numbers[:30]) < first <= max(numbers[:30]) + 5, "the next one"

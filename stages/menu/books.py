@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import Config
+from stages.menu.flags import OUTCOMES, STEPS
 from stages.menu.tally import Counts, MenuTally, Row, read_row
-from stages.menu.trigger import OUTCOMES, STEPS
 from streamer.block import Array
 from streamer.fedbook import Lumi
 
@@ -28,11 +27,6 @@ class MenuBooks:
     paths: tuple[str, ...]
     lumis: dict[Lumi, Counts] = field(default_factory=dict)
     _seconds: dict[tuple[Lumi, int], float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, config: Config) -> "MenuBooks | None":
-        """Empty ones; None without a menu."""
-        return cls(tuple(config.menu.paths)) if config.menu.paths else None
 
     def add(self, counts: Iterable[tuple[Lumi, Counts]], writer: int) -> None:
         """Add what a writer has counted."""

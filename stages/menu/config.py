@@ -81,6 +81,20 @@ class MenuConfig(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def prescale_table(self) -> list[list[int]]:
+        """The prescales of all paths, by prescale column; `default` is the first."""
+        columns: list[dict[str, int]] = [{}, *self.columns.values()]
+        return [[given.get(name, spec.prescale) for name, spec in self.paths.items()] for given in columns]
+
+    def dataset_places(self) -> dict[str, list[int]]:
+        """The datasets of all streams, with the places of their paths."""
+        place = {name: k for k, name in enumerate(self.paths)}
+        return {
+            name: [place[path] for path in paths]
+            for stream in self.streams.values()
+            for name, paths in stream.datasets.items()
+        }
+
     def _wrong_names(self) -> Iterator[str]:
         if not self.paths:
             fields = type(self).model_fields
@@ -157,3 +171,10 @@ def read_menu(path: Path) -> dict[str, Any]:
     if not data.get("paths"):
         raise ValueError(f"{path}: there are no paths; write them below [paths]")
     return data
+
+
+def same_menu(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two menus, as plain data, are the same but for the prescale column in force; nothing is no menu."""
+    plain = MenuConfig().model_dump(mode="json")
+    kept = [key for key in plain if key not in ("prescale_column", "prescale_from")]
+    return all(before.get(key, plain[key]) == now.get(key, plain[key]) for key in kept)

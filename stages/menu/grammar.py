@@ -7,12 +7,13 @@ E2E_Photon40_v1 or E2E_DiTau_v2         other paths
 true                                    passes everything
 """
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from stages.menu.tree import Apply, Counted, Name, Number, Tree
 
 MOST_LETTERS = 4000
 """Of an expression."""
@@ -41,40 +42,6 @@ GRAMMAR = r"""
     NUMBER: /(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?/
     %ignore /[ \t\r\n]+/
 """
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number that stands there, or with `name` one that a column holds."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Name:
-    """A column or a path."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Apply:
-    """An operation: `or`, `and`, `not`, `true`, a comparison, one of `+ - * /`, `neg`, or a function."""
-
-    what: str
-    of: tuple["Tree", ...] = ()
-
-
-@dataclass(frozen=True)
-class Counted:
-    """At least `n` members of a collection are so."""
-
-    n: float
-    collection: str
-    so: "Tree"
-
-
-Tree = Number | Name | Apply | Counted
 
 
 class _Trees(Transformer[Token, Tree]):

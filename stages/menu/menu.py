@@ -1,6 +1,6 @@
 """A menu, ready for use: its expressions compiled against the columns that the configured taggers give."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,8 +9,9 @@ import numpy as np
 from stages import records
 from stages.config import Config
 from stages.menu.config import DEFAULT
-from stages.menu.grammar import Apply, Name, Tree, parse
-from stages.menu.program import Available, Program, compiled, names_in
+from stages.menu.grammar import parse
+from stages.menu.program import Available, Program, compiled
+from stages.menu.seeds import paths_in_seeds, saves, seeds_of
 from streamer.block import CORE_COLUMNS, Array, Column
 
 _KINEMATICS = ("pt", "eta", "phi")
@@ -37,11 +38,7 @@ class Menu:
     seeded : bool
         Some path has a seed.
     saves : bool
-        All have: there can be events that no path wants to be looked at.
-    datasets : mapping of str to int64 array
-        Places of their paths.
-    streams : mapping of str to tuple of str
-        Names to their datasets.
+        There can be events that no path's seed wants, which are not worked on.
     """
 
     paths: tuple[str, ...]
@@ -51,8 +48,6 @@ class Menu:
     prescales: Array
     seeded: bool
     saves: bool
-    datasets: Mapping[str, Array]
-    streams: Mapping[str, tuple[str, ...]]
 
     @property
     def n_bytes(self) -> int:
@@ -67,38 +62,20 @@ def menu_of(config: Config) -> Menu | None:
         return None
     (program, seeds), _ = _programs(config)
     assert program is not None and seeds is not None  # noqa: PT018
-    paths = tuple(settings.paths)
-    columns = {DEFAULT: {}, **settings.columns}
-    prescales = [
-        [given.get(name, spec.prescale) for name, spec in settings.paths.items()] for given in columns.values()
-    ]
-    datasets = {name: of for stream in settings.streams.values() for name, of in stream.datasets.items()}
     return Menu(
-        paths=paths,
+        paths=tuple(settings.paths),
         program=program,
         seeds=seeds,
-        columns=tuple(columns),
-        prescales=np.array(prescales, np.int64),
-        seeded=any(text != "true" for _, text in _seeds(config)),
-        saves=all(text != "true" for _, text in _seeds(config)),
-        datasets={name: np.array([paths.index(path) for path in of], np.int64) for name, of in datasets.items()},
-        streams={name: tuple(stream.datasets) for name, stream in settings.streams.items()},
+        columns=(DEFAULT, *settings.columns),
+        prescales=np.array(settings.prescale_table(), np.int64),
+        seeded=any(text != "true" for _, text in seeds_of(config)),
+        saves=saves(config),
     )
 
 
 def problems(config: Config) -> list[str]:
     """What is wrong with a menu's expressions, one line each."""
-    return [*_paths_in_seeds(config), *_programs(config)[1]]
-
-
-def _paths_in_seeds(config: Config) -> Iterator[str]:
-    for name, spec in config.menu.paths.items():
-        try:
-            named = [other for other in names_in(parse(spec.seed or "true")) if other in config.menu.paths]
-        except (ValueError, RecursionError):  # which is told elsewhere
-            continue
-        if named:
-            yield f"seed of path {name}: '{named[0]}' is a path; a seed is made of columns"
+    return [*paths_in_seeds(config), *_programs(config)[1]]
 
 
 def _programs(config: Config) -> tuple[tuple[Program | None, Program | None], list[str]]:
@@ -106,35 +83,7 @@ def _programs(config: Config) -> tuple[tuple[Program | None, Program | None], li
     models = {records.model_column(name).name for name in config.taggers}
     columns = tuple(c for c in records.scores(config).columns if c.name not in _NOT_FOR_PATHS | models)
     own = tuple((name, spec.seed) for name, spec in config.menu.paths.items() if spec.seed)
-    return _compiled(paths, _seeds(config), own, columns)
-
-
-def _seeds(config: Config) -> tuple[tuple[str, str], ...]:
-    """Each path's seed. One that only joins others wants an event when one of those does."""
-    return tuple(
-        (name, spec.seed or " or ".join(_joined(spec.expression, config)) or "true")
-        for name, spec in config.menu.paths.items()
-    )
-
-
-def _joined(text: str, config: Config) -> list[str]:
-    """The paths of an expression that is made of them by `and` and `or` alone; else none."""
-
-    def look(tree: Tree) -> bool:
-        match tree:
-            case Name(name) if name in config.menu.paths:
-                names.append(name)
-                return True
-            case Apply("and" | "or", of):
-                found = [look(one) for one in of]  # at all of them
-                return all(found)
-        return False
-
-    names: list[str] = []
-    try:
-        return names if look(parse(text)) else []
-    except (ValueError, RecursionError):  # which is told elsewhere
-        return []
+    return _compiled(paths, seeds_of(config), own, columns)
 
 
 @lru_cache(8)

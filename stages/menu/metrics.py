@@ -7,7 +7,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from stages.menu.trigger import OUTCOMES, STEPS, Trigger
+from stages.menu.flags import OUTCOMES, STEPS
+from stages.menu.trigger import Trigger
 
 
 class MenuMetrics(Collector):

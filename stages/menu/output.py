@@ -11,8 +11,7 @@ import numpy as np
 from stages import records
 from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
-from stages.menu.menu import Menu, menu_of
-from stages.menu.trigger import unpacked
+from stages.menu.flags import unpacked
 from streamer.block import Array, Columns, Schema
 from streamer.journal import Journal, steps
 
@@ -24,19 +23,21 @@ STEPS = 5
 class Expander:
     """Writes decisions out: a boolean a path, stream and dataset, and the prescales."""
 
-    def __init__(self, config: Config, menu: Menu) -> None:
-        self._menu, self._prescales = menu, menu.prescales.astype(np.uint32)
-        self._prescaled = {name: menu.paths.index(name) for name in records.prescaled(config)}
+    def __init__(self, config: Config) -> None:
+        menu = config.menu
+        self._paths, self._datasets = tuple(menu.paths), menu.dataset_places()
+        self._prescales = np.array(menu.prescale_table(), np.uint32)  # axes: column, path
+        self._prescaled = {name: self._paths.index(name) for name in records.prescaled(config)}
+        self._streams = {name: tuple(stream.datasets) for name, stream in menu.streams.items()}
 
     def __call__(self, columns: Columns) -> Columns:
-        menu = self._menu
-        accepted = unpacked(columns["pathAccepted"], len(menu.paths)).T.astype(bool)  # axes: path, event
+        accepted = unpacked(columns["pathAccepted"], len(self._paths)).T.astype(bool)  # axes: path, event
         held = columns["prescaleColumn"]
-        datasets = {name: accepted[places].any(0) for name, places in menu.datasets.items()}
-        streams = {name: np.any([datasets[one] for one in of], axis=0) for name, of in menu.streams.items()}
+        datasets = {name: accepted[places].any(0) for name, places in self._datasets.items()}
+        streams = {name: np.any([datasets[one] for one in of], axis=0) for name, of in self._streams.items()}
         return {
             **columns,
-            **{f"HLT_{name}": accepted[k] for k, name in enumerate(menu.paths)},
+            **{f"HLT_{name}": accepted[k] for k, name in enumerate(self._paths)},
             **{f"HLT_{name}_prescale": self._prescales[:, k][held] for name, k in self._prescaled.items()},
             **{f"Stream_{name}": flags for name, flags in streams.items()},
             **{f"Dataset_{name}": flags for name, flags in datasets.items()},
@@ -45,12 +46,11 @@ class Expander:
 
 def output_steps(blocks: Any, config: Config) -> Iterator[Columns]:
     """The columns of the output, in large steps."""
-    menu = menu_of(config)
     needed = {*records.output(config).by_name, *(column.name for column in records.decisions(config))}
     schema = Schema(column for column in records.journal(config).columns if column.name in needed)
-    if menu is None:
+    if not config.menu.paths:
         return steps(blocks, schema, WRITE_EVENTS)
-    expand = Expander(config, menu)
+    expand = Expander(config)
     return (expand(columns) for columns in steps(blocks, schema, STEPS * WRITE_EVENTS))
 
 

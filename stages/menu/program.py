@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stages.menu.grammar import Apply, Counted, Name, Number, Tree, parse
+from stages.menu.grammar import parse
 from stages.menu.steps import COUNT, FILL, FLAG_STEPS, FUNCTIONS, NUMBER_STEPS, TRUE, run_steps
+from stages.menu.tree import Apply, Counted, Name, Number, Tree, names_in
 from streamer.block import Array, Columns, offsets
 from streamer.errors import nearest
 
@@ -143,16 +144,6 @@ def shown(tree: Tree) -> str:
         case Apply(what, of) if len(of) == 2 and not what.endswith("()"):
             return f"{shown(of[0])} {what} {shown(of[1])}"
     return f"'{tree.what}'"
-
-
-def names_in(tree: Tree) -> Iterator[str]:
-    """The names that stand in an expression where it speaks of the event: columns and other paths."""
-    match tree:
-        case Name(text):
-            yield text
-        case Apply(_, of):
-            for one in of:
-                yield from names_in(one)
 
 
 class Program:

@@ -1,17 +1,19 @@
 """Which prescale column holds for which lumisection. Pure: what it has decided is written down by whoever asks it.
 
-Events come to the writer nearly in order, not quite. So a column is not switched "now", but for lumisections: one that
-has begun, of which an event was seen, keeps its column to its end; another has what is asked for when its first event
-comes.
+Events come to the writer nearly in order, not quite. So a column is not switched "now", but for lumisections: one of
+which an event has been decided keeps its column to its end, and so do those before it; those behind have what is asked
+for.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 Section = tuple[int, int, int]
 """A lumisection of the stream: pass over the input, run, lumisection."""
+
+MOST_SWITCHES = 100
+"""So many are told apart; of earlier ones no event can be under way."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,30 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an event stands: its sequence number, which rises with the lumisections of one reader."""
+
+    number: int
+    reader: int = 0
+
+
+@dataclass(frozen=True)
 class _Switch:
-    """`begun` are the runs (with their passes) that had begun when it was asked for: in those it waits for `since`."""
+    """What was asked for when these runs (with their passes) had begun and each reader had got so far."""
 
     asked: Asked
     begun: frozenset[tuple[int, int]]
+    behind: dict[int, int]
 
-    def holds(self, section: Section) -> bool:
+    def holds(self, section: Section, place: Place) -> bool:
+        """For a lumisection that had not begun then."""
+        if place.number <= self.behind.get(place.reader, -1):
+            return False
         return section[:2] not in self.begun or section[2] >= self.asked.since
+
+    def for_run(self, run: tuple[int, int]) -> "_Switch":
+        """The same, where nothing had begun and it is known now what begins."""
+        return self if self.begun else _Switch(self.asked, frozenset([run]), self.behind)
 
 
 class Schedule:
@@ -54,36 +72,33 @@ class Schedule:
         self._base, self._memory = column, memory
         self._switches: list[_Switch] = []
         self._begun: OrderedDict[Section, str] = OrderedDict()
+        self._farthest: dict[int, int] = {}
 
-    def column(self, section: Section) -> str:
+    def column(self, section: Section, place: Place) -> str:
         """What holds for a lumisection, of which an event has come."""
         known = self._begun.get(section)
-        if known is not None:
-            self._begun.move_to_end(section)
-            return known
-        if not self._begun:  # what was asked for before any event came means the first run
-            self._switches = [_Switch(s.asked, s.begun or frozenset([section[:2]])) for s in self._switches]
-        return self._begin(section, self._at(section))
+        if known is None:
+            if not self._begun:
+                self._switches = [switch.for_run(section[:2]) for switch in self._switches]
+            of = (switch.asked.column for switch in reversed(self._switches) if switch.holds(section, place))
+            known = next(of, self._base)
+        self.saw(section, place, known)
+        return known
 
-    def _at(self, section: Section) -> str:
-        return next((s.asked.column for s in reversed(self._switches) if s.holds(section)), self._base)
-
-    def _begin(self, section: Section, column: str) -> str:
+    def saw(self, section: Section, place: Place, column: str) -> None:
+        """A lumisection has this column."""
         self._begun[section] = column
+        self._begun.move_to_end(section)
         if len(self._begun) > self._memory:
             self._begun.popitem(last=False)
-        return column
+        self._farthest[place.reader] = max(place.number, self._farthest.get(place.reader, -1))
 
     def at(self, section: Section) -> str:
         """What held for a lumisection that has begun."""
         return self._begun.get(section, self._base)
 
-    def saw(self, section: Section, column: str) -> None:
-        """An earlier life has given a lumisection this column."""
-        self._begin(section, column)
-
     def begun_since(self, lumisection: int) -> Section | None:
-        """The last lumisection with this number or a higher one that has begun in a run that goes on."""
+        """The last lumisection with this number or a higher one that has begun in the run that goes on."""
         sections = list(self._begun)  # asked for in another thread than events come in
         now = {section[:2] for section in sections[-1:]}
         return max((s for s in sections if s[:2] in now and s[2] >= lumisection), default=None)
@@ -93,22 +108,24 @@ class Schedule:
         return next(reversed(self._begun), None)
 
     def ask(self, asked: Asked) -> None:
-        """Have another column for the lumisections that have not begun."""
+        """Have another column for the lumisections behind those that have begun."""
         self.asked = asked
         begun = frozenset(section[:2] for section in self._begun)
-        if asked.since:
-            self._switches = [s for s in self._switches if s.asked.since < asked.since]
-            self._switches.append(_Switch(asked, begun))
-        else:
-            self._switches, self._base = [], asked.column
+        self._switches.append(_Switch(asked, begun, dict(self._farthest)))
+        while len(self._switches) > MOST_SWITCHES:
+            self._base = self._switches.pop(0).asked.column
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain data."""
         return {
             "asked": [self.asked.column, self.asked.since],
             "base": self._base,
-            "switches": [[s.asked.column, s.asked.since, sorted(map(list, s.begun))] for s in self._switches],
+            "switches": [
+                [s.asked.column, s.asked.since, sorted(map(list, s.begun)), sorted(map(list, s.behind.items()))]
+                for s in self._switches
+            ],
             "begun": [[*section, column] for section, column in self._begun.items()],
+            "farthest": sorted(map(list, self._farthest.items())),
         }
 
     @classmethod
@@ -117,12 +134,9 @@ class Schedule:
         found = cls(state["base"], memory)
         found.asked = Asked(*state["asked"])
         found._switches = [
-            _Switch(Asked(column, since), frozenset((replay, run) for replay, run in begun))
-            for column, since, begun in state["switches"]
+            _Switch(Asked(column, since), frozenset((replay, run) for replay, run in begun), dict(behind))
+            for column, since, begun, behind in state["switches"]
         ]
-        found._enter(state["begun"])
+        found._begun.update({(replay, run, lumi): column for replay, run, lumi, column in state["begun"]})
+        found._farthest = dict(state["farthest"])
         return found
-
-    def _enter(self, begun: Iterable[Iterable[Any]]) -> None:
-        for replay, run, lumisection, column in begun:
-            self._begin((replay, run, lumisection), column)

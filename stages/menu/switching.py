@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from stages.config import Config
 from stages.manifest import OpenManifest
-from stages.menu.config import DEFAULT, MenuConfig
+from stages.menu.config import DEFAULT, MenuConfig, same_menu
 from stages.menu.menu import Menu, menu_of
 from stages.menu.schedule import Asked, Schedule
 from stages.menu.tally import read_row
@@ -18,11 +17,9 @@ from streamer.journal import Journal
 
 log = logging.getLogger(__name__)
 
-CHANGEABLE = ("prescale_column", "prescale_from")
 
-
-def begun_trigger(config: Config, n_writers: int, manifest: OpenManifest, journal: Journal) -> Trigger | None:
-    """The trigger of a writer, which goes on behind what is on disk; None without a menu.
+def begun_trigger(config: Config, manifest: OpenManifest, journal: Journal) -> Trigger:
+    """The trigger of a writer whose run has a menu; it goes on behind what is on disk.
 
     Raises
     ------
@@ -30,8 +27,7 @@ def begun_trigger(config: Config, n_writers: int, manifest: OpenManifest, journa
         The manifest does not take what was asked for.
     """
     menu = menu_of(config)
-    if menu is None:
-        return None
+    assert menu is not None
     _warm_up(config, menu)
     memory = config.feed.max_in_flight * config.n_replicas("reader") + 1
     wanted = _asked(config.menu)
@@ -39,7 +35,7 @@ def begun_trigger(config: Config, n_writers: int, manifest: OpenManifest, journa
         schedule = Schedule.of(manifest.prescales, memory)
     else:
         schedule = Schedule(DEFAULT if wanted.since else wanted.column, memory)
-    trigger = Trigger(menu, schedule)
+    trigger = Trigger(menu, schedule, config.n_replicas("reader"))
     for segment in manifest.segments():
         for row in segment.menu:
             trigger.passed += read_row(row, len(menu.paths))[1].paths[1]
@@ -91,10 +87,3 @@ def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> C
         log.info("prescale column '%s' %s%s", asked.column, when, keeps)
 
     return change
-
-
-def same_menu(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two menus are the same but for the prescale column in force; nothing is no menu."""
-    plain = MenuConfig().model_dump(mode="json")
-    before, now = ({key: (plain | one)[key] for key in plain if key not in CHANGEABLE} for one in (before, now))
-    return before == now

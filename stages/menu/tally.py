@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stages.kernels import njit
-from stages.menu.trigger import FLAGS, sections
+from stages.menu.flags import FLAGS, sections
 from streamer.block import Array, Block, readonly
 from streamer.fedbook import Lumi
 

@@ -1,21 +1,15 @@
 """The menu at work in the writer: each event's paths, prescaled."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from stages.kernels import njit
+from stages.menu.flags import FLAGS, sections, unpacked
 from stages.menu.menu import Menu
-from stages.menu.schedule import Schedule, Section
-from streamer.block import Array, Block
-
-OUTCOMES = ("accepted", "rejected", "prescaled")
-"""What a menu makes of an event: some path accepts it; none passes it; those that pass it are prescaled away."""
-STEPS = ("seeded", "passed", "accepted")
-"""How far a path takes an event."""
-FLAGS = ("pathSeeded", "pathPassed", "pathAccepted")
-"""The columns that hold a bit a path of these."""
+from stages.menu.schedule import Place, Schedule
+from streamer.block import Block
 
 _ALL = np.zeros((0, 0), np.uint8)
 
@@ -30,6 +24,8 @@ class Trigger:
     ----------
     schedule : Schedule
         Of columns of the menu.
+    n_readers : int
+        How many share the input files.
 
     Attributes
     ----------
@@ -41,8 +37,8 @@ class Trigger:
         Events by `OUTCOMES`, likewise.
     """
 
-    def __init__(self, menu: Menu, schedule: Schedule) -> None:
-        self.menu, self.schedule = menu, schedule
+    def __init__(self, menu: Menu, schedule: Schedule, n_readers: int = 1) -> None:
+        self.menu, self.schedule, self._n_readers = menu, schedule, n_readers
         n = len(menu.paths)
         self.passed = np.zeros(n, np.int64)
         self.counts = np.zeros((3, n), np.int64)
@@ -55,7 +51,7 @@ class Trigger:
         seeded = self.menu.seeds(columns, n) if self.menu.seeded else _ALL
         held = np.empty(n, np.uint8)
         for section, some in sections(block):
-            held[some] = self.menu.columns.index(self.schedule.column(section))
+            held[some] = self.menu.columns.index(self.schedule.column(section, self._place(block, some)))
         bits = np.zeros((3, n, self.menu.n_bytes), np.uint8)
         good = columns["error"] == 0
         settle(
@@ -70,25 +66,12 @@ class Trigger:
             self.passed += unpacked(block.columns["pathPassed"], len(self.menu.paths)).sum(0, dtype=np.int64)
             for section, some in sections(block):
                 held = int(block.columns["prescaleColumn"][some][0])
-                self.schedule.saw(section, self.menu.columns[held])
+                self.schedule.saw(section, self._place(block, some), self.menu.columns[held])
 
-
-def sections(block: Block) -> Iterator[tuple[Section, Any]]:
-    """The lumisections of a block, and which of its events are in each."""
-    parts = [block.columns[name] for name in ("replay", "run", "luminosityBlock")]
-    if all((part == part[0]).all() for part in parts):
-        replay, run, lumisection = (int(part[0]) for part in parts)
-        yield (replay, run, lumisection), slice(None)
-        return
-    found = np.stack([part.astype(np.int64) for part in parts], axis=1)
-    each, place = np.unique(found, axis=0, return_inverse=True)
-    for k, (replay, run, lumisection) in enumerate(each.tolist()):
-        yield (replay, run, lumisection), np.flatnonzero(place.reshape(-1) == k)
-
-
-def unpacked(bits: Array, n_paths: int) -> Array:
-    """The other way: uint8, shape (n_events, n_paths)."""
-    return np.unpackbits(bits, axis=1, count=n_paths, bitorder="little")
+    def _place(self, block: Block, some: Any) -> Place:
+        """Where the last of some events of a block stands."""
+        last = block.n_events - 1 if isinstance(some, slice) else int(some[-1])
+        return Place(block.id + last, int(block.columns["sourceFile"][last]) % self._n_readers)
 
 
 @njit(cache=True, nogil=True)
