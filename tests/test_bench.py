@@ -13,8 +13,11 @@ from stages.bench import WAYS, Plan, copy_events
 from stages.bench_plot import COLOURS, plot, show
 from stages.bench_unsafe import UNSAFE
 from stages.bench_ways import COPY_EVENTS, MODULES, Stream, limit, seed_way
-from stages.config import Config
+from stages.config import TAGGERS, Config
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid
+from stages.menu.bench import many_paths
+from stages.menu.config import MenuConfig
+from stages.menu.menu import menu_of
 from streamer.errors import UsageError
 
 PLAN = ("--events", 60, "--drop", 20, "--repeats", 2, "--sustained", 200, "--rounds", 1)
@@ -166,6 +169,30 @@ def test_bench_safety_compares_and_leaves_only_its_figures(hits: Path, tmp_path:
     assert with_["cpu_s"].keys() == without["cpu_s"].keys() == set(PIPELINE.names)
     assert 0 < with_["latency_s"]["0.5"] <= with_["commit_latency_s"]["0.5"]
     assert f"{result['cost']:.1%} of the throughput; at most 10%: " in command.out
+
+
+@pytest.mark.long
+def test_bench_menu_tells_what_a_menu_costs(hits: Path, tmp_path: Path) -> None:
+    model, output = conv_model(tmp_path / "random.onnx"), tmp_path / "bench"
+    with Processes(tmp_path) as start:
+        more = ("--tagger", f"eg={model}", "--events", 1000, "--rounds", 1, "--paths", 30)
+        command = start("bench", "menu", hits, "--output", output, *more).check()
+    assert [path.name for path in output.iterdir()] == ["menu.json"]
+    result = json.loads((output / "menu.json").read_text())
+    assert result["plan"] == {"paths": 30, "events": 1000, "rounds": 1}
+    assert result["ratios"] == [result["rates"]["with"][0] / result["rates"]["without"][0]]
+    own = result["decide_s"]["256"] + result["file_s"]
+    assert result["share"] == pytest.approx(own / result["cpu_s"]["without"])
+    assert f"{result['share']:.1%} of an event; at most 2%: " in command.out
+
+
+def test_the_menu_that_bench_makes_fits_all_taggers() -> None:
+    config = PIPELINE.load_config(None, {f"taggers.{name}": {} for name in TAGGERS})
+    assert isinstance(config, Config)
+    paths = many_paths(config, 200)
+    made = menu_of(config.model_copy(update={"menu": MenuConfig.model_validate({"paths": paths})}))
+    assert made is not None
+    assert len(made.paths) == len({str(path) for path in paths.values()}) == 200
 
 
 @pytest.mark.slow
