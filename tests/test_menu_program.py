@@ -153,7 +153,7 @@ def test_what_is_equal_is_computed_once() -> None:
     one, _ = compiled({"P0": paths["P0"]}, AVAILABLE)
     nine, _ = compiled(paths, AVAILABLE)
     assert one is not None and nine is not None  # noqa: PT018
-    assert nine.n_steps == one.n_steps == 10
+    assert nine.n_steps == one.n_steps == 7
     assert nine.columns == {"Photon_pt", "Photon_eta", "nJet"}
 
 

@@ -74,7 +74,7 @@ def many_paths(config: Config, n: int) -> dict[str, Any]:
     specs = [spec for spec in config.taggers.values() if spec.objects != "Event"]
     for k in range(n):
         spec, name = specs[k % len(specs)], f"E2E_Path{k:03d}_v1"
-        pt, score = 15 + k % 61, 0.5 + (k % 49) / 100
+        pt, score = 15 + k % 61, 0.8 + (k % 19) / 100
         if k % 10 == 9:
             paths[name] = f"E2E_Path{k - 1:03d}_v1 or (E2E_Path{k - 2:03d}_v1 and not E2E_Path{k - 3:03d}_v1)"
             continue

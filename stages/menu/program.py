@@ -12,6 +12,8 @@ from stages.menu.tree import Apply, Counted, Name, Number, Tree, names_in
 from streamer.block import Array, Columns, offsets
 from streamer.errors import nearest
 
+_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+
 EVENT = "event"
 """The scope of what an event has once; others are collections."""
 
@@ -91,13 +93,24 @@ class _Build:
                 return first
             case Apply("not", (one,)):
                 return self.add(_Node("not", scope, (self.flag(one, scope, paths),)))
-            case Apply(">" | ">=" as what, (left, right)):
-                return self.any(Apply(what.replace(">", "<"), (right, left)), scope, paths)
+            case Apply("<" | "<=" | ">" | ">=" | "==" | "!=" as what, (left, right)):
+                return self._compared(what, left, right, scope, paths)
             case Apply(what, of):
                 if what.endswith("()"):
                     _check_call(what, len(of))
                 return self.add(_Node(what, scope, tuple(self.number(one, scope, paths) for one in of)))
         raise AssertionError(tree)
+
+    def _compared(self, what: str, left: Tree, right: Tree, scope: str, paths: Mapping[str, int]) -> int:
+        if isinstance(left, Number):  # a number stands to the right
+            left, right, what = right, left, _TURNED[what]
+        of = self.number(left, scope, paths)
+        if isinstance(right, Number):
+            return self.add(_Node(f"{what}v", scope, (of,), value=right.value))
+        other = self.number(right, scope, paths)
+        if what.startswith(">"):
+            of, other, what = other, of, _TURNED[what]
+        return self.add(_Node(what, scope, (of, other)))
 
     def _named(self, text: str, scope: str, paths: Mapping[str, int]) -> int:
         if scope == EVENT and text in paths:

@@ -13,8 +13,13 @@ from stages.kernels import njit
 NUMBER_STEPS = {"+": 0, "-": 1, "*": 2, "/": 3, "neg": 4, "abs()": 5, "sqrt()": 6, "min()": 7, "max()": 8}
 """Give numbers."""
 FILL = 9
-FLAG_STEPS = {"<": 10, "<=": 11, "==": 12, "!=": 13, "and": 14, "or": 15, "not": 16, "true": 17, "count": 18}
-"""Give flags. `count` is whether an event has at least so many flagged members."""
+FLAG_STEPS = {
+    **{"<": 10, "<=": 11, "==": 12, "!=": 13},
+    **{"<v": 14, "<=v": 15, ">v": 16, ">=v": 17, "==v": 18, "!=v": 19},
+    **{"and": 20, "or": 21, "not": 22, "true": 23, "count": 24},
+}
+"""Give flags. Those with `v` compare with a number that stands there, as nearly all do; `count` is whether an event has
+at least so many flagged members."""
 TRUE, COUNT = FLAG_STEPS["true"], FLAG_STEPS["count"]
 
 FUNCTIONS = {"abs()": 1, "sqrt()": 1, "min()": 2, "max()": 2}
@@ -30,7 +35,7 @@ def run_steps(steps: Any, values: Any, ends: Any, numbers: Any, flags: Any) -> N
     steps : int32, shape (n_steps, 5)
         What to do, in which scope, the register of the result, and those of up to two operands.
     values : float64, shape (n_steps,)
-        A number to fill with, or how many to count at least.
+        A number to fill or to compare with, or how many to count at least.
     ends : int64, shape (n_scopes, n_events + 1)
         Where the members of each event begin; the first scope has one an event.
     numbers : float64, shape (n_registers, longest scope)
@@ -85,18 +90,38 @@ def run_steps(steps: Any, values: Any, ends: Any, numbers: Any, flags: Any) -> N
             else:
                 for i in range(n):
                     flag[i] = x[i] != y[i]
-        else:
-            flag, p, q = flags[to], flags[a], flags[b]
+        elif what < 20:
+            flag, x, value = flags[to], numbers[a], values[k]
             if what == 14:
                 for i in range(n):
-                    flag[i] = p[i] & q[i]
+                    flag[i] = x[i] < value
             elif what == 15:
                 for i in range(n):
-                    flag[i] = p[i] | q[i]
+                    flag[i] = x[i] <= value
             elif what == 16:
                 for i in range(n):
-                    flag[i] = 1 - p[i]
+                    flag[i] = x[i] > value
             elif what == 17:
+                for i in range(n):
+                    flag[i] = x[i] >= value
+            elif what == 18:
+                for i in range(n):
+                    flag[i] = x[i] == value
+            else:
+                for i in range(n):
+                    flag[i] = x[i] != value
+        else:
+            flag, p, q = flags[to], flags[a], flags[b]
+            if what == 20:
+                for i in range(n):
+                    flag[i] = p[i] & q[i]
+            elif what == 21:
+                for i in range(n):
+                    flag[i] = p[i] | q[i]
+            elif what == 22:
+                for i in range(n):
+                    flag[i] = 1 - p[i]
+            elif what == 23:
                 flag[:n] = 1
             else:
                 first = ends[scope]

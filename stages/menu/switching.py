@@ -79,11 +79,13 @@ def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> C
         )
 
     def change(manifest: OpenManifest) -> None:
-        last = schedule.last()
+        last, late = schedule.last(), schedule.begun_since(asked.since) if asked.since else None
         schedule.ask(asked)
         manifest.ask(schedule.state())
         when = f"from lumisection {asked.since} on" if asked.since else "from the next lumisection on"
         keeps = f"; run {last[1]}, lumisection {last[2]}, which has begun, keeps '{schedule.at(last)}'" if last else ""
+        if late is not None:
+            log.warning("run %d, lumisection %d has begun meanwhile and keeps '%s'", *late[1:], schedule.at(late))
         log.info("prescale column '%s' %s%s", asked.column, when, keeps)
 
     return change

@@ -72,12 +72,8 @@ class MenuTally:
         columns = block.columns
         for section, some in sections(block):
             found = self._counts.setdefault(section[1:], Counts.none(self.n_paths))
-            flags = [columns[name][some] for name in FLAGS]
-            for row, bits in enumerate(flags):
-                count_bits(readonly(bits), found.paths[row])
-            passed, kept = flags[1].any(1), flags[2].any(1)
-            rejected = ~passed & (columns["error"][some] == 0)
-            found.outcomes += int(kept.sum()), int(rejected.sum()), int((passed & ~kept).sum())
+            bits = [readonly(columns[name][some]) for name in FLAGS]
+            count_bits(*bits, readonly(columns["error"][some]), found.paths, found.outcomes)
             due, span = columns["fedTime"][some], self._spans[section]
             span.first, span.last = min(span.first, int(due.min())), max(span.last, int(due.max()))
             span.n += due.size
@@ -99,22 +95,36 @@ class MenuTally:
 
 
 @njit(cache=True, nogil=True)
-def count_bits(bits: Any, counts: Any) -> None:
-    """Count for each path the events whose bit is set.
+def count_bits(seeded: Any, passed: Any, accepted: Any, error: Any, paths: Any, outcomes: Any) -> None:
+    """Count events by path and by what became of them.
 
     Parameters
     ----------
-    bits : uint8, shape (n_events, n_bytes)
-    counts : int64, shape (n_paths,)
+    seeded, passed, accepted : uint8, shape (n_events, n_bytes)
+        A bit a path.
+    error : uint8, shape (n_events,)
+        0 for those that were processed.
+    paths : int64, shape (3, n_paths)
         Counted on.
+    outcomes : int64, shape (3,)
+        Accepted, rejected, prescaled; counted on.
     """
-    for event in range(bits.shape[0]):
-        for byte in range(bits.shape[1]):
-            left = bits[event, byte]
-            if left:
-                for path in range(8 * byte, min(8 * byte + 8, counts.size)):
-                    counts[path] += left & 1
+    for event in range(error.size):
+        fate = 1 if error[event] == 0 else -1
+        for byte in range(seeded.shape[1]):
+            if passed[event, byte] and fate != 0:
+                fate = 2
+            if accepted[event, byte]:
+                fate = 0
+            for row, bits in enumerate((seeded, passed, accepted)):
+                left = bits[event, byte]
+                path = 8 * byte
+                while left:
+                    paths[row, path] += left & 1
                     left >>= 1
+                    path += 1
+        if fate >= 0:
+            outcomes[fate] += 1
 
 
 def _sparse(paths: Array) -> list[list[int]]:
