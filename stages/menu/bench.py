@@ -41,7 +41,7 @@ CLAIM = 0.02
 SIZES = (4, 16, 64, 256)
 """Events of a block."""
 FILE_EVENTS = 100_000
-"""Of a file of scores; a full one has a million."""
+"""Of a file of scores; what is spent once a file is taken to be shared by as many events as a full one has."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,16 @@ def _own_work(ways: dict[str, Config], folder: Path) -> tuple[dict[int, float], 
         decide_s[size] = _seconds(lambda blocks=blocks: [trigger.decide(block) for block in blocks]) / (size * 200)  # type: ignore[misc]
     plain = _blocks(records.scores(ways["with"]), events, SIZES[-1], FILE_EVENTS // SIZES[-1])
     decided = [trigger.decide(block) for block in plain]
-    n = sum(block.n_events for block in plain)
+    half = len(plain) // 2
 
     def write(way: str, blocks: list[Block]) -> float:
         tally = Tally(Stripes(), len(ways[way].menu.paths))
-        return _seconds(lambda: write_scores(folder / "one.root", tally.count(blocks), ways[way], {})) / n
+        return _seconds(lambda: write_scores(folder / "one.root", tally.count(blocks), ways[way], {}))
 
-    return decide_s, max(0.0, write("with", decided) - write("without", plain))
+    more = [write("with", decided[:n]) - write("without", plain[:n]) for n in (half, 2 * half)]
+    file_s = max(0.0, more[1] - more[0]) / (half * SIZES[-1])
+    once_s = max(0.0, more[0] - file_s * half * SIZES[-1])  # to lay out so many columns
+    return decide_s, file_s + once_s / ways["with"].writer.segment_events
 
 
 def _scored(config: Config, n: int) -> Columns:
