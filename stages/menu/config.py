@@ -108,7 +108,7 @@ class MenuConfig(Section):
             for name in names:
                 if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
                     yield f"a {what} cannot be called '{name}'; letters, digits and _, please"
-                elif name in RESERVED or name.endswith("_prescale"):
+                elif name in RESERVED or name.endswith(("_prescale", "_seed")):
                     yield f"a {what} cannot be called '{name}', which has another meaning"
 
     def _wrong_columns(self) -> Iterator[str]:

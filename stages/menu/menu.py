@@ -29,8 +29,10 @@ class Menu:
     Attributes
     ----------
     paths : tuple of str
-    program, seeds : Program
-        A condition a path, in their order. Those of `seeds` need only what is known before events are framed.
+    program : Program
+        A condition a path, in their order, and where any path has a seed, then one for each path's seed.
+    seeds : Program
+        Those of the seeds alone, which need only what is known before events are framed.
     columns : tuple of str
         Prescale columns, `default` first.
     prescales : int64, shape (n_columns, n_paths)
@@ -98,8 +100,23 @@ def _compiled(
     taken = [*late.event, *late.members]
     found = [f"a path cannot be called '{name}', which is a column already" for name, _ in paths if name in taken]
     first, wrong_seeds = compiled(dict(seeds), early)
-    program, wrong = compiled(dict(paths), late, {name: parse(text) for name, text in own} if first else {})
+    program, wrong = compiled({**dict(paths), **_apart(seeds, own)} if first else dict(paths), late,
+                              {name: parse(text) for name, text in own} if first else {})  # fmt: skip
     return (program, first), [*found, *wrong, *(f"seed of {line}" for line in wrong_seeds)]
+
+
+def _apart(seeds: tuple[tuple[str, str], ...], own: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Seeds as conditions beside the paths, if there are any."""
+    if all(text == "true" for _, text in seeds):
+        return {}
+    given = {name for name, _ in own}
+
+    def text_of(name: str, text: str) -> str:
+        if name in given or text == "true":
+            return text
+        return " or ".join(f"{other}_seed" for other in text.split(" or "))
+
+    return {f"{name}_seed": text_of(name, text) for name, text in seeds}
 
 
 def _available(columns: Sequence[Column]) -> Available:

@@ -47,8 +47,8 @@ class Trigger:
     def decide(self, block: Block) -> Block:
         """The same events with what the menu makes of them (`stages.records.decisions`)."""
         columns, n = block.columns, block.n_events
-        passed = self.menu.program(columns, n)
-        seeded = self.menu.seeds(columns, n) if self.menu.seeded else _ALL
+        flags, n_paths = self.menu.program(columns, n), len(self.menu.paths)
+        passed, seeded = flags[:n_paths], flags[n_paths:] if self.menu.seeded else _ALL
         held = np.empty(n, np.uint8)
         for section, some in sections(block):
             held[some] = self.menu.columns.index(self.schedule.column(section, self._place(block, some)))
