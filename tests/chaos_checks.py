@@ -6,7 +6,7 @@ import re
 import struct
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,9 @@ N_PASS = N_FILES * N_ENTRIES
 IDENTITY = "replay", "sourceFile", "sourceEntry"
 LIMIT = 2.0 * N_PASS
 """A crop that holds more energy gets no score [GeV]."""
+PATHS = {"All": "true", "High": "Photon: egScore > 300.5 and pt > 30", "Two": "2 Photon: egScore > 100"}
+EACH = 7
+"""A prescale: which events it keeps depends on their order, how many does not."""
 
 
 # ---- the input, and what comes out of it undisturbed
@@ -46,11 +49,13 @@ class Sample:
             for first in firsts
         ]
         self.model = sum_model(folder / "sum.onnx", limit=LIMIT)
+        self.menu = folder / "menu.toml"
+        self.menu.write_text("[paths]\n" + "".join(_paths()))
 
     def arguments(self, out: Path, n_events: int, *more: object) -> list[object]:
         """The command that streams it."""
-        return ["run", *self.files, "--output", out, "--tagger", f"eg={self.model}", "--loop", "--events", n_events,
-                *more]  # fmt: skip
+        return ["run", *self.files, "--output", out, "--tagger", f"eg={self.model}", "--menu", self.menu, "--loop",
+                "--events", n_events, *more]  # fmt: skip
 
     def undisturbed(self, n_events: int) -> None:
         """Stream so many events in peace; what came out is in `reference`."""
@@ -61,6 +66,13 @@ class Sample:
         np.testing.assert_array_equal(numbers, np.arange(n_events))
         scores = self.reference["Photon_egScore"]
         assert len(np.unique(ak.flatten(scores))) > N_PASS * 0.99, "the scores do not tell the events apart"
+
+
+def _paths() -> Iterator[str]:
+    """Each expression without a prescale, and with one."""
+    for name, text in PATHS.items():
+        yield f'{name} = "{text}"\n'
+        yield f'{name}_each = {{ expression = "{text}", prescale = {EACH} }}\n'
 
 
 def _event(i: int) -> Any:
@@ -110,13 +122,31 @@ def judge(out: Path, n_events: int, reference: dict[str, ak.Array]) -> Verdict:
     if columns.keys() != reference.keys():
         verdict.wrong.append(f"columns {sorted(columns.keys() ^ reference.keys())} are new or missing")
     for name in columns.keys() & reference.keys():
+        if name.startswith("HLT_") and name.endswith("_each"):
+            continue
         if not _same(columns[name][first[known]], reference[name][unique[known]]):
             verdict.wrong.append(f"column {name} is not the same as undisturbed")
-    verdict.wrong += closed(out, n_events)
+    verdict.wrong += [*closed(out, n_events), *miscounted(out)]
     left = [path.name for path in (out / "books").glob("*.journal")]
     if left:
         verdict.wrong.append(f"journals are left: {left}")
     return verdict
+
+
+def miscounted(out: Path) -> Iterator[str]:
+    """Where a prescale has kept another number than each so-many-th of what its writer had."""
+    names = [f"HLT_{name}{end}" for name in PATHS for end in ("", "_each")]
+    sums: dict[str, Counter[str]] = {}
+    for path in sorted(out.glob("scores*.root")):
+        with uproot.open(path) as file:
+            flags = file["Events"].arrays(names, library="np")
+        writer = sums.setdefault(path.stem.partition("_")[0], Counter())
+        writer.update({name: int(column.sum()) for name, column in flags.items()})
+    for writer, counts in sums.items():
+        for name in PATHS:
+            passed, kept = counts[f"HLT_{name}"], counts[f"HLT_{name}_each"]
+            if kept != passed // EACH:
+                yield f"{writer}: of {passed} accepts of {name} a prescale of {EACH} has kept {kept}"
 
 
 def _same(some: ak.Array, others: ak.Array) -> bool:
