@@ -332,11 +332,16 @@ def decided(config: Config) -> list[Column]:
     menu = config.menu
     datasets = [name for stream in menu.streams.values() for name in stream.datasets]
     return [
-        *(Column(f"HLT_{name}", "b1", doc=f"accepted by {name}, after its prescale") for name in menu.paths),
-        *(Column(f"HLT_{name}_prescale", "u4", doc=f"prescale of {name}; 0 = off") for name in prescaled(config)),
+        *(Column(path_column(name), "b1", doc=f"accepted by {name}, after its prescale") for name in menu.paths),
+        *(Column(f"{path_column(name)}_prescale", "u4", doc=f"of {name}; 0 = off") for name in prescaled(config)),
         *(Column(f"Stream_{name}", "b1", doc=f"is in the stream {name}") for name in menu.streams),
         *(Column(f"Dataset_{name}", "b1", doc=f"is in the dataset {name}") for name in datasets),
     ]
+
+
+def path_column(path: str) -> str:
+    """Where a path's decision stands, as NanoAOD calls it."""
+    return path if path.startswith("HLT_") else f"HLT_{path}"
 
 
 def prescaled(config: Config) -> list[str]:

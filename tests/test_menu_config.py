@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from physics_helpers import call
 
 from stages import records
 from stages.config import TAGGERS, Config
 from stages.menu.menu import menu_of
+from stages.menu.output import Expander, StreamFiles
 from streamer.config import load, to_toml
 from streamer.errors import UsageError
 
@@ -125,6 +127,10 @@ def test_a_file_that_is_not_there_or_has_a_rival(tmp_path: Path) -> None:
           "'menu': a path cannot be called 'not', which has another meaning",
           "'menu': a path cannot be called 'A_prescale', which has another meaning",
           "'menu': a path cannot be called 'A_seed', which has another meaning"]),
+        ({"paths": {"A": "true", "HLT_A": "true"}},
+         ["'menu': the paths 'A' and 'HLT_A' have the same column; rename one"]),
+        ({"paths": GOOD, "streams": {"physics_1": {"datasets": {"E": ["A_v1"]}}}},
+         ["'menu': a stream cannot be called 'physics_1'; letters and digits, please"]),
         ({"paths": {"run": "true"}}, ["a path cannot be called 'run', which is a column already"]),
         ({"paths": {"A": "Photon: egScor > 0.9", "B": "Jet: pt > 3"}},
          ["path A: there is no column 'egScor' of Photon; did you mean 'egScore'?",
@@ -151,6 +157,36 @@ def test_a_file_that_is_not_there_or_has_a_rival(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_told_a_line_each(settings: dict[str, Any], why: list[str]) -> None:
     assert refused(**settings) == why
+
+
+def test_columns_of_the_output_are_called_as_in_nanoaod() -> None:
+    paths = {"HLT_A_v1": "true", "B_v1": {"expression": "true", "prescale": 2}, "C": "true"}
+    streams = {"physics": {"datasets": {"Some": ["C"]}}}
+    config = Config.model_validate({"menu": {"paths": paths, "columns": {"high": {"C": 0}}, "streams": streams}})
+    names = [column.name for column in records.decided(config)]
+    assert names == [
+        *("HLT_A_v1", "HLT_B_v1", "HLT_C", "HLT_B_v1_prescale", "HLT_C_prescale", "Stream_physics", "Dataset_Some"),
+    ]
+    n = 3
+    flags = {name: np.full((n, 1), 0b101, np.uint8) for name in ("pathSeeded", "pathPassed", "pathAccepted")}
+    expanded = Expander(config)({**flags, "prescaleColumn": np.array([0, 1, 0], np.uint8)})
+    assert {name: expanded[name].tolist() for name in names} == {
+        **{"HLT_A_v1": [True] * n, "HLT_B_v1": [False] * n, "HLT_C": [True] * n},
+        **{"HLT_B_v1_prescale": [2] * n, "HLT_C_prescale": [1, 0, 1]},
+        **{"Stream_physics": [True] * n, "Dataset_Some": [True] * n},
+    }
+    for column in records.decided(config):
+        assert expanded[column.name].dtype == column.wire_dtype
+
+
+def test_files_of_streams_are_told_apart_by_their_writers(tmp_path: Path) -> None:
+    config = Config.model_validate({"writer": {"dir": tmp_path}})
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    for name in ("physics", "physics_1", "physics-1", "physics-1_2", "physics-12"):
+        (folder / f"{name}.root").touch()
+    found = {k: {path.stem for path in StreamFiles(config, k).all()} for k in (0, 1, 12, 2)}
+    assert found == {0: {"physics", "physics_1"}, 1: {"physics-1", "physics-1_2"}, 12: {"physics-12"}, 2: set()}
 
 
 def test_nothing_begins_with_a_wrong_menu(tmp_path: Path, hits_file: Path) -> None:

@@ -108,6 +108,10 @@ class MenuConfig(Section):
             for name in names:
                 if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
                     yield f"a {what} cannot be called '{name}'; letters, digits and _, please"
+                elif what == "stream" and "_" in name:  # which stands before the number of a file
+                    yield f"a stream cannot be called '{name}'; letters and digits, please"
+                elif what == "path" and f"HLT_{name}" in self.paths:
+                    yield f"the paths '{name}' and 'HLT_{name}' have the same column; rename one"
                 elif name in RESERVED or name.endswith(("_prescale", "_seed")):
                     yield f"a {what} cannot be called '{name}', which has another meaning"
 

@@ -27,7 +27,7 @@ class Expander:
         menu = config.menu
         self._paths, self._datasets = tuple(menu.paths), menu.dataset_places()
         self._prescales = np.array(menu.prescale_table(), np.uint32)  # axes: column, path
-        self._prescaled = {name: self._paths.index(name) for name in records.prescaled(config)}
+        self._prescaled = {records.path_column(name): self._paths.index(name) for name in records.prescaled(config)}
         self._streams = {name: tuple(stream.datasets) for name, stream in menu.streams.items()}
 
     def __call__(self, columns: Columns) -> Columns:
@@ -37,8 +37,8 @@ class Expander:
         streams = {name: np.any([datasets[one] for one in of], axis=0) for name, of in self._streams.items()}
         return {
             **columns,
-            **{f"HLT_{name}": accepted[k] for k, name in enumerate(self._paths)},
-            **{f"HLT_{name}_prescale": self._prescales[:, k][held] for name, k in self._prescaled.items()},
+            **{records.path_column(name): accepted[k] for k, name in enumerate(self._paths)},
+            **{f"{name}_prescale": self._prescales[:, k][held] for name, k in self._prescaled.items()},
             **{f"Stream_{name}": flags for name, flags in streams.items()},
             **{f"Dataset_{name}": flags for name, flags in datasets.items()},
         }
