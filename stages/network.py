@@ -38,6 +38,8 @@ class Network:
         The setting that names the network's file.
     device : int
         Which GPU, where one is used.
+    whole : bool
+        Nothing is cut off the graph (`stages.scaling`): the network as anybody else would run it.
 
     Attributes
     ----------
@@ -54,8 +56,8 @@ class Network:
         Whatever is wrong with the model.
     """
 
-    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0) -> None:
-        self.name, self.spec, self._key, self._device = name, config.taggers[name], key, device
+    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0, whole: bool = False) -> None:
+        self.name, self.spec, self._key, self._device, self._whole = name, config.taggers[name], key, device, whole
         self._settings, self._threads = config.tagger, threads_of(config)
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
@@ -72,7 +74,11 @@ class Network:
         """The model and the batch in one form."""
         spec, settings, grid = self.spec, self._settings, self._grid
         model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key, self._device)
-        item = 4 * int(np.prod(spec.shape)) if form != "points" else 4 * model.n_points * (3 + len(spec.channels))
+        to_cut = form == "image" and model.provider == "CPU" and not self._whole
+        self._scaling = model.without_scaling() if to_cut else None
+        n_channels = self._scaling.source.size if self._scaling else len(spec.channels)
+        per_item = model.n_points * (3 + n_channels) if form == "points" else n_channels * grid.rows * grid.columns
+        item = 4 * per_item
         self.max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
         needed, there = self.max_batch * item, psutil.virtual_memory().available
         if needed > there // 2:
@@ -86,7 +92,7 @@ class Network:
             if needed // 4 >= 1 << 31:
                 raise UsageError(f"{model.where}: input = 'sparse' counts up to 2^31 pixels; lower tagger.batch_mb")
             return model, Entries(grid, exact=model.provider == "CPU")
-        return model, Images(spec, grid, self.max_batch)
+        return model, Images(spec, grid, self.max_batch, self._scaling)
 
     def warm_up(self) -> None:
         """Compile, run the network, choose its form where that is left open, and learn what batches cost.
@@ -100,7 +106,7 @@ class Network:
         try:
             self.form.fill(seen, 0, self.max_batch, 0)  # compiles
             self.run(self.max_batch)  # takes the memory
-            if self.form.name == "sparse" or self.spec.normalise:
+            if self.form.name == "sparse" or self.spec.normalise or self._scaling:
                 self._check(seen)
             if self.spec.input == "auto":
                 self._choose(seen)
