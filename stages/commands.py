@@ -31,6 +31,7 @@ def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
     from stages.bench_commands import add_bench
     from stages.errors_command import errors
+    from stages.knee_command import knee
     from stages.ledger_command import ledger
     from stages.network_commands import add_networks
 
@@ -44,6 +45,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Event files")(view)
     add_networks(app)
     add_bench(app)
+    app.command(rich_help_panel="Measure")(knee)
 
 
 def run(
