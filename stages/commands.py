@@ -24,6 +24,9 @@ TaggerOption = Annotated[
         show_default="eg",
     ),
 ]
+MonitorOption = Annotated[
+    bool | None, typer.Option("--monitor/--no-monitor", help="Serve a live page on loopback, and print its address.")
+]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
 
@@ -69,6 +72,7 @@ def run(
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
+    monitor: MonitorOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
     resume: Annotated[
         Path | None,
@@ -87,7 +91,7 @@ def run(
 
       streamer run events.root --output out
       streamer run 'data/*.ig' --rate 500 --loop
-      streamer run events.root --feed 'poisson 2000' --loop
+      streamer run events.root --feed 'poisson 2000' --loop --monitor
       streamer run qg.root --tagger qg
       streamer run --resume out
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
@@ -103,6 +107,7 @@ def run(
         "feed.events": events,
         "feed.rate": rate,
         "feed.loop": loop or None,
+        "monitor.on": monitor,
         "writer.overwrite": overwrite or None,
         "writer.dir": None if output is None else str(output),
         "input.files": inputs or None,
@@ -122,6 +127,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
     events: Annotated[int, typer.Option(help="Stop after so many events.")] = 20_000,
     replicas: ReplicasOption = None,
+    monitor: MonitorOption = True,
     set_: SetOption = None,
 ) -> None:
     """Stream the packaged events through the four packaged networks: five processes, no setting, no GPU needed.
@@ -135,6 +141,7 @@ def demo(
         "input.files": [packaged(f"samples/{name}.root") for name in ("egamma", "qg", "top", "tau")],
         "feed.loop": True,
         "feed.events": events,
+        "monitor.on": monitor,
         "writer.dir": str(output),
         "writer.overwrite": True,
     }

@@ -162,12 +162,30 @@ class MetricsConfig(Section):
     """Port of the first process, the others follow in chain order; 0 = any free port."""
 
 
+class MonitorConfig(Section):
+    """The live page of a run."""
+
+    on: bool = False
+    """Serve it."""
+    host: str = "127.0.0.1"
+    """Address to serve on. Beyond loopback the page asks for a token."""
+    port: int = Field(0, ge=0, le=65535)
+    """0 = any free port."""
+    token: str = ""
+    """What the address must carry; made up where it is needed and none is given."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+
 class CoreConfig(Section):
     """What every pipeline can be told. Pipelines add the sections of their stages."""
 
     feed: FeedConfig = FeedConfig()
     hop: HopConfig = HopConfig()
     metrics: MetricsConfig = MetricsConfig()
+    monitor: MonitorConfig = MonitorConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""

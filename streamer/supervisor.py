@@ -18,18 +18,23 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from streamer import control
+from streamer import __version__, control
 from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.monitor.watch import SERIES, Seen, Watch
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
+
+if TYPE_CHECKING:
+    from streamer.monitor.server import Page
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,8 @@ FRESH_S = 60.0
 """A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
+SAID, MOST_SAID = 50, 500
+"""So many warnings are kept for the page, and so many characters of each."""
 
 _LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 
@@ -90,13 +97,22 @@ class Supervisor:
         self._last = (time.monotonic(), 0)
         self._seen: Progress | None = None
         self._dir = Path()
+        self._watch, self._begun = Watch(pipeline.names), time.time()
+        self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
+        self.page = self._page()
 
     async def run(self) -> Outcome:
         """Run until the stream is over; SIGINT and SIGTERM drain it, a second one breaks it off."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
-        async with self._run_dir() as self._dir, control.listening(self._dir, self._answer):
+        async with contextlib.AsyncExitStack() as stack:
+            self._dir = await stack.enter_async_context(self._run_dir())
+            await stack.enter_async_context(control.listening(self._dir, self._answer))
+            if self.page is not None:
+                stack.enter_context(heard(self._said))
+                await stack.enter_async_context(self.page.serving())
+                log.info("live page: %s", self.page.address)
             try:
                 for stage, replica in self.pipeline.replicas(self.config):
                     await self._add(stage, replica)
@@ -412,6 +428,9 @@ class Supervisor:
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
+            if self.page is not None:
+                self._watch.look(time.time(), self._processes())
+                self.page.tell()
             if self.on_progress is not None:
                 self.on_progress(self._seen)
 
@@ -477,6 +496,50 @@ class Supervisor:
             batch=batched / n_batches if n_batches else float("nan"),
         )
 
+    # ---- what the page shows
+
+    def _page(self) -> "Page | None":
+        if not self.config.monitor.on:
+            return None
+        from streamer.monitor.server import Page  # a web server takes time to load
+
+        return Page(self.config.monitor, self._shown, self._history, self._targets)
+
+    def _processes(self) -> list[Seen]:
+        found = []
+        for child in self.children:
+            row = child.status()
+            about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
+            state = "restarting" if row["state"] == "starting" and child.restarts else row["state"]
+            found.append(Seen(child.stage, child.replica, state, child.restarts, child.values, about))
+        return found
+
+    def _shown(self) -> dict[str, Any]:
+        output = self.config.output
+        state = "draining" if self._signals else self._seen.state if self._seen else "starting"
+        run = {
+            "output": str(output) if output else "",
+            "pid": os.getpid(),
+            "begun": self._begun,
+            "version": __version__,
+        }
+        return {"state": state, "run": run, **self._watch.state, "said": list(self._said)}
+
+    def _history(self) -> dict[str, Any]:
+        return {"series": SERIES, "rows": list(self._watch.history)}
+
+    def _targets(self) -> list[dict[str, Any]]:
+        """In the form of Prometheus' HTTP service discovery."""
+        run = self._dir.name
+        return [
+            {
+                "targets": [urlsplit(c.metrics_url).netloc],
+                "labels": {"run": run, "stage": c.stage, "replica": str(c.replica)},
+            }
+            for c in self.children
+            if c.metrics_url and c.exit_code is None
+        ]
+
     def _signalled(self) -> None:
         self._signals += 1
         if self._signals == 1:
@@ -517,6 +580,22 @@ class Supervisor:
         if self._signals > 1:
             return Outcome(130, "broken off; results that were committed are in the journal", reports)
         return Outcome(EXIT_OK, "", reports)
+
+
+@contextlib.contextmanager
+def heard(said: deque[dict[str, Any]]) -> Iterator[None]:
+    """Keep what is logged as a warning or worse, for the page."""
+
+    class Hearing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append({"at": record.created, "level": record.levelname, "text": record.getMessage()[:MOST_SAID]})
+
+    handler = Hearing(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def sweep(base: Path) -> None:
