@@ -29,7 +29,7 @@ from streamer import __version__, control
 from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
-from streamer.monitor.watch import SERIES, Seen, Watch
+from streamer.monitor.watch import SERIES, Seen, Watch, verdict
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
 
@@ -109,8 +109,8 @@ class Supervisor:
         async with contextlib.AsyncExitStack() as stack:
             self._dir = await stack.enter_async_context(self._run_dir())
             await stack.enter_async_context(control.listening(self._dir, self._answer))
+            stack.enter_context(heard(self._said))
             if self.page is not None:
-                stack.enter_context(heard(self._said))
                 await stack.enter_async_context(self.page.serving())
                 log.info("live page: %s", self.page.address)
             try:
@@ -248,6 +248,8 @@ class Supervisor:
         what = request.get("do")
         if what == "status":
             return self.status()
+        if what == "watch":
+            return {**self._shown(), **(self._history() if request.get("history") is True else {})}
         if what == "stop":
             self.stop(now=request.get("now") is True)
             return {}
@@ -260,7 +262,7 @@ class Supervisor:
                 raise UsageError("a change needs settings")
             await self.change(str(request.get("stage")), settings, at_lumisection=request.get("at_lumisection") is True)
             return {}
-        raise UsageError(f"a run cannot {what!r}; it knows status, stop, scale and change")
+        raise UsageError(f"a run cannot {what!r}; it knows status, watch, stop, scale and change")
 
     def status(self) -> dict[str, Any]:
         """How the run does, for people: totals, and a row for each process."""
@@ -428,8 +430,8 @@ class Supervisor:
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
+            self._watch.look(time.time(), self._processes())
             if self.page is not None:
-                self._watch.look(time.time(), self._processes())
                 self.page.tell()
             if self.on_progress is not None:
                 self.on_progress(self._seen)
@@ -523,7 +525,9 @@ class Supervisor:
             "begun": self._begun,
             "version": __version__,
         }
-        return {"state": state, "run": run, **self._watch.state, "said": list(self._said)}
+        seen = self._watch.state
+        told = {"verdict": verdict(state, seen)} if seen else {}
+        return {"state": state, "run": run, **seen, **told, "said": list(self._said)}
 
     def _history(self) -> dict[str, Any]:
         return {"series": SERIES, "rows": list(self._watch.history)}

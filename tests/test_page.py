@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,20 +30,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def process(folder: Path) -> Iterator[Process]:
+def processes(folder: Path) -> Iterator[Processes]:
+    with Processes(folder) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def process(processes: Processes, folder: Path) -> Process:
     """A run that goes on, with its page."""
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
-    with Processes(folder) as streamer:
-        made = streamer(
-            *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
-            *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor"),
-        )
-        wait_until(lambda: address(made) != "", "the page's address")
-        made.wait_for_events(200)
-        yield made
-        made.signal(signal.SIGTERM)
-        made.check()
+    made = processes(
+        *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
+        *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor"),
+    )
+    wait_until(lambda: address(made) != "", "the page's address")
+    made.wait_for_events(200)
+    return made
 
 
 def address(process: Process) -> str:
@@ -202,3 +207,46 @@ def test_the_packaged_assets_need_no_other_host() -> None:
     for path in assets.glob("*.*"):
         if path.suffix in (".html", ".css", ".js") and path.stem != "uplot":
             assert not re.findall(r"(?:https?:)?//[a-z]", path.read_text().replace("http://www.w3.org", "")), path.name
+
+
+@pytest.fixture
+def terminal(folder: Path) -> Iterator[Callable[..., str]]:
+    """A terminal in which commands can be typed, and whose screen can be read."""
+    if shutil.which("tmux") is None:
+        pytest.skip("needs tmux: apt-get install tmux")
+    where = folder / "tmux"
+
+    def tmux(*words: object) -> str:
+        done = subprocess.run(["tmux", "-S", where, *map(str, words)], capture_output=True, text=True, timeout=20)
+        return done.stdout
+
+    yield tmux
+    tmux("kill-server")
+
+
+def test_in_a_terminal(process: Process, processes: Processes, folder: Path, terminal: Callable[..., str]) -> None:
+    command = f"XDG_RUNTIME_DIR={processes.runtime} {sys.executable} -m streamer top {folder / 'out'}; echo ended"
+    terminal("-f", "/dev/null", "new-session", "-d", "-x", 130, "-y", 40)
+    terminal("send-keys", command, "Enter")
+
+    def screen() -> str:
+        return terminal("capture-pane", "-p")
+
+    wait_until(lambda: "taking data" in screen(), "the screen")
+    wait_until(lambda: "credits" in screen(), "all columns")
+    shown = screen()
+    assert [line.split()[0] for line in shown.splitlines() if "●" in line] == [
+        "reader", "framer", "cropper", "tagger", "writer"
+    ]  # fmt: skip
+    assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ 0 error", shown)
+    terminal("resize-window", "-x", 70, "-y", 30)
+    wait_until(lambda: "credits" not in screen(), "fewer columns")
+    assert max(map(len, screen().splitlines())) <= 70
+    terminal("send-keys", "C-c")
+    wait_until(lambda: "\nended" in screen(), "the end")
+    assert "Traceback" not in screen()
+
+
+def test_it_drains_at_a_word(process: Process) -> None:
+    process.signal(signal.SIGTERM)
+    process.check()

@@ -17,6 +17,8 @@ SPAN_S = 5.0
 """Rates are over about so long."""
 KEPT = 900
 """So many looks are kept for who opens the page later: fifteen minutes."""
+BEHIND = 0.95
+"""A stream that writes less than this share of what is fed falls behind."""
 BUSY = 0.5
 """A stage that is busy for less of its time holds nobody up."""
 SERIES = ("fed", "done", "p50", "p95", "p99", "dead", "in_flight")
@@ -230,6 +232,37 @@ class Watch:
     @staticmethod
     def _limits(past: _Past) -> list[tuple[str, float]]:
         return [(key.partition("/")[2], past.value(key)) for key in past.keys("streamer_limit")]
+
+
+def verdict(state: str, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a look at the page must tell: lines, each `good`, `warn`, `bad` or neither.
+
+    Parameters
+    ----------
+    state : str
+        The run's.
+    seen : mapping
+        As `Watch.look` gives it.
+    """
+    totals, rates, stages = seen["totals"], seen["rates"], seen["stages"]
+    said = []
+    down = [one["name"] for stage in stages for one in stage["replicas"] if one["state"] in ("restarting", "failed")]
+    if down:
+        said.append(("bad", f"down: {', '.join(down)}"))
+    if rates["done"]:
+        said.append(("good", "taking data"))
+    else:
+        said.append(("bad", "no data") if state == "running" else ("warn", state))
+    if rates["done"] < BEHIND * rates["fed"]:
+        tight = [stage["name"] for stage in stages if stage["bottleneck"]]
+        said.append(("warn", f"falling behind{f': {tight[0]}' if tight else ''}"))
+    elif rates["done"]:
+        said.append(("good", "keeping up"))
+    if totals["error"]:
+        said.append(("warn", f"{totals['error']:,} errors"))
+    lost = sum(totals["dropped"].values()) + totals.get("shed", 0)
+    said.append(("warn", f"{lost:,} lost") if lost else ("good", "nothing lost"))
+    return said
 
 
 def quantile(below: Any, q: float) -> float:

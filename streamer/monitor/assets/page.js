@@ -4,7 +4,6 @@ import { Charts } from "./charts.js";
 import { drawChain, duration, element, number, percent } from "./chain.js";
 
 const REASONS = { full: "#2a9d8f", idle: "#457b9d", deadline: "#e76f51", max_wait: "#e9c46a", drain: "#8d99a8", alone: "#9b5de5" };
-const BEHIND = 0.95; // a stream that writes less than this share of what is fed falls behind
 const STALE_MS = 5000;
 
 const at = (id) => document.getElementById(id);
@@ -15,21 +14,9 @@ function sum(counts) {
   return Object.values(counts ?? {}).reduce((a, b) => a + b, 0);
 }
 
-function verdict(state) {
-  const { totals, rates, stages } = state;
-  const said = [];
-  const down = stages.flatMap((stage) => stage.replicas).filter((one) => ["restarting", "failed"].includes(one.state));
-  if (down.length) said.push(["bad", "✖ down: " + down.map((one) => one.name).join(", ")]);
-  if (state.state === "over") said.push(["", "the run is over"]);
-  else if (rates.done > 0) said.push(["good", "✔ taking data"]);
-  else said.push([state.state === "running" ? "bad" : "warn", state.state === "running" ? "✖ no data" : state.state]);
-  const tight = stages.find((stage) => stage.bottleneck);
-  if (rates.fed > 0 && rates.done < BEHIND * rates.fed) said.push(["warn", "▲ falling behind" + (tight ? `: ${tight.name}` : "")]);
-  else if (rates.done > 0) said.push(["good", "✔ keeping up"]);
-  const lost = sum(totals.dropped) + (totals.shed ?? 0);
-  if (totals.error) said.push(["warn", `▲ ${number(totals.error)} errors`]);
-  said.push(lost ? ["warn", `▲ ${number(lost)} lost`] : ["good", "✔ nothing lost"]);
-  at("verdict").replaceChildren(...said.map(([kind, text]) => element("span", kind, text)));
+function verdict(lines) {
+  const marks = { good: "✔ ", warn: "▲ ", bad: "✖ ", "": "" };
+  at("verdict").replaceChildren(...lines.map(([kind, text]) => element("span", kind, marks[kind] + text)));
 }
 
 function tiles(state) {
@@ -115,7 +102,7 @@ function show(state) {
   at("run").textContent = `${run.output}  ·  ${duration(Date.now() / 1000 - run.begun)}  ·  pid ${run.pid}  ·  ${run.version}`;
   said(state.said);
   if (!state.stages) return;
-  verdict(state);
+  verdict(state.verdict);
   tiles(state);
   drawChain(at("chain"), state.stages);
   ledger(state.totals);
