@@ -503,9 +503,11 @@ class Supervisor:
     def _page(self) -> "Page | None":
         if not self.config.monitor.on:
             return None
+        from streamer.monitor.run_metrics import RunMetrics
         from streamer.monitor.server import Page  # a web server takes time to load
 
-        return Page(self.config.monitor, self._shown, self._history, self._targets)
+        metrics = RunMetrics(lambda: self._watch.state, self.config.output)
+        return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page)
 
     def _processes(self) -> list[Seen]:
         found = []
@@ -534,14 +536,12 @@ class Supervisor:
 
     def _targets(self) -> list[dict[str, Any]]:
         """In the form of Prometheus' HTTP service discovery."""
-        run = self._dir.name
+        places = [(c.stage, c.replica, urlsplit(c.metrics_url).netloc) for c in self.children if c.exit_code is None]
+        assert self.page is not None
         return [
-            {
-                "targets": [urlsplit(c.metrics_url).netloc],
-                "labels": {"run": run, "stage": c.stage, "replica": str(c.replica)},
-            }
-            for c in self.children
-            if c.metrics_url and c.exit_code is None
+            {"targets": [place], "labels": {"run": self._dir.name, "stage": stage, "replica": str(replica)}}
+            for stage, replica, place in (("supervisor", 0, self.page.place), *places)
+            if place
         ]
 
     def _signalled(self) -> None:

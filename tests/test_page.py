@@ -97,10 +97,17 @@ def test_news_come_once_a_second(process: Process) -> None:
 
 def test_prometheus_finds_every_process(process: Process) -> None:
     found = got(process, "targets")
-    assert [one["labels"]["stage"] for one in found] == ["reader", "framer", "cropper", "tagger", "writer"]
+    stages = ["supervisor", "reader", "framer", "cropper", "tagger", "writer"]
+    assert [one["labels"]["stage"] for one in found] == stages
     for one in found:
         with urlopen(f"http://{one['targets'][0]}/metrics", timeout=10) as page:
-            assert f'stage="{one["labels"]["stage"]}"' in page.read().decode()
+            text = page.read().decode()
+        if one["labels"]["stage"] == "supervisor":
+            assert 'streamer_processes{stage="tagger",state="running"} 1.0' in text
+            assert re.search(r'streamer_run_events_total{outcome="fed"} [1-9]', text)
+            assert re.search(r"streamer_disk_free_bytes [1-9]", text)
+        else:
+            assert f'streamer_state{{stage="{one["labels"]["stage"]}"' in text
 
 
 def test_it_is_read_only_and_keeps_others_out(process: Process) -> None:

@@ -1,7 +1,8 @@
 """The page's server: in the supervisor's event loop, on loopback, read-only.
 
 `/` is the page, `/events` sends what is new once a second (server-sent events), `/history` the last minutes,
-`/targets` is for Prometheus' HTTP service discovery, `/healthz` for whoever keeps the run alive.
+`/targets` is for Prometheus' HTTP service discovery, `/metrics` tells of the run as a whole, `/healthz` is for whoever
+keeps it alive.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -125,6 +127,8 @@ class Page:
         The last looks: rows of numbers.
     targets : callable
         For Prometheus: each process's address and labels.
+    metrics : callable
+        The run's own page of metrics.
     """
 
     def __init__(
@@ -133,9 +137,10 @@ class Page:
         snapshot: Callable[[], dict[str, Any]],
         history: Callable[[], dict[str, Any]],
         targets: Callable[[], list[dict[str, Any]]],
+        metrics: Callable[[], bytes],
     ) -> None:
         self.config, self.news = config, News()
-        self._snapshot = snapshot
+        self._snapshot, self._run_metrics = snapshot, metrics
         self.token = config.token or ("" if config.is_loopback else secrets.token_urlsafe(24))
         routes = [Route(f"/{name}", self._asset(*asset)) for name, asset in ASSETS.items()]
         routes += [
@@ -144,6 +149,7 @@ class Page:
                 Route(f"/{name}", _plain(data))
                 for name, data in (("state", snapshot), ("history", history), ("targets", targets))
             ),
+            Route("/metrics", self._metrics),
             Route("/healthz", self._healthz),
         ]
         hosts = ["127.0.0.1", "localhost", "[::1]", config.host] if config.is_loopback else ["*"]
@@ -152,11 +158,15 @@ class Page:
         self._socket: socket.socket | None = None
 
     @property
+    def place(self) -> str:
+        """Host and port."""
+        assert self._socket is not None
+        return f"{self.config.host}:{self._socket.getsockname()[1]}"
+
+    @property
     def address(self) -> str:
         """What to open in a browser."""
-        assert self._socket is not None
-        port = self._socket.getsockname()[1]
-        return f"http://{self.config.host}:{port}/{f'?token={self.token}' if self.token else ''}"
+        return f"http://{self.place}/{f'?token={self.token}' if self.token else ''}"
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -205,6 +215,9 @@ class Page:
             return Response(data, media_type=kind)
 
         return answer
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self._run_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _healthz(self, _: Request) -> Response:
         state = self._snapshot().get("state", "starting")
