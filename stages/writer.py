@@ -15,6 +15,7 @@ from typing import Any
 
 from stages import records
 from stages.config import Config, digest
+from stages.glimpse import glimpse
 from stages.manifest import Manifest, OpenManifest
 from stages.results import Results, drop, stored_sources
 from streamer import __version__
@@ -197,6 +198,9 @@ class Writer(Sink):
         assert self._journal is not None
         self._journal.add(block)
         self.results.errors.add(block, self._segment)
+
+    def glimpse(self, block: Block) -> dict[str, Any] | None:
+        return glimpse(block, self.config)
 
     async def sync(self) -> None:
         """Bring everything to disk. A disk that takes nothing is tried again for `writer.disk_patience`.

@@ -119,6 +119,14 @@ def stage(
     leave(code)
 
 
+@app.command(hidden=True)
+def draw(config: Annotated[Path, typer.Option("--config")]) -> None:
+    """Draw events for the live page: asked and answered in lines of JSON."""
+    from streamer.monitor.drawing import draw_for_ever
+
+    draw_for_ever(installed_pipeline(), config)
+
+
 for command in (status, top, stop, scale):
     app.command(rich_help_panel="Stream")(command)
 

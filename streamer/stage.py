@@ -227,6 +227,10 @@ class Sink(Unit, ABC):
     def write(self, block: Block) -> None:
         """Take a block. It need not be on disk before `sync` returns."""
 
+    def glimpse(self, block: Block) -> dict[str, Any] | None:
+        """One event of a block for people to look at, as plain data with its sequence `number`."""
+        return None
+
     @abstractmethod
     async def sync(self) -> None:
         """Bring everything that was written to disk."""

@@ -34,6 +34,7 @@ from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
 
 if TYPE_CHECKING:
+    from streamer.monitor.drawing import Drawer
     from streamer.monitor.server import Page
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ FRESH_S = 60.0
 """A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
+GLIMPSES = 24
+"""So many events can be looked at."""
 SAID, MOST_SAID = 50, 500
 """So many warnings are kept for the page, and so many characters of each."""
 
@@ -99,6 +102,7 @@ class Supervisor:
         self._dir = Path()
         self._watch, self._begun = Watch(pipeline.names), time.time()
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
+        self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
         self.page = self._page()
 
     async def run(self) -> Outcome:
@@ -399,6 +403,8 @@ class Supervisor:
             child.error = news.get("error", child.error)
             child.again = news.get("again", child.again)
             child.report = news.get("report", child.report)
+            if news.get("glimpse"):
+                self._glimpses.append(news["glimpse"])
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
@@ -433,6 +439,7 @@ class Supervisor:
             self._watch.look(time.time(), self._processes())
             if self.page is not None:
                 self.page.tell()
+                self.page.tidy()
             if self.on_progress is not None:
                 self.on_progress(self._seen)
 
@@ -507,7 +514,13 @@ class Supervisor:
         from streamer.monitor.server import Page  # a web server takes time to load
 
         metrics = RunMetrics(lambda: self._watch.state, self.config.output)
-        return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page)
+        return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page, self._drawer())
+
+    def _drawer(self) -> "Callable[[], Drawer] | None":
+        from streamer.monitor.drawing import Drawer
+
+        program = self.pipeline.program
+        return (lambda: Drawer(program, self._dir / "config.toml")) if self.pipeline.draw else None
 
     def _processes(self) -> list[Seen]:
         found = []
@@ -529,7 +542,7 @@ class Supervisor:
         }
         seen = self._watch.state
         told = {"verdict": verdict(state, seen)} if seen else {}
-        return {"state": state, "run": run, **seen, **told, "said": list(self._said)}
+        return {"state": state, "run": run, **seen, **told, "said": list(self._said), "events": list(self._glimpses)}
 
     def _history(self) -> dict[str, Any]:
         return {"series": SERIES, "rows": list(self._watch.history)}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUANTILES = ("0.5", "0.95", "0.99")
+GLIMPSE_NS = 1_000_000_000
+"""The live page is shown an event so often."""
 DONE_BLOCKS = 4096
 """The last blocks of which the writer's report tells one by one."""
 
@@ -46,6 +48,7 @@ class Writing:
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
         self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
+        self.glimpsed = 0
         self.wake = asyncio.Event()
         self.over = False
 
@@ -117,6 +120,9 @@ class Writing:
         metrics.duration.observe(took)
         metrics.busy.inc(took)
         self.process.book_done(block, self.unit, bad=n_bad)
+        if self.process.config.monitor.on and now - self.glimpsed >= GLIMPSE_NS:
+            self.glimpsed = now
+            self.process.tell(self.process.life.state, glimpse=self.unit.glimpse(block))
         self.fresh_times.append(fed)
         self.n_fresh += block.n_events
         if self.n_fresh >= self.unit.commit_events:

@@ -115,6 +115,7 @@ def test_it_is_read_only_and_keeps_others_out(process: Process) -> None:
         assert asked(process, method, "/state")[0] == 405
     assert asked(process, "GET", "/state", Host="evil.example")[0] == 400  # a page elsewhere that calls itself us
     assert asked(process, "GET", "/../supervisor.py")[0] == 404
+    assert asked(process, "GET", "/display/999999999")[0] == 404
     status, headers = asked(process, "GET", "/")
     assert status == 200
     assert "default-src 'self'" in headers["content-security-policy"]
@@ -193,6 +194,14 @@ def test_in_a_browser(process: Process, browser: Any) -> None:
     assert len(charts) == 2
     pixels = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v); }"
     assert all(chart.evaluate(pixels) for chart in charts), "something is drawn"
+
+    page.click("#events button >> nth=0")
+    page.wait_for_selector("#crops canvas", timeout=60_000)
+    assert page.inner_text("#display-title").startswith("run ")
+    assert "ECAL [GeV], 1 pixels" in page.inner_text("#display-channels")
+    assert page.query_selector("#frame").evaluate(pixels)
+    assert "eg " in page.inner_text("#objects")
+    page.keyboard.press("Escape")
 
     process.stage("tagger-0").send_signal(signal.SIGKILL)
     page.wait_for_selector(".stage.down[data-stage=tagger]", timeout=3000)

@@ -1,8 +1,8 @@
 """The page's server: in the supervisor's event loop, on loopback, read-only.
 
 `/` is the page, `/events` sends what is new once a second (server-sent events), `/history` the last minutes,
-`/targets` is for Prometheus' HTTP service discovery, `/metrics` tells of the run as a whole, `/healthz` is for whoever
-keeps it alive.
+`/display/NUMBER` has what is to be seen of one of the last events. `/targets` is for Prometheus' HTTP service
+discovery, `/metrics` tells of the run as a whole, `/healthz` is for whoever keeps it alive.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamer.config import MonitorConfig
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
+from streamer.monitor.drawing import Drawer
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -35,6 +36,7 @@ ASSETS = {
     "page.js": ("page.js", "text/javascript"),
     "chain.js": ("chain.js", "text/javascript"),
     "charts.js": ("charts.js", "text/javascript"),
+    "display.js": ("display.js", "text/javascript"),
     "page.css": ("page.css", "text/css"),
     "uplot.js": ("uplot.js", "text/javascript"),
     "uplot.css": ("uplot.css", "text/css"),
@@ -129,6 +131,8 @@ class Page:
         For Prometheus: each process's address and labels.
     metrics : callable
         The run's own page of metrics.
+    drawer : callable, optional
+        Makes who draws events.
     """
 
     def __init__(
@@ -138,9 +142,11 @@ class Page:
         history: Callable[[], dict[str, Any]],
         targets: Callable[[], list[dict[str, Any]]],
         metrics: Callable[[], bytes],
+        drawer: Callable[[], Drawer] | None = None,
     ) -> None:
         self.config, self.news = config, News()
         self._snapshot, self._run_metrics = snapshot, metrics
+        self._make_drawer, self._drawer = drawer, None  # type: tuple[Callable[[], Drawer] | None, Drawer | None]
         self.token = config.token or ("" if config.is_loopback else secrets.token_urlsafe(24))
         routes = [Route(f"/{name}", self._asset(*asset)) for name, asset in ASSETS.items()]
         routes += [
@@ -150,6 +156,7 @@ class Page:
                 for name, data in (("state", snapshot), ("history", history), ("targets", targets))
             ),
             Route("/metrics", self._metrics),
+            Route("/display/{number:int}", self._display),
             Route("/healthz", self._healthz),
         ]
         hosts = ["127.0.0.1", "localhost", "[::1]", config.host] if config.is_loopback else ["*"]
@@ -198,9 +205,16 @@ class Page:
             yield
         finally:
             self.news.close()
+            if self._drawer is not None:
+                await self._drawer.close()
             server.should_exit = True
             await serving
             self._socket.close()
+
+    def tidy(self) -> None:
+        """To be called now and then."""
+        if self._drawer is not None:
+            self._drawer.tidy()
 
     def tell(self) -> None:
         """There is news."""
@@ -215,6 +229,17 @@ class Page:
             return Response(data, media_type=kind)
 
         return answer
+
+    async def _display(self, request: Request) -> Response:
+        number = request.path_params["number"]
+        one = next((one for one in self._snapshot().get("events", ()) if one["number"] == number), None)
+        if one is None or self._make_drawer is None:
+            return PlainTextResponse("that event is not among the last ones\n", 404)
+        self._drawer = self._drawer or self._make_drawer()
+        try:
+            return JSONResponse(_finite(await self._drawer.draw(one)))
+        except StreamerError as error:
+            return PlainTextResponse(f"{error}\n", 503)
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self._run_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -2,6 +2,7 @@
 
 import { Charts } from "./charts.js";
 import { drawChain, duration, element, number, percent } from "./chain.js";
+import { showEvents } from "./display.js";
 
 const REASONS = { full: "#2a9d8f", idle: "#457b9d", deadline: "#e76f51", max_wait: "#e9c46a", drain: "#8d99a8", alone: "#9b5de5" };
 const STALE_MS = 5000;
@@ -107,6 +108,7 @@ function show(state) {
   drawChain(at("chain"), state.stages);
   ledger(state.totals);
   batches(state.batches);
+  showEvents(state.events);
 }
 
 function lost(text) {
