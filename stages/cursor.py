@@ -25,13 +25,14 @@ class Cursor:
         self._line, self._schema, self._read = line, schema, read
         self._steps: Iterator[tuple[Int64s, Columns, int]] = iter(())
         self._held: list[tuple[Int64s, Columns]] = []
-        self._until = -1  # what is before this place has been read
+        self._taken, self._until = 0, -1  # what is before these places has been taken, or read
 
     def take(self, first: int, n: int) -> tuple[Int64s, Columns]:
         """The events at the places `first` to `first + n`: which of these there are, from 0, and their columns."""
-        if not self._until - n <= first <= self._until:
+        if not self._taken <= first <= self._until:
             self._held, self._until = [], first
             self._steps = self._from(first)
+        self._taken = first + n
         while self._until < first + n:
             places, columns, self._until = next(self._steps)
             if places.size:
