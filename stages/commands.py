@@ -33,12 +33,14 @@ def add_commands(app: typer.Typer) -> None:
     from stages.errors_command import errors
     from stages.ledger_command import ledger
     from stages.network_commands import add_networks
+    from stages.skim_command import skim
 
     app.command(rich_help_panel="Stream")(run)
     app.command(rich_help_panel="Stream")(demo)
     app.command(rich_help_panel="Stream")(finish)
     app.command(rich_help_panel="Stream")(ledger)
     app.command(rich_help_panel="Stream")(errors)
+    app.command(rich_help_panel="Stream")(skim)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Event files")(view)

@@ -118,7 +118,8 @@ def test_a_file_without_time_stamps_is_told_so(tmp_path: Path) -> None:
 def test_a_run_follows_the_time_stamps(streamer: Processes, tmp_path: Path) -> None:
     times = NOW + np.array([0, 2, 4, 3600 * 24 * 900, 3600 * 24 * 900 + 1]) * SECOND
     path, model = with_times(tmp_path / "a.root", time=times), sum_model(tmp_path / "sum.onnx")
-    run = streamer("run", path, "--feed", "recorded 20", "--set", "feed.max_gap=0.2", "--tagger", f"eg={model}")
+    feed = ("--feed", "recorded 20", "--set", "feed.max_gap=0.2")
+    run = streamer("run", path, "-o", tmp_path / "out", *feed, "--tagger", f"eg={model}")
     run.check()
     assert "5 fed = 5 scored" in run.out
     assert run.err.count("900.0 days from the one before it") == 1

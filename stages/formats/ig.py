@@ -8,7 +8,7 @@ in cm here. Photons are not linked to superclusters, so there is no `Photon_seed
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -74,6 +74,12 @@ class IgFile(EventFile):
                     report(entry, 1, f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
             if events:
                 yield Step(np.array(entries, np.int64), _columns(wanted, events))
+
+    def members(self, entries: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """The names and texts of events as they are in the archive."""
+        for entry in entries:
+            info = self._entries[entry]
+            yield info.filename, self._zip.read(info)
 
     def _event(self, entry: int) -> dict[str, Any]:
         info = self._entries[entry]
