@@ -200,9 +200,10 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
             outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(books.why_not))
     error = outcome.error
     if outcome.exit_code == EXIT_OK:
-        from stages.truth import tell
+        from stages import mix_table, truth
 
-        tell(folder)
+        mix_table.tell(folder)
+        truth.tell(folder)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
@@ -254,12 +255,13 @@ _EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
 
 def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
     """Turn what a run that broke off has on disk into ROOT files. To go on with it: streamer run --resume."""
+    from stages import mix_table, truth
     from stages.finishing import finish as finish_folder
-    from stages.truth import tell
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")
-    tell(folder)
+    mix_table.tell(folder)
+    truth.tell(folder)
 
 
 def inspect(

@@ -1,0 +1,156 @@
+"""What became of each input of a mix: how many of its events were fed, and how its objects scored.
+
+It is read back from the files of scores, so that it tells of what was written. An event that was fed again counts
+again: the shares are those of the feed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import typer
+import uproot
+from rich.console import Console
+from rich.table import Table
+
+from stages.config import Config
+from stages.inputs import shown
+from stages.manifest import Manifest
+from stages.records import SOURCE_INPUT
+from streamer.block import Array
+
+READ_EVENTS = 100_000
+MOST = 1_000_000
+"""Quantiles are of so many objects of an input at most, the first ones."""
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass
+class Scores:
+    """The scores of one tagger for the objects of one input.
+
+    Attributes
+    ----------
+    n, total : int, float
+        How many objects have a score, and the sum of these.
+    """
+
+    n: int = 0
+    total: float = 0.0
+    _kept: list[Array] = field(default_factory=list)
+    _n_kept: int = 0
+
+    def add(self, scores: Array) -> None:
+        """Take in scores; -1 is none."""
+        good = scores[scores != -1]
+        self.n += good.size
+        self.total += float(good.sum(dtype=np.float64))
+        some = good[: MOST - self._n_kept]
+        if some.size:
+            self._kept.append(some)
+            self._n_kept += some.size
+
+    def figures(self) -> tuple[float, ...]:
+        """Mean and quantiles; NaN where there is no score."""
+        if not self.n:
+            return (np.nan,) * (1 + len(QUANTILES))
+        return self.total / self.n, *np.quantile(np.concatenate(self._kept), QUANTILES).tolist()
+
+
+@dataclass
+class OfInput:
+    """What became of one input.
+
+    Attributes
+    ----------
+    share : float
+        Of the events, as it was asked for.
+    n_events, n_errors : int
+        Events on disk, and those of them that could not be processed.
+    scores : dict of str to Scores
+        By tagger.
+    """
+
+    name: str
+    share: float
+    n_events: int = 0
+    n_errors: int = 0
+    scores: dict[str, Scores] = field(default_factory=dict)
+
+
+def read(paths: Sequence[Path], names: Sequence[str], weights: Sequence[float]) -> list[OfInput]:
+    """What a run's files of scores say of its inputs.
+
+    Parameters
+    ----------
+    names, weights : sequence
+        Of the inputs, as they were mixed.
+    """
+    inputs = [OfInput(name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
+    for path in paths:
+        with uproot.open({str(path): None}) as file:
+            taggers = json.loads(str(file["streamer_taggers"]))
+            columns = {name: f"{spec['objects']}_{spec['score']}" for name, spec in taggers.items()}
+            tree = file["Events"]
+            for first in range(0, tree.num_entries, READ_EVENTS):
+                wanted = [SOURCE_INPUT.name, "error", *columns.values()]
+                last = min(first + READ_EVENTS, tree.num_entries)
+                _add(inputs, columns, tree.arrays(wanted, entry_start=first, entry_stop=last, how=dict))
+    return inputs
+
+
+def _add(inputs: Sequence[OfInput], columns: dict[str, str], arrays: Any) -> None:
+    whose = np.asarray(arrays[SOURCE_INPUT.name])
+    for place, one in enumerate(inputs):
+        own = whose == place
+        one.n_events += int(own.sum())
+        one.n_errors += int(np.count_nonzero(np.asarray(arrays["error"])[own]))
+        for tagger, column in columns.items():
+            one.scores.setdefault(tagger, Scores()).add(np.asarray(ak.flatten(arrays[column][own], axis=None)))
+
+
+def tell(folder: Path) -> None:
+    """Print what became of each input of a run that was a mix; nothing where it was none.
+
+    What goes wrong is one line: the scores are good without.
+    """
+    paths = sorted(folder.glob("scores*.root"))
+    try:
+        about = Manifest(folder / "books" / "writer-0.manifest").about
+        given = Config.model_validate(about["config"]).input
+        if not given.weights or not paths:
+            return
+        inputs = read(paths, [str(shown(name)) for name in given.files], given.weights)
+    except Exception as error:  # whatever a disk or a reader of ROOT files can come up with
+        why = " ".join(f"{error!r}".split())[:160]
+        typer.echo(f"streamer: {folder}: the scores cannot be read back for the table of the mix ({why})", err=True)
+        return
+    n = max(1, sum(one.n_events for one in inputs))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in (
+        "input",
+        "asked",
+        "events",
+        "share",
+        "errors",
+        "tagger",
+        "scored",
+        "mean",
+        *map("{:.0%}".format, QUANTILES),
+    ):
+        left = title in ("input", "tagger")
+        table.add_column(title, justify="left" if left else "right", no_wrap=not left)
+    for one in inputs:
+        row: tuple[str, ...] = (
+            Path(one.name).name,
+            *(f"{one.share:.2%}", f"{one.n_events:,}", f"{one.n_events / n:.2%}", f"{one.n_errors:,}"),
+        )
+        for tagger, scores in one.scores.items():
+            figures = ("-" if np.isnan(value) else f"{value:.3f}" for value in scores.figures())
+            table.add_row(*row, tagger, f"{scores.n:,}", *figures)
+            row = ("",) * len(row)
+    Console().print(table)
