@@ -5,6 +5,7 @@ again: the shares are those of the feed.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ class OfInput:
         Of the events, as it was asked for.
     n_events, n_errors : int
         Events on disk, and those of them that could not be processed.
+    accepted : Counter
+        Events that a path of the menu accepted, by its column.
     scores : dict of str to Scores
         By tagger.
     """
@@ -79,6 +82,7 @@ class OfInput:
     share: float
     n_events: int = 0
     n_errors: int = 0
+    accepted: Counter[str] = field(default_factory=Counter)
     scores: dict[str, Scores] = field(default_factory=dict)
 
 
@@ -97,10 +101,15 @@ def read(paths: Sequence[Path], names: Sequence[str], weights: Sequence[float]) 
             columns = {name: f"{spec['objects']}_{spec['score']}" for name, spec in taggers.items()}
             tree = file["Events"]
             for first in range(0, tree.num_entries, READ_EVENTS):
-                wanted = [SOURCE_INPUT.name, "error", *columns.values()]
+                wanted = [SOURCE_INPUT.name, "error", *columns.values(), *paths_of(tree)]
                 last = min(first + READ_EVENTS, tree.num_entries)
                 _add(inputs, columns, tree.arrays(wanted, entry_start=first, entry_stop=last, how=dict))
     return inputs
+
+
+def paths_of(tree: Any) -> list[str]:
+    """The columns of the decisions of a menu's paths; none where there was no menu."""
+    return [name for name in map(str, tree.keys()) if name.startswith("HLT_") and not name.endswith("_prescale")]
 
 
 def _add(inputs: Sequence[OfInput], columns: dict[str, str], arrays: Any) -> None:
@@ -109,6 +118,8 @@ def _add(inputs: Sequence[OfInput], columns: dict[str, str], arrays: Any) -> Non
         own = whose == place
         one.n_events += int(own.sum())
         one.n_errors += int(np.count_nonzero(np.asarray(arrays["error"])[own]))
+        for path in [name for name in arrays if name.startswith("HLT_")]:
+            one.accepted[path] += int(np.count_nonzero(np.asarray(arrays[path])[own]))
         for tagger, column in columns.items():
             one.scores.setdefault(tagger, Scores()).add(np.asarray(ak.flatten(arrays[column][own], axis=None)))
 
@@ -121,7 +132,8 @@ def tell(folder: Path) -> None:
     paths = sorted(folder.glob("scores*.root"))
     try:
         about = Manifest(folder / "books" / "writer-0.manifest").about
-        given = Config.model_validate(about["config"]).input
+        config = Config.model_validate(about["config"])
+        given = config.input
         if not given.weights or not paths:
             return
         inputs = read(paths, [str(shown(name)) for name in given.files], given.weights)
@@ -129,21 +141,24 @@ def tell(folder: Path) -> None:
         why = " ".join(f"{error!r}".split())[:160]
         typer.echo(f"streamer: {folder}: the scores cannot be read back for the table of the mix ({why})", err=True)
         return
-    n = max(1, sum(one.n_events for one in inputs))
+    console = Console()
+    console.print(_of_inputs(inputs))
+    if any(one.accepted for one in inputs):
+        console.print(_of_paths(inputs, config.feed.hertz))
+
+
+def _table(*titles: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for title in (
-        "input",
-        "asked",
-        "events",
-        "share",
-        "errors",
-        "tagger",
-        "scored",
-        "mean",
-        *map("{:.0%}".format, QUANTILES),
-    ):
-        left = title in ("input", "tagger")
-        table.add_column(title, justify="left" if left else "right", no_wrap=not left)
+    for title in titles:
+        left = title in ("input", "tagger", "path")
+        table.add_column(title, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return table
+
+
+def _of_inputs(inputs: Sequence[OfInput]) -> Table:
+    n = max(1, sum(one.n_events for one in inputs))
+    quantiles = map("{:.0%}".format, QUANTILES)
+    table = _table("input", "asked", "events", "share", "errors", "tagger", "scored", "mean", *quantiles)
     for one in inputs:
         row: tuple[str, ...] = (
             Path(one.name).name,
@@ -153,4 +168,27 @@ def tell(folder: Path) -> None:
             figures = ("-" if np.isnan(value) else f"{value:.3f}" for value in scores.figures())
             table.add_row(*row, tagger, f"{scores.n:,}", *figures)
             row = ("",) * len(row)
-    Console().print(table)
+    return table
+
+
+def _of_paths(inputs: Sequence[OfInput], hertz: float) -> Table:
+    """Which share of each input each path accepts; of a live feed also how many a second."""
+    n = max(1, sum(one.n_events for one in inputs))
+    table = _table("path", "input", "accepted", "efficiency", *(["rate"] if hertz else []))
+    for path in dict.fromkeys(path for one in inputs for path in one.accepted):
+        for k, one in enumerate(inputs):
+            n_accepted = one.accepted[path]
+            share, error = efficiency(n_accepted, one.n_events)
+            rate = [f"{hertz * n_accepted / n:,.3g} +- {hertz * np.sqrt(n_accepted) / n:,.2g} Hz"] if hertz else []
+            told = f"{share:.3%} +- {error:.3%}" if one.n_events else "-"
+            table.add_row("" if k else path, Path(one.name).name, f"{n_accepted:,}", told, *rate)
+    return table
+
+
+def efficiency(n_accepted: int, n_events: int) -> tuple[float, float]:
+    """A share and its binomial error; of none or all, the error is that of one event more or less."""
+    if not n_events:
+        return float("nan"), float("nan")
+    share = n_accepted / n_events
+    likely = min(max(n_accepted, 1), max(n_events - 1, 1)) / n_events
+    return share, float(np.sqrt(likely * (1 - min(likely, 1.0)) / n_events))

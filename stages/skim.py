@@ -82,6 +82,11 @@ def any_of(columns: Sequence[str]) -> Selection:
     return Selection(tuple(columns), select)
 
 
+def of_streams(names: Sequence[str]) -> Selection:
+    """Events that are in one of these streams of a menu, which the results have a column for."""
+    return any_of([f"Stream_{name}" for name in names])
+
+
 def listed(path: Path) -> Selection:
     """Events that stand in a file, a line for each: `run:lumisection:event`.
 

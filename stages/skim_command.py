@@ -19,6 +19,9 @@ def skim(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to make.")] = Path("skim.root"),
+    stream: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Events of this stream of the menu; with several, of any.")
+    ] = None,
     select: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,19 +44,20 @@ def skim(
 
     [bold]Examples[/bold]
 
-      streamer skim out --select HLT_Photon40 -o skim.root
+      streamer skim out --stream physics -o skim.root
+      streamer skim out --select HLT_Photon40
       streamer skim out --events picked.txt
       streamer skim out --select error --without 'L1_*'
     """
     from stages.inputs import expand
-    from stages.skim import any_of, listed
+    from stages.skim import any_of, listed, of_streams
     from stages.skim import skim as copied
 
-    if bool(select) == bool(events):
-        raise UsageError("say which events: --select COLUMN, or --events FILE")
+    if bool(stream) + bool(select) + bool(events) != 1:
+        raise UsageError("say which events: --stream NAME, or --select COLUMN, or --events FILE")
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: exists; choose another --output, or --overwrite")
-    selection = any_of(select) if select else listed(events or Path())
+    selection = listed(events) if events else of_streams(stream) if stream else any_of(select or [])
     try:
         made = copied(folder, selection, output, expand(inputs) if inputs else (), without or ())
     except OSError as error:

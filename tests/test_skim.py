@@ -18,7 +18,8 @@ from stages.config import InputConfig, packaged
 from stages.copying import Copy, Layout, _add, layout_of
 from stages.formats import open_events
 from stages.formats.tree import TreeFile
-from stages.skim import accepted, any_of
+from stages.skim import accepted, any_of, of_streams
+from streamer.errors import UsageError
 
 
 @pytest.fixture
@@ -191,11 +192,15 @@ def test_what_was_accepted_in_any_pass_is_accepted(tmp_path: Path) -> None:
         "event": np.array([50, 51, 20, 50, 51], "u8"),
         "HLT_A": np.array([False, False, True, True, False]),
         "HLT_B": np.array([False, True, False, True, False]),
+        "Stream_physics": np.array([False, False, False, False, True]),
     }
     with uproot.recreate(path) as file:
         file.mktree("Events", {name: array.dtype for name, array in columns.items()}).extend(columns)
     found = accepted([path], any_of(["HLT_A"]))
     assert {number: one.entries.tolist() for number, one in found.items()} == {0: [2, 5]}
     assert found[0].numbers.tolist() == [[7, 7], [7, 7], [20, 50]]
+    assert list(accepted([path], of_streams(["physics"]))) == [1]
+    with pytest.raises(UsageError, match="there is no column 'Stream_physic'; did you mean 'Stream_physics'"):
+        accepted([path], of_streams(["physic"]))
     found = accepted([path], any_of(["HLT_A", "HLT_B"]))
     assert {number: one.entries.tolist() for number, one in found.items()} == {0: [2, 5], 1: [5]}
