@@ -42,6 +42,7 @@ class Reader(Source):
         self.outputs = records.hits(config)
         self._files: list[tuple[EventFile, Choice]] = []
         own = {column.name for column in CORE_COLUMNS}
+        self._watch = Watch(config.feed, self.count)
         self._schema = Schema(column for column in self.outputs.columns if column.name not in own)
 
     def setup(self) -> None:
@@ -95,6 +96,7 @@ class Reader(Source):
             log.warning("%s: %s", _first(paths), note)
 
     def close(self) -> None:
+        self._watch.close()
         for file, _ in self._files:
             file.close()
 
@@ -110,7 +112,7 @@ class Reader(Source):
 
     def _one_by_one(self, missing: Missing) -> Iterator[Columns]:
         """One file after the other."""
-        watch = Watch(self.config.feed, self.count)
+        watch = self._watch
         for replay in itertools.count() if self.config.feed.loop else range(1):
             n_pass = 0
             for number in range(self.replica, len(self._files), self.n_replicas):

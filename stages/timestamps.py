@@ -1,6 +1,7 @@
 """Watches the time stamps that a feed follows: odd ones are counted, and the first of each kind is told."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from streamer.report import duration
 log = logging.getLogger(__name__)
 
 _DAY_S = 86_400.0
+_IN_SHORT = {"none": "are missing", "backwards": "lie before an earlier one", "jump": "are far from the one before"}
 _MOST_NS = 4e18
 
 
@@ -36,6 +38,7 @@ class Watch:
         self._told: set[str] = set()
         self._path: Path | str = ""
         self._anew, self._last = True, 0
+        self._n, self._odd = 0, Counter[str]()
 
     def begin(self, path: Path | str) -> None:
         """Another file begins, whose time stamps need not follow."""
@@ -49,10 +52,11 @@ class Watch:
         times, odd = self._recorded.take(stamps, anew=self._anew)
         for kind, places in odd.items():
             self._count("odd_time_stamps", kind, places.size)
+            self._odd[kind] += places.size
             if places.size and kind not in self._told:
                 self._told.add(kind)
                 self._tell(kind, int(step.entries[places[0]]), self._apart(stamps, int(places[0])))
-        self._anew, self._last = False, int(stamps[-1])
+        self._anew, self._last, self._n = False, int(stamps[-1]), self._n + stamps.size
         return {"recorded": times}
 
     def _apart(self, stamps: "np.ndarray[tuple[int], np.dtype[np.int64]]", place: int) -> str:
@@ -71,7 +75,13 @@ class Watch:
             ),
         }[kind]
         log.warning(
-            "%s: entry %d %s; %s, and so do others, which are counted (streamer_odd_time_stamps_total); "
-            "is [input.columns] %s the right column, and input.time_unit its unit?",
+            "%s: entry %d %s; %s. Others are counted. If many are so, see whether [input.columns] %s is right, "
+            "and input.time_unit",
             *(self._path, entry, what, then, TIME.name),
         )
+
+    def close(self) -> None:
+        """Tell how many were odd."""
+        if self._odd.total():
+            told = ", ".join(f"{n:,} {_IN_SHORT[kind]}" for kind, n in self._odd.items() if n)
+            log.warning("of %s time stamps, %s", f"{self._n:,}", told)

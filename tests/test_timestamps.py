@@ -101,7 +101,11 @@ def test_what_is_odd_costs_one_line_and_is_counted(tmp_path: Path, caplog: pytes
     assert len(caplog.messages) == 3
     assert caplog.messages[1].startswith(
         f"{first}: entry 3 was recorded 1,095.0 days from the one before it; the feed goes on in at most 1 s "
-        "(feed.max_gap), and so do others, which are counted"
+        "(feed.max_gap). Others are counted. "
+    )
+    made.close()
+    assert caplog.messages[3] == (
+        "of 10 time stamps, 1 are missing, 1 lie before an earlier one, 3 are far from the one before"
     )
 
 
