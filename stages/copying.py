@@ -56,14 +56,17 @@ class Layout:
         return [name for name, _ in self.columns]
 
     def types(self) -> dict[str, Any]:
-        """What uproot is handed for a TTree; what one counter counts is a record."""
-        records = {
-            _record(counter): ak.types.ListType(
-                ak.types.RecordType([ak.types.NumpyType(np.dtype(kind).name) for kind in kinds.values()], list(kinds))
-            )
-            for counter, kinds in self.lists.items()
-        }
-        return self.plain | records
+        """What uproot is handed for a TTree, in the order of the source; what one counter counts is a record."""
+        owner = {name: counter for counter, kinds in self.lists.items() for name in (counter, *kinds)}
+        out: dict[str, Any] = {}
+        for name in self.names:
+            if name not in owner:
+                out[name] = self.plain[name]
+                continue
+            kinds = self.lists[owner[name]]
+            members = [ak.types.NumpyType(np.dtype(kind).name) for kind in kinds.values()]
+            out[_record(owner[name])] = ak.types.ListType(ak.types.RecordType(members, list(kinds)))
+        return out
 
 
 def _record(counter: str) -> str:

@@ -10,6 +10,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from foreign_files import write_delphes, write_mlanalyzer
 from physics_helpers import Processes, call, event, ig_text, sum_model, write_hits, write_ig
 from uproot.containers import AsVector
 from uproot.interpretation.objects import AsObjects
@@ -204,3 +205,20 @@ def test_what_was_accepted_in_any_pass_is_accepted(tmp_path: Path) -> None:
         accepted([path], of_streams(["physic"]))
     found = accepted([path], any_of(["HLT_A", "HLT_B"]))
     assert {number: one.entries.tolist() for number, one in found.items()} == {0: [2, 5], 1: [5]}
+
+
+@pytest.mark.parametrize(("write", "tree"), [(write_delphes, "Delphes"), (write_mlanalyzer, "fevt/RHTree")])
+def test_trees_of_other_kinds_are_copied_as_they_are(tmp_path: Path, write: Any, tree: str) -> None:
+    tower = {"Tower_eta": [0.1], "Tower_phi": [0.1], "Tower_emEnergy": [9.0]}
+    image = np.random.default_rng(1).random((280, 360)).astype("f4")
+    events = [tower | {"images": {"ECAL": k * image}} for k in range(3)]
+    path = write(tmp_path / "in.root", events)
+    file = open_events(path, InputConfig())
+    assert isinstance(file, TreeFile)
+    with Copy(tmp_path / "out.root", layout_of(file)) as copy:
+        copy.add(file, np.array([0, 2]))
+    found, wanted = columns_of(tmp_path / "out.root", tree), columns_of(path, tree)
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        assert raw(found[name]) == raw(array[[0, 2]]), name
+    assert type(open_events(tmp_path / "out.root", InputConfig())) is type(file)
