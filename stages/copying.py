@@ -17,16 +17,17 @@ import awkward as ak
 import numpy as np
 import uproot
 
+from stages.formats.base import one_line
 from stages.formats.tree import TreeFile
 from stages.order import Int64s
 from streamer.disk import sync_folder
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
 
 WINDOW_BYTES = 64 << 20
 """So much of a file is held at a time."""
 WINDOW_ENTRIES = 10_000
 WRITE_BYTES = 32 << 20
-"""Events are written when they are so much, or at their file's end: few large baskets are read back fast."""
+"""Events are written when they are so much, or all: few large baskets are read back fast."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,26 @@ class Copy:
         return self
 
     def add(self, file: TreeFile, entries: Int64s) -> None:
-        """Copy entries (int64, rising) of a file of this layout."""
+        """Copy entries (int64, rising) of a file of this layout.
+
+        Raises
+        ------
+        StreamerError
+            Some cannot be read.
+        """
         for first, last in windows(file, entries):
             picked = entries[np.searchsorted(entries, first) : np.searchsorted(entries, last)] - first
-            arrays = file.whole(self.layout.names, first, last)
+            try:
+                arrays = file.whole(self.layout.names, first, last)
+            except StreamerError:
+                raise
+            except Exception as error:  # uproot raises whatever the broken bytes lead to
+                told = f"{file.path}: entries {first} to {last - 1} cannot be read: {one_line(error)}"
+                raise StreamerError(f"{told}; leave out the column that is broken (--without), or mend it") from None
             self._held.append({name: array[picked] for name, array in arrays.items()})
             self.n_events += picked.size
             if sum(array.nbytes for part in self._held for array in part.values()) >= WRITE_BYTES:
                 self._flush()
-        self._flush()
 
     def _flush(self) -> None:
         if not self._held:
@@ -193,15 +205,24 @@ class Copy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if kind is None:
+                self._flush()
+            self._file.close()
+        except BaseException:
+            self._drop()
+            raise
         if kind is not None:
-            with contextlib.suppress(OSError):
-                self._part.unlink()
+            self._drop()
             return
         with self._part.open("rb") as file:
             os.fsync(file.fileno())
         self._part.replace(self.path)
         sync_folder(self.path.parent)
+
+    def _drop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._part.unlink()
 
 
 def windows(file: TreeFile, entries: Int64s) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import uproot
+from rich.console import Console
+from rich.progress import track
 
 from stages.config import Config, InputConfig
 from stages.copying import Copy, Layout, layout_of
@@ -227,7 +229,7 @@ def skim(folder: Path, selection: Selection, output: Path, inputs: Sequence[Path
             outputs.setdefault(layout_of(file, without) if isinstance(file, TreeFile) else None, []).append(number)
         for number, file in files.items():
             _check_same(file, wanted[number])
-        made = []
+        made, told = [], Console(stderr=True)
         for k, (layout, numbers) in enumerate(outputs.items()):
             suffix = output.suffix if layout is not None else ".ig"
             path = output.with_name(f"{output.stem}{f'_{k}' if k else ''}{suffix}")
@@ -235,7 +237,7 @@ def skim(folder: Path, selection: Selection, output: Path, inputs: Sequence[Path
                 _copy_archives(path, [(files[n], wanted[n].entries) for n in numbers])
             else:
                 with Copy(path, layout) as copy:
-                    for n in numbers:
+                    for n in track(numbers, "copying", console=told, transient=True, disable=not told.is_terminal):
                         copy.add(files[n], wanted[n].entries)  # type: ignore[arg-type]
             made.append((path, sum(wanted[n].entries.size for n in numbers)))
     return made

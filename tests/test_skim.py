@@ -20,7 +20,7 @@ from stages.copying import Copy, Layout, _add, layout_of
 from stages.formats import open_events
 from stages.formats.tree import TreeFile
 from stages.skim import accepted, any_of, of_streams
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
 
 
 @pytest.fixture
@@ -168,6 +168,27 @@ def test_columns_of_all_types_stay_as_they_are(tmp_path: Path) -> None:
     assert_same(tmp_path / "out.root", [(path, entries), (path, entries[:2])])
     with uproot.open(tmp_path / "out.root") as made:
         assert made["Events"]["mu_px"].count_branch.name == "howMany"
+
+
+def test_a_column_that_cannot_be_read_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    path = write_hits(tmp_path / "in.root", photons(1, 30))
+    with uproot.open(path) as file:
+        branch = file["Events"]["Photon_eta"]
+        place, size = int(branch.member("fBasketSeek")[0]), int(branch.member("fBasketBytes")[0])
+    data = bytearray(path.read_bytes())
+    data[place + 40 : place + size] = bytes(size - 40)
+    path.write_bytes(data)
+    file = opened(path)
+    with (
+        pytest.raises(StreamerError, match=r"in.root: entries 0 to 29 cannot be read: .*--without") as error,
+        Copy(tmp_path / "out.root", layout_of(file)) as copy,
+    ):
+        copy.add(file, np.array([3, 5]))
+    assert len(str(error.value).splitlines()) == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["in.root"]
+    with Copy(tmp_path / "out.root", layout_of(file, ["Photon_eta"])) as copy:
+        copy.add(file, np.array([3, 5]))
+    assert columns_of(tmp_path / "out.root")["event"].tolist() == [3, 5]
 
 
 def test_counters_and_vectors_that_cannot_be_shared_get_counters_of_their_own() -> None:
