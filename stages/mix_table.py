@@ -143,6 +143,7 @@ def tell(folder: Path) -> None:
         return
     console = Console()
     console.print(_of_inputs(inputs))
+    console.print(_of_scores(inputs))
     if any(one.accepted for one in inputs):
         console.print(_of_paths(inputs, config.feed.hertz))
 
@@ -157,17 +158,20 @@ def _table(*titles: str) -> Table:
 
 def _of_inputs(inputs: Sequence[OfInput]) -> Table:
     n = max(1, sum(one.n_events for one in inputs))
-    quantiles = map("{:.0%}".format, QUANTILES)
-    table = _table("input", "asked", "events", "share", "errors", "tagger", "scored", "mean", *quantiles)
+    table = _table("input", "asked", "events", "share", "errors")
     for one in inputs:
-        row: tuple[str, ...] = (
-            Path(one.name).name,
-            *(f"{one.share:.2%}", f"{one.n_events:,}", f"{one.n_events / n:.2%}", f"{one.n_errors:,}"),
-        )
-        for tagger, scores in one.scores.items():
+        shares = f"{one.share:.2%}", f"{one.n_events:,}", f"{one.n_events / n:.2%}"
+        table.add_row(Path(one.name).name, *shares, f"{one.n_errors:,}")
+    return table
+
+
+def _of_scores(inputs: Sequence[OfInput]) -> Table:
+    table = _table("tagger", "input", "scored", "mean", *map("{:.0%}".format, QUANTILES))
+    for tagger in dict.fromkeys(tagger for one in inputs for tagger in one.scores):
+        for k, one in enumerate(inputs):
+            scores = one.scores[tagger]
             figures = ("-" if np.isnan(value) else f"{value:.3f}" for value in scores.figures())
-            table.add_row(*row, tagger, f"{scores.n:,}", *figures)
-            row = ("",) * len(row)
+            table.add_row("" if k else tagger, Path(one.name).name, f"{scores.n:,}", *figures)
     return table
 
 

@@ -72,10 +72,13 @@ def test_paths_have_an_efficiency_for_each_input(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1][:5] == ["signal.root", "10.00%", "100", "10.00%", "0"]
     assert lines[2][:5] == ["background.root", "90.00%", "900", "90.00%", "25"]
-    assert lines[3] == ["path", "input", "accepted", "efficiency", "rate"]
-    assert lines[4] == ["HLT_Tight", "signal.root", "50", "50.000%", "+-", "5.000%", "100", "+-", "14", "Hz"]
-    assert lines[5] == ["background.root", "0", "0.000%", "+-", "0.111%", "0", "+-", "0", "Hz"]
-    assert [line[0] for line in lines[6:]] == ["HLT_Never", "background.root"]
+    assert lines[3] == ["tagger", "input", "scored", "mean", "10%", "50%", "90%"]
+    assert lines[4][:3] == ["eg", "signal.root", "100"]
+    assert lines[5] == ["background.root", "900", "0.500", "0.101", "0.500", "0.899"]
+    assert lines[6] == ["path", "input", "accepted", "efficiency", "rate"]
+    assert lines[7] == ["HLT_Tight", "signal.root", "50", "50.000%", "+-", "5.000%", "100", "+-", "14", "Hz"]
+    assert lines[8] == ["background.root", "0", "0.000%", "+-", "0.111%", "0", "+-", "0", "Hz"]
+    assert [line[0] for line in lines[9:]] == ["HLT_Never", "background.root"]
 
 
 def test_nothing_is_told_where_there_is_no_mix_and_one_line_where_it_cannot_be_read(
