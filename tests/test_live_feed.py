@@ -107,7 +107,7 @@ def test_a_timed_feed_that_broke_off_goes_on_for_what_was_left(streamer: Process
     out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
     timed = ("--loop", "--feed", "poisson 2000", "--for", "4 s")
     first = streamer("run", EVENTS, "-o", out, *timed, "--tagger", f"eg={model}")
-    first.wait_for_events(2000)
+    first.wait_for_events(500)
     first.signal(signal.SIGKILL)
     first.wait()
     streamer("run", "--resume", out).check()
