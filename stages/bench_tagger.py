@@ -260,7 +260,7 @@ def stream(
         Events of a block; 0: as configured.
     """
     n_events = max(LEAST_EVENTS, int(events))
-    feed = {"loop": True, "events": n_events, "rate": rate, "arrivals": "poisson"}
+    feed = {"loop": True, "events": n_events, "rate": rate, "arrivals": "poisson" if rate else "even"}
     if block_events:
         feed["block_events"] = block_events
     settings = config.tagger.model_copy(update=tagger)
