@@ -190,15 +190,15 @@ class Watch:
             return {label: int(n) for label, n in total(pasts, name).items()}
 
         dropped = count(first, "streamer_events_dropped_total")
-        fed = sum(count(first, "streamer_events_total").values())
         outcomes = count(last, "streamer_events_total")
         written = sum(outcomes.values())
+        fed = max(sum(count(first, "streamer_events_total").values()), written)  # which may be looked at a moment later
         return {
             "fed": fed + sum(dropped.values()),
             "scored": outcomes.pop("ok", 0),
             **{name: outcomes.get(name, 0) for name in ("error", *outcomes)},
             "dropped": dropped,
-            "in_flight": max(0, fed - written),
+            "in_flight": fed - written,
             "dead_s": total(first, "streamer_dead_seconds_total"),
         }
 
