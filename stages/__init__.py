@@ -18,4 +18,5 @@ PIPELINE = Pipeline(
     add_commands="stages.commands:add_commands",
     checks="stages.commands:checks",
     finish="stages.finishing:finish_run",
+    draw="stages.glimpse:draw",
 )

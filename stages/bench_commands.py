@@ -1,4 +1,4 @@
-"""The commands that measure: bench, bench kernels, bench safety, bench menu, bench tagger, bench peers."""
+"""The commands that measure: bench, and bench kernels, safety, menu, tagger, peers, feed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from stages.commands import InputArgument, TaggerOption, chosen_taggers, pairs
 from streamer.cli import ConfigOption, SetOption, overrides
+from streamer.errors import UsageError
 
 
 def add_bench(app: typer.Typer) -> None:
@@ -15,7 +16,7 @@ def add_bench(app: typer.Typer) -> None:
     measure = typer.Typer(
         cls=BenchGroup,
         invoke_without_command=True,
-        subcommand_metavar="| kernels ... | safety ... | menu ... | tagger ... | peers ...",
+        subcommand_metavar="| kernels ... | safety ... | menu ... | tagger ... | peers ... | feed ...",
     )
     measure.callback()(bench)
     measure.command("kernels")(bench_kernels)
@@ -23,6 +24,7 @@ def add_bench(app: typer.Typer) -> None:
     measure.command("menu")(bench_menu)
     measure.command("tagger")(bench_tagger)
     measure.command("peers")(bench_peers)
+    measure.command("feed")(bench_feed)
     app.add_typer(measure, name="bench", rich_help_panel="Measure")
 
 
@@ -71,6 +73,7 @@ def bench(
       streamer bench menu --help
       streamer bench tagger --help
       streamer bench peers --help
+      streamer bench feed --help
     """
     if ctx.invoked_subcommand:
         return
@@ -289,6 +292,49 @@ def bench_peers(
     show(result)
     plot(result, output / "peers.png")
     typer.echo(f"figures  {output / 'peers.json'}  {output / 'peers.png'}")
+
+
+def bench_feed(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for feed.json and feed.png.")] = Path(
+        "streamer-bench"
+    ),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    rates: Annotated[str, typer.Option(metavar="HZ,...", help="Events a second on average.")] = "100,1000,10000",
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each stream is, about.")] = 4.0,
+) -> None:
+    """Measure whether events leave the reader as they were asked for: rates, gaps, structure, lateness.
+
+    A reader's own process feeds numbered events over a real hop, by each profile:
+    fixed, poisson, bunches of the LHC, bursts (a rate that changes), and recorded time
+    stamps. A [bold]Kolmogorov-Smirnov test[/bold] holds random gaps against those
+    of a Poisson process, for the times that events were due and for those at which they
+    left. Each event leaves alone, unless it is late or feed.block_wait is set.
+
+    Takes two minutes. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+      streamer bench feed
+      streamer bench feed --rates 10000 --seconds 10
+      streamer bench feed --set feed.block_wait='5 ms' --set 'feed.filling=36(36b 7e)'
+    """
+    from stages import PIPELINE
+    from stages.bench_feed import Plan
+    from stages.bench_feed import bench_feed as measured
+    from stages.bench_feed_plot import plot, show
+
+    try:
+        wanted = tuple(float(rate) for rate in rates.split(","))
+    except ValueError:
+        wanted = ()
+    if not wanted or not all(0 < rate < float("inf") for rate in wanted):
+        raise UsageError(f"--rates '{rates}': write rates above 0, such as 100,1000")
+    effective: Any = PIPELINE.load_config(config, {"feed.block_wait": 0, **overrides(set_)})
+    result = measured(effective, Plan(rates=wanted, seconds=seconds), output)
+    show(result)
+    plot(result, output / "feed.png", effective.feed.filling)
+    typer.echo(f"figures  {output / 'feed.json'}  {output / 'feed.png'}")
 
 
 def _alone(

@@ -131,7 +131,7 @@ def _measure(
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     told.step("crops, and what the network says of them")
     config = answering_into(folder, config)
-    network = Network(name, config)
+    network = Network(name, config, whole=True)
     tagger = config.tagger.model_copy(update={"max_batch": network.max_batch})
     config = config.model_copy(update={"tagger": tagger})
     material = Material(name, config, network)

@@ -331,7 +331,7 @@ def pipeline(config: Config, n_scores: int, told: Callable[[Progress], None]) ->
 def marks(outcome: Outcome, summary: Summary) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Events done, and when [s, from any zero], by the report of the one writer."""
     report = outcome.reports["writer-0"]
-    n, _, at_ns = np.array(report["done"]).T  # axes: block; events, fed, done
+    n, *_, at_ns = np.array(report["done"]).T
     before = summary.ledger.fed - int(n.sum())  # only the last blocks are told of one by one
     done, at_s = before + np.cumsum(n), at_ns * 1e-9
     if not before:

@@ -24,6 +24,9 @@ TaggerOption = Annotated[
         show_default="eg",
     ),
 ]
+MonitorOption = Annotated[
+    bool | None, typer.Option("--monitor/--no-monitor", help="Serve a live page on loopback, and print its address.")
+]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
 
@@ -31,9 +34,11 @@ def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
     from stages.bench_commands import add_bench
     from stages.errors_command import errors
+    from stages.knee_command import knee
     from stages.ledger_command import ledger
     from stages.menu.command import prescale
     from stages.network_commands import add_networks
+    from stages.skim_command import skim
 
     app.command(rich_help_panel="Stream")(run)
     app.command(rich_help_panel="Stream")(demo)
@@ -41,11 +46,13 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel="Stream")(ledger)
     app.command(rich_help_panel="Stream")(errors)
     app.command(rich_help_panel="Stream")(prescale)
+    app.command(rich_help_panel="Stream")(skim)
     app.command(rich_help_panel="Event files")(inspect)
     app.command(rich_help_panel="Event files")(convert)
     app.command(rich_help_panel="Event files")(view)
     add_networks(app)
     add_bench(app)
+    app.command(rich_help_panel="Measure")(knee)
 
 
 def run(
@@ -62,10 +69,25 @@ def run(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="A live feed: max, 'fixed HZ', 'poisson HZ', 'bunches HZ' or 'pileup MEAN' (LHC), or by a table of "
-            "times and rates: 'steps 10s:500 1s:3000', 'bursts 10s:500 1s:3000'.",
+            help="A live feed: max, 'fixed HZ', 'poisson HZ', 'bunches HZ' or 'pileup MEAN' (LHC), by a table of times "
+            "and rates ('steps 10s:500 1s:3000', 'bursts 10s:500 1s:3000'), or by the input's time stamps: 'recorded', "
+            "'recorded SPEED'.",
         ),
     ] = None,
+    for_: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="Feed for so long, such as '60 s' or '2 h'.")
+    ] = None,
+    lumisections: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many lumisections.")] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=WEIGHT",
+            help="In place of INPUT...: events of several inputs at random, each by its weight; may be repeated.",
+        ),
+    ] = None,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Events in random order; input.seed says in which.")
+    ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
@@ -78,6 +100,7 @@ def run(
     prescale_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The menu's prescale column to begin with.")
     ] = None,
+    monitor: MonitorOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
     resume: Annotated[
         Path | None,
@@ -96,7 +119,9 @@ def run(
 
       streamer run events.root --output out
       streamer run 'data/*.ig' --rate 500 --loop
-      streamer run events.root --feed 'poisson 2000' --loop
+      streamer run events.root --feed 'poisson 2000' --loop --monitor
+      streamer run events.root --feed 'poisson 2000' --loop --for '10 min'
+      streamer run --mix signal.root=0.1 --mix background.root=0.9 --shuffle --loop --events 100000
       streamer run qg.root --tagger qg
       streamer run events.root --menu menu.toml --prescale-column 2e34
       streamer run --resume out
@@ -114,6 +139,10 @@ def run(
         "feed.events": events,
         "feed.rate": rate,
         "feed.loop": loop or None,
+        "monitor.on": monitor,
+        "feed.duration": for_,
+        "feed.lumisections": lumisections,
+        "input.shuffle": shuffle or None,
         "writer.overwrite": overwrite or None,
         "writer.dir": None if output is None else str(output),
         "input.files": inputs or None,
@@ -125,6 +154,12 @@ def run(
         if rate is not None:
             raise UsageError("--feed has a rate of its own; leave --rate out")
         wanted |= feed_settings(feed)
+    if rate == 0:
+        raise UsageError("--rate 0: nothing would ever come; leave it out to feed as fast as the chain takes events")
+    if mix:
+        if inputs:
+            raise UsageError("--mix names inputs of its own; leave INPUT out")
+        wanted |= mixed(mix)
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     wanted |= chosen_taggers(tagger or [])
     begun = {} if resume is None else resumed(resume)
@@ -135,6 +170,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scores.root.")] = Path("streamer-demo"),
     events: Annotated[int, typer.Option(help="Stop after so many events.")] = 20_000,
     replicas: ReplicasOption = None,
+    monitor: MonitorOption = True,
     set_: SetOption = None,
 ) -> None:
     """Stream the packaged events through the four packaged networks: five processes, no setting, no GPU needed.
@@ -148,6 +184,7 @@ def demo(
         "input.files": [packaged(f"samples/{name}.root") for name in ("egamma", "qg", "top", "tau")],
         "feed.loop": True,
         "feed.events": events,
+        "monitor.on": monitor,
         "writer.dir": str(output),
         "writer.overwrite": True,
     }
@@ -159,13 +196,17 @@ def demo(
 def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     """Run the pipeline with a live line and a final table; exits with the run's code."""
     from stages import PIPELINE
-    from stages.inputs import expand
+    from stages.inputs import expand, is_remote
     from streamer.report import LiveLine, show, summarise
     from streamer.supervisor import Supervisor
 
     config = PIPELINE.load_config(path, wanted)
     files = expand(config.input.files)  # type: ignore[attr-defined]
-    wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
+    if config.input.weights:  # type: ignore[attr-defined]  # as many inputs as weights, whatever files each one means
+        absolute = (text if is_remote(text) else str(Path(text).expanduser().absolute()) for text in config.input.files)  # type: ignore[attr-defined]
+        wanted |= {"input.files": list(absolute)}
+    else:
+        wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
     wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
     config = PIPELINE.load_config(path, wanted)
     with LiveLine(title) as line:
@@ -186,9 +227,10 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
             outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(books.why_not))
     error = outcome.error
     if outcome.exit_code == EXIT_OK:
-        from stages.truth import tell
+        from stages import mix_table, truth
 
-        tell(folder)
+        mix_table.tell(folder)
+        truth.tell(folder)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
@@ -204,6 +246,21 @@ def chosen_taggers(texts: list[str]) -> dict[str, Any]:
     given = [text for text in texts if text.strip() not in TAGGERS]
     built_in: dict[str, Any] = {f"taggers.{name}": {} for name in own}
     return built_in | pairs("--tagger", "taggers.{}.model", given, str)
+
+
+def mixed(texts: list[str]) -> dict[str, Any]:
+    """`input=weight` texts as configuration keys."""
+    files, weights = [], []
+    for text in texts:
+        file, equals, weight = text.rpartition("=")  # a URL may have such a sign, too
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            equals = ""
+        if not equals or not file:
+            raise UsageError(f"--mix {text!r}: write input=weight, such as signal.root=0.1")
+        files.append(file)
+    return {"input.files": files, "input.weights": weights}
 
 
 def pairs(option: str, key: str, texts: list[str], kind: type) -> dict[str, Any]:
@@ -225,12 +282,13 @@ _EXAMPLE = {"--replicas": "framer=2,tagger=1", "--tagger": "eg=MODEL.onnx"}
 
 def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run that broke off.")]) -> None:
     """Turn what a run that broke off has on disk into ROOT files. To go on with it: streamer run --resume."""
+    from stages import mix_table, truth
     from stages.finishing import finish as finish_folder
-    from stages.truth import tell
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")
-    tell(folder)
+    mix_table.tell(folder)
+    truth.tell(folder)
 
 
 def inspect(

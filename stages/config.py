@@ -4,7 +4,7 @@ import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,12 +80,20 @@ class InputConfig(Section):
 
     files: tuple[str, ...] = ()
     """Event files, globs and folders."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """One for each of `files`: then they are mixed, and each event is of one of them by such a chance."""
+    shuffle: bool = False
+    """Whole steps in random order, and the events of some at a time, too; with `weights`, within each of `files`."""
+    seed: int = Field(0, ge=0, le=(1 << 32) - 1)
+    """Of a mix and of the random order; the same seed gives the same order."""
     tree: str = "Events"
     """The tree or RNTuple that holds the events."""
     columns: dict[str, str] = Field({})
     """Our column names to the names in the files, such as `EBRecHit_energy = "ecalBarrel_E"`."""
     step_events: int = Field(1000, ge=1, le=1_000_000)
     """Events read from a file at a time."""
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "edm"] = "auto"
+    """Of the column `time`; `auto`: floating point numbers are s, others ns; `edm`: s in the upper half, us below."""
     calorimeters: Literal["auto", "hits", "towers"] = "auto"
     """What ECAL and HCAL are made from; `auto` takes the rechits where a file has them, else its towers."""
     jets: Literal["auto", "cluster"] = "auto"
@@ -94,6 +102,17 @@ class InputConfig(Section):
     """Likewise `FatJet` with 0.8; `Jet` lets the file's `Jet` stand in, whatever their radius."""
     timeout: PositiveSeconds = 30.0
     """How long a server of remote files may be silent or away [s]; a stop may have to wait for it."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> "InputConfig":
+        if self.weights and len(self.weights) != len(self.files):
+            raise ValueError(f"'weights' are {len(self.weights)}, and 'files' {len(self.files)}; give one for each")
+        return self
+
+    @property
+    def in_order(self) -> bool:
+        """Whether events come in the order in which they stand in the files."""
+        return not (self.weights or self.shuffle)
 
 
 class FramerConfig(Section):
@@ -340,6 +359,18 @@ class Config(CoreConfig):
 
             if found := problems(self):
                 raise ValueError("\n".join(found))
+        return self
+
+    @model_validator(mode="after")
+    def _the_order_matters(self) -> "Config":
+        for key, wanted in (
+            ('feed.arrivals = "recorded"', self.feed.arrivals == "recorded"),
+            ("feed.lumisections", bool(self.feed.lumisections)),
+        ):
+            if wanted and not self.input.in_order:
+                raise ValueError(f"'{key}' goes by the order of the input; leave out input.weights and input.shuffle")
+            if wanted and self.n_replicas("reader") > 1:
+                raise ValueError(f"'{key}' goes by the order of the input; set replicas.reader = 1")
         return self
 
     @property

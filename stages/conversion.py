@@ -11,7 +11,7 @@ from stages.config import InputConfig
 from stages.formats import open_events
 from stages.formats.root import WRITE_EVENTS, write_events
 from stages.inputs import expand
-from stages.records import INPUT, INPUT_BY_NAME, InputColumn
+from stages.records import INPUT_BY_NAME, READABLE, InputColumn
 from streamer.block import Columns, Schema, count_column
 from streamer.errors import UsageError
 
@@ -42,7 +42,7 @@ def convert_files(inputs: list[str], out: Path, *, rntuple: bool = False, overwr
         raise UsageError(f"{out}: exists; choose another name, or --overwrite")
     config = InputConfig(step_events=WRITE_EVENTS)
     files = [open_events(path, config) for path in expand(inputs)]
-    columns = [c for c in INPUT if all(c.name in file.names for file in files)]
+    columns = [c for c in READABLE if all(c.name in file.names for file in files)]
     schema = schema_of(columns)
     for file in files:
         lost = dict.fromkeys(

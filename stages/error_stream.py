@@ -210,11 +210,11 @@ def save_event(source: Path | str, entry: int, config: InputConfig, path: Path) 
     from stages.conversion import schema_of
     from stages.formats import open_events
     from stages.formats.root import write_events
-    from stages.records import INPUT
+    from stages.records import READABLE
 
     file = open_events(source, config.model_copy(update={"step_events": 1}))
     try:
-        columns = [column for column in INPUT if column.name in file.names]
+        columns = [column for column in READABLE if column.name in file.names]
         schema = schema_of(columns)
         step = next((step for step in file.read(columns, lambda *_: None, entry) if step.entries.size), None)
         if step is None or step.entries[0] != entry:

@@ -21,10 +21,10 @@ def fill_crops(
     pixel_offsets : int64, shape (n_crops * n_channels + 1,)
     towers : bool, shape (n_channels,)
         The channels whose entries are towers: 5 x 5 pixels with 1/25 of the value each.
-    batch : float32, shape (n, n_channels, size * size)
+    batch : float32, shape (n, n_channels or more, size * size)
         Overwritten, zeros included.
     """
-    n_channels, area = batch.shape[1], size * size
+    n_channels, area = towers.size, size * size
     over = TOWER - 1
     for crop in range(first, last):
         for channel in range(n_channels):
@@ -57,7 +57,7 @@ def fill_frames(
         The frame's channels that the network sees, in its order.
     towers : bool, shape (n_picked,)
         Those that hold towers.
-    batch : float32, shape (n, n_picked, 280 * 360)
+    batch : float32, shape (n, n_picked or more, 280 * 360)
         Overwritten, zeros included.
     """
     for event in range(first, last):

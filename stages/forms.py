@@ -10,6 +10,7 @@ import numpy as np
 from stages.config import TaggerSpec
 from stages.filling import Grid, fill_crops, fill_entries, fill_frames, fill_points
 from stages.graph import pixels_of_an_item
+from stages.scaling import Scaling, fill_scaled
 from streamer.block import Array, readonly
 
 Sparse = tuple[Array, Array, Array]
@@ -29,23 +30,38 @@ class Form(Protocol):
 
 
 class Images:
-    """A dense tensor: float32, shape (n, n_channels, rows, columns)."""
+    """A dense tensor: float32, shape (n, n_channels, rows, columns).
+
+    Parameters
+    ----------
+    scaling : Scaling or None
+        What the network does not do itself; its `n_out` is then the number of channels.
+    """
 
     name: ClassVar[str] = "image"
 
-    def __init__(self, spec: TaggerSpec, grid: Grid, max_batch: int) -> None:
-        self._spec, self._grid = spec, grid
-        self._batch = np.zeros((max_batch, len(spec.channels), grid.rows * grid.columns), np.float32)
+    def __init__(self, spec: TaggerSpec, grid: Grid, max_batch: int, scaling: Scaling | None = None) -> None:
+        self._spec, self._grid, self._scaling = spec, grid, scaling
+        self._n_channels = scaling.source.size if scaling else len(spec.channels)
+        area = grid.rows * grid.columns
+        self._batch = np.zeros((max_batch, self._n_channels, area), np.float32)
+        self._scratch = np.zeros(area, np.uint8), np.zeros(area, np.int32)
 
     def fill(self, sparse: Sparse, first: int, last: int, place: int) -> None:
         grid = self._grid
-        if self._spec.crop:
+        if self._scaling:
+            fill_scaled(
+                *sparse, first, last, self._spec.crop, grid.n_channels, grid.picked, grid.towers,
+                grid.rows, grid.columns, grid.tower_columns, grid.step, grid.over,
+                *self._scaling, *self._scratch, self._batch, place,
+            )  # fmt: skip
+        elif self._spec.crop:
             fill_crops(*sparse, first, last, grid.towers, self._spec.crop, self._batch, place)
         else:
             fill_frames(*sparse, first, last, grid.n_channels, grid.picked, grid.towers, self._batch, place)
 
     def arrays(self, n: int) -> tuple[Array, ...]:
-        return (self._batch[:n].reshape(n, *self._spec.shape),)
+        return (self._batch[:n].reshape(n, self._n_channels, self._grid.rows, self._grid.columns),)
 
 
 class Entries:

@@ -9,7 +9,7 @@ from rich.table import Table
 from stages.config import CHANNELS, TAGGERS, Config, TaggerSpec
 from stages.formats import open_events
 from stages.formats.tree import TreeFile
-from stages.records import INPUT, needed
+from stages.records import READABLE, needed
 from stages.sources import channels_of, choose
 from streamer.errors import UsageError
 
@@ -24,7 +24,7 @@ def show_file(path: Path | str, config: Config) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("column", "in the file", "needed", "unit", "meaning"):
         table.add_column(title)
-    for column in INPUT:
+    for column in READABLE:
         own = file.names.get(column.name)
         there = "[red]no[/]" if own is None else "yes" if own == column.name else f"as {own}"
         need = "" if column.name not in wanted else "optional" if column.optional else "yes"

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from stages.config import TaggerSpec, digest, weights_of
 from stages.filling import grid_of
 from stages.graph import ENTRIES, SurgeryError, rebuilt
+from stages.scaling import ASINH, Scaling, cut, scaling_of
 from streamer.block import Array
 from streamer.errors import UsageError, nearest
 
@@ -71,7 +72,7 @@ class Model:
         key: str = "model",
         device: int = 0,
     ) -> None:
-        self.where, self.spec, self._name = f"tagger {name}: {path}", spec, name
+        self.where, self.spec, self._name, self._path = f"tagger {name}: {path}", spec, name, path
         self._key = f"taggers.{name}.{key}"
         self._provider, self._threads, self._device = provider, threads, device
         try:
@@ -144,6 +145,20 @@ class Model:
             self._names, self._dtypes = list(ENTRIES), [np.int32, np.float32, np.int64]
         else:
             self._names[0], self._dtypes[0] = f"streamer_{self._names[0]}", np.float32
+
+    def without_scaling(self) -> Scaling | None:
+        """Leave to the caller what would be done to single pixels first, empty or not; None if that is nothing."""
+        scaling, name = scaling_of(self.spec), self._inputs[0].name
+        found = cut(self._path, name, len(self.spec.channels))
+        if found is None and not scaling.factor.size:
+            return None
+        model: Path | bytes = self._path
+        if found is not None:
+            model, name, source, gain = found
+            scaling = scaling.then(source, gain, np.full(gain.size, ASINH), np.zeros(gain.size))
+        self.session = self._load(model)
+        self._names[0], self._dtypes[0] = name, FLOATS[self._inputs[0].type]
+        return scaling
 
     def _check_image(self) -> Any:
         given = self._the_one(self.session.get_inputs(), self.spec.input_name, "input")

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import psutil
@@ -38,6 +38,8 @@ class Network:
         The setting that names the network's file.
     device : int
         Which GPU, where one is used.
+    whole : bool
+        Nothing is cut off the graph (`stages.scaling`): the network as anybody else would run it.
 
     Attributes
     ----------
@@ -54,8 +56,8 @@ class Network:
         Whatever is wrong with the model.
     """
 
-    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0) -> None:
-        self.name, self.spec, self._key, self._device = name, config.taggers[name], key, device
+    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0, whole: bool = False) -> None:
+        self.name, self.spec, self._key, self._device, self._whole = name, config.taggers[name], key, device, whole
         self._settings, self._threads = config.tagger, threads_of(config)
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
@@ -72,7 +74,11 @@ class Network:
         """The model and the batch in one form."""
         spec, settings, grid = self.spec, self._settings, self._grid
         model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key, self._device)
-        item = 4 * int(np.prod(spec.shape)) if form != "points" else 4 * model.n_points * (3 + len(spec.channels))
+        to_cut = form == "image" and model.provider == "CPU" and not self._whole
+        self._scaling = model.without_scaling() if to_cut else None
+        n_channels = self._scaling.source.size if self._scaling else len(spec.channels)
+        per_item = model.n_points * (3 + n_channels) if form == "points" else n_channels * grid.rows * grid.columns
+        item = 4 * per_item
         self.max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
         needed, there = self.max_batch * item, psutil.virtual_memory().available
         if needed > there // 2:
@@ -86,7 +92,7 @@ class Network:
             if needed // 4 >= 1 << 31:
                 raise UsageError(f"{model.where}: input = 'sparse' counts up to 2^31 pixels; lower tagger.batch_mb")
             return model, Entries(grid, exact=model.provider == "CPU")
-        return model, Images(spec, grid, self.max_batch)
+        return model, Images(spec, grid, self.max_batch, self._scaling)
 
     def warm_up(self) -> None:
         """Compile, run the network, choose its form where that is left open, and learn what batches cost.
@@ -100,7 +106,7 @@ class Network:
         try:
             self.form.fill(seen, 0, self.max_batch, 0)  # compiles
             self.run(self.max_batch)  # takes the memory
-            if self.form.name == "sparse" or self.spec.normalise:
+            if self.form.name == "sparse" or self.spec.normalise or self._scaling:
                 self._check(seen)
             if self.spec.input == "auto":
                 self._choose(seen)
@@ -167,7 +173,9 @@ class Network:
         """What batches cost, from sizes that are each four times the one before."""
         some = {1 << k for k in range(0, self.max_batch.bit_length(), 2)}
         ends = [self.max_batch] if self.model.fixed_batch else sorted({*some, self.max_batch})
-        measured = {n: self.seconds(n, seen, WARM_UP_S) for n in ends}
+        # At a start all processes compile, and a long batch is interrupted more than a short one.
+        clock = time.thread_time if self.exact and self._threads == 1 else time.perf_counter
+        measured = {n: self.seconds(n, seen, WARM_UP_S, clock) for n in ends}
         self.max_batch = largest_useful(measured, OVERHEAD_S)
         ends = [n for n in ends if n <= self.max_batch]
         sizes = useful_sizes({n: measured[n] for n in ends})
@@ -176,7 +184,13 @@ class Network:
                 self.run(n)
         return Costs(dict(zip(sizes, np.interp(sizes, ends, [measured[n] for n in ends]).tolist(), strict=True)))
 
-    def seconds(self, n: int, seen: Sparse | None = None, within: float = 0.05) -> float:
+    def seconds(
+        self,
+        n: int,
+        seen: Sparse | None = None,
+        within: float = 0.05,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> float:
         """Seconds of a batch: the least of some, measured for about so long [s].
 
         With the time to fill in what is `seen`, where that is given.
@@ -185,11 +199,11 @@ class Network:
             self.run(n)
         took: list[float] = []
         while len(took) < 3 or (len(took) < 20 and sum(took) < within):
-            begin = time.perf_counter()
+            begin = clock()
             if seen is not None:
                 self.form.fill(seen, 0, n, 0)
             self.run(n)
-            took.append(time.perf_counter() - begin)
+            took.append(clock() - begin)
             if sum(took) > 3 * within:
                 break
         return min(took)

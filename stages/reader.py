@@ -3,19 +3,26 @@
 import itertools
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages import jets, records
 from stages.config import Config
+from stages.cursor import Cursor
 from stages.formats import open_events
 from stages.formats.base import EventFile, Step
 from stages.inputs import expand, shown
-from stages.records import INPUT_BY_NAME, SEEDED
+from stages.mix import arranged
+from stages.order import Int64s, Piece
+from stages.records import INPUT_BY_NAME, SEEDED, SOURCE_INPUT
 from stages.sources import RADII, Choice, choose
-from streamer.block import Array, Columns
+from stages.timestamps import Watch
+from streamer.block import CORE_COLUMNS, Array, Columns, Schema
 from streamer.errors import UsageError, nearest
+from streamer.gather import gather
+from streamer.recorded import ODDITIES
 from streamer.stage import Missing, Source, everything
 
 if TYPE_CHECKING:
@@ -28,15 +35,22 @@ JET_PT_MIN = 10.0
 
 
 class Reader(Source):
-    """Reads the input files one after the other, with `feed.loop` again and again."""
+    """Reads the input files one after the other, or in random order, or mixed; with `feed.loop` again and again."""
 
-    tallies = {"unreadable_events": ("entry", "file"), "unseeded_events": ("no_seed",)}  # noqa: RUF012
+    tallies = {  # noqa: RUF012
+        "unreadable_events": ("entry", "file"),
+        "odd_time_stamps": ODDITIES,
+        "unseeded_events": ("no_seed",),
+    }
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.outputs = records.hits(config)
         self._files: list[tuple[EventFile, Choice]] = []
+        own = {column.name for column in CORE_COLUMNS}
+        self._watch = Watch(config.feed, self.count)
+        self._schema = Schema(column for column in self.outputs.columns if column.name not in own)
         self._seeds: Program | None = None
 
     def setup(self) -> None:
@@ -70,7 +84,7 @@ class Reader(Source):
                 jets.require_fastjet()
             except UsageError as error:
                 problems.append(str(error))
-        if self.n_replicas > len(self._files) and not problems:
+        if self.config.input.in_order and self.n_replicas > len(self._files) and not problems:
             n_files = len(self._files)
             problems.append(f"replicas.reader = {self.n_replicas}: there are not so many input files ({n_files})")
         if problems:
@@ -82,6 +96,8 @@ class Reader(Source):
             assert menu is not None
             self._seeds = menu.seeds
             self._seeds(self.outputs.empty(1), 1)  # its kernel is compiled
+        if not self.config.input.in_order:
+            self._lines, self._order = arranged(self.config, [file.n_events for file, _ in self._files])
         self._firsts = list(itertools.accumulate((file.n_events for file, _ in self._files), initial=0))
         self._tell()
 
@@ -95,6 +111,7 @@ class Reader(Source):
             log.warning("%s: %s", _first(paths), note)
 
     def close(self) -> None:
+        self._watch.close()
         for file, _ in self._files:
             file.close()
 
@@ -105,7 +122,12 @@ class Reader(Source):
         return [[str(shown(file.path)), file.n_events] for file, _ in self._files]
 
     def read(self, missing: Missing = everything) -> Iterator[Columns]:
-        """The files of this replica's share, one after the other; an event's number is its place in all of them."""
+        """The events of this replica's share; an event's number is its place in all of the input, as it is fed."""
+        yield from self._one_by_one(missing) if self.config.input.in_order else self._arranged(missing)
+
+    def _one_by_one(self, missing: Missing) -> Iterator[Columns]:
+        """One file after the other."""
+        watch = self._watch
         for replay in itertools.count() if self.config.feed.loop else range(1):
             n_pass = 0
             for number in range(self.replica, len(self._files), self.n_replicas):
@@ -114,17 +136,60 @@ class Reader(Source):
                 wanted = missing(begin, begin + file.n_events - 1)
                 n_pass += file.n_events if not wanted else 0
                 first = wanted[0][0] - begin if wanted else file.n_events
+                watch.begin(file.path)
                 for step in file.read(choice.columns, self._reporter(file), first):
                     n = len(step.entries)
                     if n:
                         n_pass += n
+                        times = watch.times(step)
                         columns = self._complete(with_jets(step, choice), number, step.entries, replay)
-                        yield columns | {"sequence": begin + step.entries}
+                        yield columns | times | {"sequence": begin + step.entries}
             if not n_pass:
                 return
 
-    def _reporter(self, file: EventFile) -> Any:
+    def _arranged(self, missing: Missing) -> Iterator[Columns]:
+        """Page by page, as the files are shuffled or mixed."""
+        schema = self._schema
+        cursors = [Cursor(line, schema, partial(self._piece, k)) for k, line in enumerate(self._lines)]
+        n_barren = 0  # events in a row of which not one could be read
+        for page in self._order.pages(self.replica, self.n_replicas):
+            if not missing(page.begin, page.begin + page.lines.size - 1):
+                continue
+            places, parts = [], []
+            for k, cursor in enumerate(cursors):
+                of_line = np.flatnonzero(page.lines == k)
+                if of_line.size:
+                    there, columns = cursor.take(int(page.firsts[k]), of_line.size)
+                    places.append(of_line[there])
+                    parts.append(columns)
+            found = np.concatenate(places)
+            n_barren = 0 if found.size else n_barren + page.lines.size
+            if n_barren > self._order.sizes.sum():
+                return
+            if found.size:
+                order = np.argsort(found)
+                yield gather(schema, schema.concat(parts), order) | {"sequence": page.begin + found[order]}
+
+    def _piece(self, line: int, piece: Piece, replay: int) -> Iterator[tuple[Int64s, Columns]]:
+        """The readable entries of a piece, as events of an input of the mix."""
+        file, choice = self._files[piece.file]
+        for step in file.read(choice.columns, self._reporter(file, piece.last), piece.first):
+            n = int(np.searchsorted(step.entries, piece.last))
+            if n:
+                columns = self._complete(with_jets(step, choice), piece.file, step.entries, replay)
+                if self.config.input.weights:
+                    columns[SOURCE_INPUT.name] = np.full(step.entries.size, line, np.int32)
+                yield step.entries[:n], columns if n == step.entries.size else self._schema.slice(columns, 0, n)
+            if n < step.entries.size or step.entries[-1] == piece.last - 1:
+                return
+
+    def _reporter(self, file: EventFile, last: int = 1 << 62) -> Any:
+        """For entries before `last`."""
+
         def report(first: int, n: int, why: str) -> None:
+            n = min(n, last - first)
+            if n <= 0:
+                return
             which = f"entry {first}" if n == 1 else f"entries {first} to {first + n - 1}"
             log.error("%s: %s cannot be read and will be left out: %s", file.path, which, why)
             self.count("unreadable_events", "entry", n)

@@ -136,7 +136,13 @@ INPUT = (
 )  # fmt: skip
 """The input schema, tree `Events`."""
 
-INPUT_BY_NAME = {column.name: column for column in INPUT}
+TIME = InputColumn("time", "i8", "ns", "when it was recorded, since 1970 or since the run began", optional=True)
+"""What a feed with `arrivals = "recorded"` goes by. It is no part of an event's way."""
+
+READABLE = (*INPUT, TIME)
+"""All that can be read of an input."""
+
+INPUT_BY_NAME = {column.name: column for column in READABLE}
 
 _RECHITS = {"ECAL": ("EBRecHit", "EERecHit"), "HCAL": ("HBHERecHit",)}
 SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -156,6 +162,13 @@ IDENTITY = (
     Column("replay", "u4", doc="pass over the input, from 0"),
 )
 """Who an event is: (sourceFile, sourceEntry, replay) names each fed event."""
+
+SOURCE_INPUT = Column("sourceInput", "i4", doc="place in the mix of the input that the event is of")
+
+
+def identity(config: Config) -> list[Column]:
+    """What stands first in each schema; of a mix, also which of its inputs an event is of."""
+    return [*IDENTITY, SOURCE_INPUT] if config.input.weights else [*IDENTITY]
 
 
 def needed(config: Config) -> list[InputColumn]:
@@ -224,7 +237,7 @@ def _seeded(config: Config) -> list[Column]:
 def hits(config: Config) -> Schema:
     """Reader to framer."""
     columns = [c.wire for c in needed(config)[3:]]
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_seeded(config), *_collections(columns)])
+    return Schema([*CORE_COLUMNS, *identity(config), *_seeded(config), *_collections(columns)])
 
 
 def _frame(config: Config) -> list[Column]:
@@ -241,7 +254,7 @@ def frames(config: Config) -> Schema:
     """Framer to cropper."""
     seed = [INPUT_BY_NAME["Photon_seedDetId"].wire] if "Photon" in config.objects else []
     objects = _collections([*_objects(config), *seed])
-    return Schema([*CORE_COLUMNS, *IDENTITY, *_seeded(config), *objects, *_frame(config)])
+    return Schema([*CORE_COLUMNS, *identity(config), *_seeded(config), *objects, *_frame(config)])
 
 
 def _seeds(config: Config) -> list[Column]:
@@ -288,7 +301,7 @@ def crops(config: Config) -> Schema:
     per_tagger = [column for name in shared for column in _crops(name, config.taggers[name])]
     frame = _frame(config) if any(spec.objects == "Event" for spec in config.taggers.values()) else []
     objects = _collections([*_objects(config), *_seeds(config)])
-    return Schema([*CORE_COLUMNS, *IDENTITY, *objects, *per_tagger, *frame])
+    return Schema([*CORE_COLUMNS, *identity(config), *objects, *per_tagger, *frame])
 
 
 def score_column(name: str, spec: TaggerSpec) -> Column:
@@ -306,7 +319,8 @@ def scores(config: Config) -> Schema:
     """Tagger to writer."""
     models = [model_column(name) for name in config.taggers]
     scored = [score_column(name, spec) for name, spec in config.taggers.items()]
-    return Schema([*CORE_COLUMNS, *IDENTITY, *models, *_collections([*_objects(config), *_seeds(config), *scored])])
+    objects = _collections([*_objects(config), *_seeds(config), *scored])
+    return Schema([*CORE_COLUMNS, *identity(config), *models, *objects])
 
 
 def decisions(config: Config) -> list[Column]:

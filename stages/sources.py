@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.formats.base import EventFile
 from stages.jets import R_AK4, R_AK8
-from stages.records import INPUT, INPUT_BY_NAME, SOURCES, VERTEX, InputColumn, channel_columns
+from stages.records import INPUT, INPUT_BY_NAME, READABLE, SOURCES, TIME, VERTEX, InputColumn, channel_columns
 from streamer.errors import UsageError, nearest
 
 CONSTITUENTS = {
@@ -130,10 +130,15 @@ def choose(file: EventFile, config: Config) -> Choice:
                 if name not in file.names:
                     lacks.setdefault(name, []).append(_taggers(users))
 
+    if config.feed.arrivals == "recorded":
+        if TIME.name in file.names:
+            wanted.add(TIME.name)
+        else:
+            lacks[TIME.name] = ['feed.arrivals = "recorded"']
     lines += [_lack(file, name, users, config, allowing.get(name, [])) for name, users in lacks.items()]
     if lines:
         raise UsageError("\n".join(lines))
-    columns = [column for column in INPUT if column.name in wanted and column.name in file.names]
+    columns = [column for column in READABLE if column.name in wanted and column.name in file.names]
     return Choice(columns, tuple(images), jets, frozenset(only_jets), notes)
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.performance import auc, background_rejection, roc_png
-from stages.records import LABELS
+from stages.records import LABELS, SOURCE_INPUT
 from streamer.block import Array
 
 Int64s = npt.NDArray[np.int64]
@@ -143,21 +143,33 @@ def read(paths: Sequence[Path]) -> tuple[list[Scored], int]:
                 taggers.append(Scored(name, objects, LABELS[objects], f"{objects}_{spec['score']}", spec["signal"]))
         trees = [tree for tree in (file["Events"] for file in files) if tree.num_entries]
         if trees:
-            n_passes = 1 + max(int(_columns(tree, {"replay"}, tree.num_entries - 1)["replay"][0]) for tree in trees)
+            n_passes = 1 + max(map(_last_pass, trees))
         for tree in trees:
             _read(tree, taggers, several=n_passes > 1)
     return taggers, n_passes
 
 
+def _is_mix(tree: Any) -> bool:
+    """Whether several inputs take turns, each with passes of its own."""
+    return SOURCE_INPUT.name in tree.keys()  # noqa: SIM118 - a tree is no mapping
+
+
+def _last_pass(tree: Any) -> int:
+    """The highest number of a pass."""
+    firsts = range(0, tree.num_entries, READ_EVENTS) if _is_mix(tree) else [tree.num_entries - 1]
+    return max(int(np.max(_columns(tree, {"replay"}, first)["replay"])) for first in firsts)
+
+
 def _read(tree: Any, taggers: list[Scored], *, several: bool) -> None:
     """Add what one file holds; `several` passes over the input are told apart."""
     last = None  # the pass that added something last
+    mixed = _is_mix(tree)
     for first in range(0, tree.num_entries, READ_EVENTS):
         wanted = [tagger for tagger in taggers if not tagger.full]
         who = _columns(tree, {"replay", "sourceFile", "sourceEntry"} if several else set(), first)
         if who and last is None:
             last = int(who["replay"][0])
-        if not wanted or (last is not None and who["replay"][0] > last + 1):
+        if not wanted or (last is not None and not mixed and who["replay"][0] > last + 1):
             break
         labels = _columns(tree, {tagger.label for tagger in wanted}, first)
         wanted = [tagger for tagger in wanted if ak.any(labels[tagger.label] >= 0)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import records
 from stages.config import Config, digest
+from stages.glimpse import glimpse
 from stages.manifest import Manifest, OpenManifest
 from stages.menu.config import same_menu
 from stages.results import Results, drop, stored_sources
@@ -236,6 +237,9 @@ class Writer(Sink):
             block = self._trigger.decide(block)
         self._journal.add(block)
         self.results.errors.add(block, self._segment)
+
+    def glimpse(self, block: Block) -> dict[str, Any] | None:
+        return glimpse(block, self.config)
 
     async def sync(self) -> None:
         """Bring everything to disk. A disk that takes nothing is tried again for `writer.disk_patience`.

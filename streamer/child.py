@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 SCRAPE_S = 2.0
 """A metrics page has so long to answer."""
+WANTED = {"process_cpu_seconds_total", "streamer_event_latency_seconds_bucket"}
+"""Samples that are looked at besides our own counters and gauges."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def scrape(url: str) -> dict[str, float]:
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith("streamer_") and not sample.name.endswith("_bucket"):
+            if sample.name in WANTED or (sample.name.startswith("streamer_") and not sample.name.endswith("_bucket")):
                 labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
                 values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
     return values

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from streamer import __version__
-from streamer.control_commands import scale, status, stop
+from streamer.control_commands import scale, status, stop, top
 from streamer.errors import EXIT_USAGE, StreamerError, UsageError
 from streamer.pipeline import installed_pipeline, resolve
 
@@ -119,7 +119,15 @@ def stage(
     leave(code)
 
 
-for command in (status, stop, scale):
+@app.command(hidden=True)
+def draw(config: Annotated[Path, typer.Option("--config")]) -> None:
+    """Draw events for the live page: asked and answered in lines of JSON."""
+    from streamer.monitor.drawing import draw_for_ever
+
+    draw_for_ever(installed_pipeline(), config)
+
+
+for command in (status, top, stop, scale):
     app.command(rich_help_panel="Stream")(command)
 
 

@@ -52,10 +52,20 @@ class FeedConfig(Section):
 
     events: int = Field(0, ge=0)
     """Stop after this many events; 0 = all there are."""
+    duration: Seconds = 0.0
+    """Stop before the first event that is due later than this after the start; 0 = never. A feed without a rate stops
+    after this time, and so does one that waits for the chain."""
+    lumisections: int = Field(0, ge=0)
+    """Stop before the first event of another lumisection when so many have been fed; 0 = never."""
     rate: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Events per second; 0 = as fast as the chain takes them."""
-    arrivals: Literal["even", "poisson", "bunches"] = "even"
-    """With a rate: events come at equal distances; at random ones, independent of each other; or when bunches meet."""
+    arrivals: Literal["even", "poisson", "bunches", "recorded"] = "even"
+    """With a rate: events come at equal distances; at random ones, independent of each other; or when bunches meet.
+    `recorded`, without a rate: as the input's own time stamps say."""
+    speed: float = Field(1.0, gt=0)
+    """For `recorded`: so many times as fast as that."""
+    max_gap: PositiveSeconds = 60.0
+    """For `recorded`: events are at most so long apart; a longer gap, as of a wrong time stamp, is cut to this."""
     profile: tuple[tuple[PositiveSeconds, Annotated[float, Field(ge=0)]], ...] = ()
     """The rate by time instead: `[["10 s", 500], ["1 s", 3000]]` is 500 a second for 10 s, then 3000, and so on."""
     filling: str = FILLING
@@ -90,8 +100,15 @@ class FeedConfig(Section):
 
     @model_validator(mode="after")
     def _one_rate(self) -> "FeedConfig":
-        if self.overflow == "drop" and not self.hertz:
+        if self.arrivals == "recorded":
+            if self.hertz:
+                raise ValueError("'arrivals' = \"recorded\" has times of its own; leave out 'rate' and 'profile'")
+        elif self.speed != 1 or self.max_gap != type(self).model_fields["max_gap"].default:
+            raise ValueError("'speed' and 'max_gap' have an effect only with 'arrivals' = \"recorded\"")
+        elif self.overflow == "drop" and not self.hertz:
             raise ValueError("'overflow' = \"drop\" is for live feeds; set a 'rate' or a 'profile'")
+        elif self.arrivals == "poisson" and not self.hertz:
+            raise ValueError("'arrivals' = \"poisson\" needs a 'rate' above 0, or a 'profile'")
         if self.profile and not any(rate for _, rate in self.profile):
             raise ValueError("'profile' has no rate above 0; no event would ever come")
         if self.profile and (self.rate or self.arrivals == "bunches"):
@@ -162,12 +179,30 @@ class MetricsConfig(Section):
     """Port of the first process, the others follow in chain order; 0 = any free port."""
 
 
+class MonitorConfig(Section):
+    """The live page of a run."""
+
+    on: bool = False
+    """Serve it."""
+    host: str = "127.0.0.1"
+    """Address to serve on. Beyond loopback the page asks for a token."""
+    port: int = Field(0, ge=0, le=65535)
+    """0 = any free port."""
+    token: str = ""
+    """What the address must carry; made up where it is needed and none is given."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+
 class CoreConfig(Section):
     """What every pipeline can be told. Pipelines add the sections of their stages."""
 
     feed: FeedConfig = FeedConfig()
     hop: HopConfig = HopConfig()
     metrics: MetricsConfig = MetricsConfig()
+    monitor: MonitorConfig = MonitorConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""

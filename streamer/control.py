@@ -1,7 +1,8 @@
 """A run's control socket: asked from another terminal how it does, to stop, or for more replicas.
 
 A UNIX socket in the run's private folder. A request is a line of JSON, and so is the answer, which has `error` where it
-was refused: `{"do": "status"}`, `{"do": "stop", "now": false}`, `{"do": "scale", "stage": "tagger", "replicas": 3}`,
+was refused: `{"do": "status"}`, `{"do": "watch", "history": true}`, `{"do": "stop", "now": false}`,
+`{"do": "scale", "stage": "tagger", "replicas": 3}`,
 `{"do": "change", "stage": "tagger", "settings": {"taggers.eg.model": "new.onnx"}, "at_lumisection": false}`.
 """
 

@@ -94,3 +94,20 @@ def scale(
         raise UsageError(f"{wanted!r}: write STAGE=N, such as tagger=3")
     folder, _ = the_run(output)
     ask(folder, {"do": "scale", "stage": stage.strip(), "replicas": int(n)})
+
+
+def top(output: RunOption = None) -> None:
+    """Watch a run in the terminal: rates, latency, the chain and its bottleneck, batches, the ledger. Ctrl-C ends it.
+
+    The same in a browser: streamer run --monitor
+    """
+    import contextlib
+
+    from rich.console import Console
+
+    from streamer.control import ask
+    from streamer.monitor.terminal import watch
+
+    folder, _ = the_run(output)
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(lambda history: ask(folder, {"do": "watch", "history": history}), Console(highlight=False))

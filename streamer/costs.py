@@ -40,7 +40,7 @@ def useful_sizes(measured: Mapping[int, float], waste: float = 0.1) -> list[int]
     return sizes
 
 
-def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: float = 0.2) -> int:
+def largest_useful(measured: Mapping[int, float], overhead: float = 0.0, loss: float = 0.4) -> int:
     """The largest size that does about as many items a second as the best; a larger one is late for nothing.
 
     On a processor a batch that leaves its cache can be slower than two of half its size.

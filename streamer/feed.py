@@ -1,9 +1,12 @@
 """When events leave the reader. Pure: time is injected."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from streamer.arrivals import DRAWN, Bunches, Even, Poisson, Profile, Schedule, Seconds, Steady, filling_of
+from streamer.block import Columns
 from streamer.config import FeedConfig
 from streamer.errors import UsageError
 
@@ -13,11 +16,22 @@ _KINDS = {
     "bunches": ("rate", "bunches"),
     "pileup": ("pileup", "bunches"),
 }
+_NOTHING: dict[str, object] = {
+    "feed.rate": 0.0,
+    "feed.arrivals": "even",
+    "feed.profile": [],
+    "feed.pileup": 0.0,
+    "feed.speed": 1.0,
+}
+"""As fast as the chain takes them, whatever a configuration file says."""
 
 SHARE = 8
 """See `Feed.next`."""
+SKIPPED = 1 << 20
+"""So many events are drawn at a time that are skipped."""
 FAR_S = 5e9
 """A time that never comes, and whose nanoseconds still fit into 64 bits."""
+_NEVER = (1 << 63) - 1
 
 
 class Feed:
@@ -40,8 +54,26 @@ class Feed:
         self.fed = 0
         self._schedule = schedule_of(config, source, n_sources) if config.hertz else None
         self._drawn: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._recorded_at: int | None = None  # when the first event was recorded
+        self._end = int(config.duration * 1e9) or _NEVER
 
-    def next(self, available: int, now_ns: int, way: float = 0.0) -> npt.NDArray[np.int64]:
+    def skip(self, n: int) -> None:
+        """Go on behind the first `n` events of the schedule; the next one is due at the start."""
+        if self._schedule is None or not n:
+            return
+        while n:
+            passed = min(n, SKIPPED)
+            self._ahead(self._schedule, passed)
+            self._drawn, n = self._drawn[passed:], n - passed
+        self.start_ns -= int(self._ahead(self._schedule, 1)[0])
+
+    def over(self, now_ns: int) -> bool:
+        """Whether `duration` has passed."""
+        return now_ns - self.start_ns >= self._end
+
+    def next(
+        self, available: int, now_ns: int, way: float = 0.0, recorded: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
 
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
@@ -51,21 +83,34 @@ class Feed:
         Parameters
         ----------
         available : int
-            Events at hand, at least one; the block takes the first `result.size` of them.
+            Events at hand, at least one; the block takes the first `result.size` of them. None: `duration` is over.
         way : float
             How long events are on their way at present [s].
+        recorded : int64, shape (available,), optional
+            When they were recorded [ns], not falling; for `arrivals = "recorded"`.
         """
         most = min(self.config.block_events, available)
-        if self._schedule is None:
-            self.fed += most
-            return np.full(most, now_ns, np.int64)
-        due = self._ahead(self._schedule, most)
+        if recorded is not None:
+            due = self._as_recorded(recorded[:most], now_ns)
+        elif self._schedule is not None:
+            due = self._ahead(self._schedule, most)
+        else:
+            due = np.full(0 if self.over(now_ns) else most, now_ns - self.start_ns, np.int64)
+        due = due[: np.searchsorted(due, self._end)]
+        if not due.size:
+            return due
         wait = min(max(self.config.block_wait, way / SHARE), SHARE * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         n = int(np.searchsorted(due, until, side="right"))
         self.fed += n
         self._drawn = self._drawn[n:]
         return self.start_ns + due[:n]
+
+    def _as_recorded(self, recorded: npt.NDArray[np.int64], now_ns: int) -> npt.NDArray[np.int64]:
+        """When events are due [ns since the first one]."""
+        if self._recorded_at is None:
+            self._recorded_at, self.start_ns = int(recorded[0]), now_ns
+        return _ns((recorded - self._recorded_at).astype(np.float64) * (1e-9 / self.config.speed))
 
     def _ahead(self, schedule: Schedule, n: int) -> npt.NDArray[np.int64]:
         """When the next `n` events are due [ns since the start]."""
@@ -74,34 +119,73 @@ class Feed:
         return self._drawn[:n]
 
 
+class Lumisections:
+    """Counts the lumisections that are fed, in whatever order they come.
+
+    Parameters
+    ----------
+    most : int
+        0: any number.
+    known : iterable of (run, lumisection)
+        Those that were fed before.
+    """
+
+    def __init__(self, most: int, known: Iterable[tuple[int, int]] = ()) -> None:
+        self.most, self._known = most, set(known)
+
+    def room(self, columns: Columns) -> int:
+        """How many of these events come before the first one of a lumisection too many."""
+        if not self.most:
+            return 1 << 62
+        runs, lumis = columns["run"].astype(np.uint64), columns["luminosityBlock"].astype(np.uint64)
+        keys, firsts = np.unique(runs << np.uint64(32) | lumis, return_index=True)
+        for place in np.argsort(firsts):
+            lumi = divmod(int(keys[place]), 1 << 32)
+            if lumi not in self._known and len(self._known) == self.most:
+                return int(firsts[place])
+            self._known.add(lumi)
+        return int(runs.size)
+
+
 def feed_settings(text: str) -> dict[str, object]:
     """The settings of a feed in a few words.
 
     `max`, `fixed 2000`, `poisson 2000`, `bunches 2000` [Hz], `pileup 0.001` (bunches, by the mean number of
-    collisions), `steps 10s:500 1s:3000` (at equal distances) or `bursts ...` (at random ones).
+    collisions), `steps 10s:500 1s:3000` (at equal distances), `bursts ...` (at random ones), `recorded` or `recorded 2`
+    (by time stamps, twice as fast).
 
     Raises
     ------
     UsageError
-        It is none of these.
+        It is none of these, or nothing would ever come.
     """
     kind, *words = text.split() or [""]
     try:
         if kind == "max" and not words:
-            return {"feed.rate": 0.0}
+            return _NOTHING
+        if kind == "recorded" and len(words) <= 1:
+            return {**_NOTHING, "feed.arrivals": kind, "feed.speed": _above_0(text, *words or ["1"])}
         if kind in ("steps", "bursts") and words:
             steps = [tuple(word.split(":")) for word in words]
+            profile = [[length, float(rate)] for length, rate in steps]
             arrivals = "even" if kind == "steps" else "poisson"
-            return {"feed.profile": [[length, float(rate)] for length, rate in steps], "feed.arrivals": arrivals}
+            return {**_NOTHING, "feed.profile": profile, "feed.arrivals": arrivals}
         if kind in _KINDS and len(words) == 1:
             key, arrivals = _KINDS[kind]
-            return {f"feed.{key}": float(words[0]), "feed.arrivals": arrivals}
+            return {**_NOTHING, f"feed.{key}": _above_0(text, *words), "feed.arrivals": arrivals}
     except ValueError:
         pass
     raise UsageError(
-        f"--feed '{text}': write max, 'fixed HZ', 'poisson HZ', 'bunches HZ', 'pileup MEAN', or a profile such as "
-        "'steps 10s:500 1s:3000' or 'bursts 10s:500 1s:3000'"
+        f"--feed '{text}': write max, 'fixed HZ', 'poisson HZ', 'bunches HZ', 'pileup MEAN', 'recorded', "
+        "'recorded SPEED', or a profile such as 'steps 10s:500 1s:3000' or 'bursts 10s:500 1s:3000'"
     )
+
+
+def _above_0(text: str, word: str) -> float:
+    number = float(word)
+    if not number > 0:
+        raise UsageError(f"--feed '{text}': nothing would ever come; write a number above 0, or 'max'")
+    return number
 
 
 def schedule_of(config: FeedConfig, source: int = 0, n_sources: int = 1) -> Schedule:

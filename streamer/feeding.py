@@ -20,7 +20,7 @@ from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_colu
 from streamer.commits import CommitReceiver
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
-from streamer.feed import Feed
+from streamer.feed import Feed, Lumisections
 from streamer.ledger import Intervals, Kept, Window
 from streamer.metrics import SourceMetrics
 from streamer.stage import Source
@@ -35,6 +35,8 @@ BOOK_FLUSH_S = 1.0
 
 DROPPED = ("window", "credit", "disk")
 """Why a live feed drops events: too many are under way, the next stage takes none, or the book cannot be written."""
+OVER = "over"
+"""Why there is no room for events any more: the feed's time has passed."""
 
 
 class Feeding:
@@ -172,19 +174,26 @@ class Feeding:
         process, stopping = self.process, self.process.stopping
         n_sources = len(process.replicas_of(process.name))
         feed = Feed(self.config, time.time_ns(), process.replica, n_sources)
+        feed.skip(self.done_before())
         limit = self.config.events or 1 << 62
+        lumisections = Lumisections(self.config.lumisections, () if self.book is None else self.book.fed.lumis)
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:
-                numbers = columns.pop("sequence")
+                numbers, recorded = columns.pop("sequence"), columns.pop("recorded", None)
+                n = min(int(np.searchsorted(numbers, limit)), lumisections.room(columns))
                 whole = {**columns, **core_columns(np.zeros(numbers.size, np.int64))}
                 ends = self.unit.outputs.ends(whole)
-                for first, end in self.pieces(numbers[: np.searchsorted(numbers, limit)]):
+                for first, end in self.pieces(numbers[:n]):
                     while first < end:
                         number = int(numbers[first])
-                        due = feed.next(min(end - first, self.stripes.room(number)), time.time_ns(), self.way())
+                        available = min(end - first, self.stripes.room(number))
+                        stamps = None if recorded is None else recorded[first : first + available]
+                        due = feed.next(available, time.time_ns(), self.way(), stamps)
+                        if not due.size:
+                            return
                         await self.sleep_until(int(due[-1]))
-                        why_not = await self.room(due.size, outlet)
-                        if stopping.is_set():
+                        why_not = await self.room(due.size, outlet, feed)
+                        if stopping.is_set() or why_not == OVER:
                             return
                         part = self.unit.outputs.slice(whole, first, first + due.size, ends)
                         block = Block(number, due.size, {**part, **core_columns(due)})
@@ -200,19 +209,30 @@ class Feeding:
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
                         process.book_done(block, self.unit)
-                if numbers.size and numbers[-1] >= limit - 1:
+                if n < numbers.size or (numbers.size and numbers[-1] >= limit - 1):
                     return
 
-    async def room(self, n_events: int, outlet: hop.Outlet) -> str:
+    async def room(self, n_events: int, outlet: hop.Outlet, feed: Feed) -> str:
         """Wait until there is room for a block; or, where the feed does not wait, why there is none."""
         if self.config.overflow == "wait":
             while self.window.full(n_events) and not self.process.stopping.is_set():
+                if feed.over(time.time_ns()):
+                    return OVER
                 await self.process.or_stopped(self.more_space())
             return ""
         await asyncio.sleep(0)  # a feed that is behind must still hear what has come to disk
         if self.window.full(n_events):
             return "window"
         return "" if outlet.credits() else "credit"
+
+    def done_before(self) -> int:
+        """Events that this source fed in an earlier life and that are not fed again."""
+        if self.book is None:
+            return 0
+        fed = self.book.fed
+        again = (piece for first, last in fed.ids for piece in self.kept.missing(first, last))
+        again = (piece for first, last in again for piece in fed.dropped.missing(first, last))
+        return fed.ids.size - sum(last - first + 1 for first, last in again)
 
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""

@@ -42,6 +42,9 @@ class Pipeline:
         could not end in order: makes of it what it would have made.
     program : str
         The module that `python -m` runs for one of its processes.
+    draw : str
+        `module:function`; called with a configuration and a `Sink.glimpse`, returns what is to be seen of that event,
+        as plain data. Without it there are no event displays.
     checks : str
         `module:function`; called with a valid configuration, returns one line per problem that only a look at
         files and models can show.
@@ -53,6 +56,7 @@ class Pipeline:
     add_commands: str
     checks: str
     finish: str = ""
+    draw: str = ""
     program: str = "streamer"
 
     @cached_property

@@ -120,6 +120,7 @@ class Source(Unit, ABC):
         Runs in a thread that reads ahead. `sequence` (int64, rising) is the number of each event, from 0: its place in
         the whole input, such that a later run finds the same number for the same event. An event that cannot be read
         is reported, counted and left out, and so is its number. Of several replicas each gives a share of the events.
+        With `feed.arrivals = "recorded"` there is also `recorded` (int64, not falling): when each was recorded [ns].
 
         Parameters
         ----------
@@ -226,6 +227,10 @@ class Sink(Unit, ABC):
     @abstractmethod
     def write(self, block: Block) -> None:
         """Take a block. It need not be on disk before `sync` returns."""
+
+    def glimpse(self, block: Block) -> dict[str, Any] | None:
+        """One event of a block for people to look at, as plain data with its sequence `number`."""
+        return None
 
     @abstractmethod
     async def sync(self) -> None:

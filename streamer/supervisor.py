@@ -18,18 +18,24 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from streamer import control
+from streamer import __version__, control
 from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.monitor.watch import SERIES, Seen, Watch, verdict
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
+
+if TYPE_CHECKING:
+    from streamer.monitor.drawing import Drawer
+    from streamer.monitor.server import Page
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +46,10 @@ FRESH_S = 60.0
 """A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
 MAX_LINE = 1 << 20
+GLIMPSES = 24
+"""So many events can be looked at."""
+SAID, MOST_SAID = 50, 500
+"""So many warnings are kept for the page, and so many characters of each."""
 
 _LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 
@@ -90,13 +100,23 @@ class Supervisor:
         self._last = (time.monotonic(), 0)
         self._seen: Progress | None = None
         self._dir = Path()
+        self._watch, self._begun = Watch(pipeline.names), time.time()
+        self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
+        self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
+        self.page = self._page()
 
     async def run(self) -> Outcome:
         """Run until the stream is over; SIGINT and SIGTERM drain it, a second one breaks it off."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
-        async with self._run_dir() as self._dir, control.listening(self._dir, self._answer):
+        async with contextlib.AsyncExitStack() as stack:
+            self._dir = await stack.enter_async_context(self._run_dir())
+            await stack.enter_async_context(control.listening(self._dir, self._answer))
+            stack.enter_context(heard(self._said))
+            if self.page is not None:
+                await stack.enter_async_context(self.page.serving())
+                log.info("live page: %s", self.page.address)
             try:
                 for stage, replica in self.pipeline.replicas(self.config):
                     await self._add(stage, replica)
@@ -232,6 +252,8 @@ class Supervisor:
         what = request.get("do")
         if what == "status":
             return self.status()
+        if what == "watch":
+            return {**self._shown(), **(self._history() if request.get("history") is True else {})}
         if what == "stop":
             self.stop(now=request.get("now") is True)
             return {}
@@ -244,7 +266,7 @@ class Supervisor:
                 raise UsageError("a change needs settings")
             await self.change(str(request.get("stage")), settings, at_lumisection=request.get("at_lumisection") is True)
             return {}
-        raise UsageError(f"a run cannot {what!r}; it knows status, stop, scale and change")
+        raise UsageError(f"a run cannot {what!r}; it knows status, watch, stop, scale and change")
 
     def status(self) -> dict[str, Any]:
         """How the run does, for people: totals, and a row for each process."""
@@ -381,6 +403,8 @@ class Supervisor:
             child.error = news.get("error", child.error)
             child.again = news.get("again", child.again)
             child.report = news.get("report", child.report)
+            if news.get("glimpse"):
+                self._glimpses.append(news["glimpse"])
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
@@ -412,6 +436,10 @@ class Supervisor:
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
+            self._watch.look(time.time(), self._processes())
+            if self.page is not None:
+                self.page.tell()
+                self.page.tidy()
             if self.on_progress is not None:
                 self.on_progress(self._seen)
 
@@ -477,6 +505,58 @@ class Supervisor:
             batch=batched / n_batches if n_batches else float("nan"),
         )
 
+    # ---- what the page shows
+
+    def _page(self) -> "Page | None":
+        if not self.config.monitor.on:
+            return None
+        from streamer.monitor.run_metrics import RunMetrics
+        from streamer.monitor.server import Page  # a web server takes time to load
+
+        metrics = RunMetrics(lambda: self._watch.state, self.config.output)
+        return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page, self._drawer())
+
+    def _drawer(self) -> "Callable[[], Drawer] | None":
+        from streamer.monitor.drawing import Drawer
+
+        program = self.pipeline.program
+        return (lambda: Drawer(program, self._dir / "config.toml")) if self.pipeline.draw else None
+
+    def _processes(self) -> list[Seen]:
+        found = []
+        for child in self.children:
+            row = child.status()
+            about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
+            state = "restarting" if row["state"] == "starting" and child.restarts else row["state"]
+            found.append(Seen(child.stage, child.replica, state, child.restarts, child.values, about))
+        return found
+
+    def _shown(self) -> dict[str, Any]:
+        output = self.config.output
+        state = "draining" if self._signals else self._seen.state if self._seen else "starting"
+        run = {
+            "output": str(output) if output else "",
+            "pid": os.getpid(),
+            "begun": self._begun,
+            "version": __version__,
+        }
+        seen = self._watch.state
+        told = {"verdict": verdict(state, seen)} if seen else {}
+        return {"state": state, "run": run, **seen, **told, "said": list(self._said), "events": list(self._glimpses)}
+
+    def _history(self) -> dict[str, Any]:
+        return {"series": SERIES, "rows": list(self._watch.history)}
+
+    def _targets(self) -> list[dict[str, Any]]:
+        """In the form of Prometheus' HTTP service discovery."""
+        places = [(c.stage, c.replica, urlsplit(c.metrics_url).netloc) for c in self.children if c.exit_code is None]
+        assert self.page is not None
+        return [
+            {"targets": [place], "labels": {"run": self._dir.name, "stage": stage, "replica": str(replica)}}
+            for stage, replica, place in (("supervisor", 0, self.page.place), *places)
+            if place
+        ]
+
     def _signalled(self) -> None:
         self._signals += 1
         if self._signals == 1:
@@ -517,6 +597,22 @@ class Supervisor:
         if self._signals > 1:
             return Outcome(130, "broken off; results that were committed are in the journal", reports)
         return Outcome(EXIT_OK, "", reports)
+
+
+@contextlib.contextmanager
+def heard(said: deque[dict[str, Any]]) -> Iterator[None]:
+    """Keep what is logged as a warning or worse, for the page."""
+
+    class Hearing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append({"at": record.created, "level": record.levelname, "text": record.getMessage()[:MOST_SAID]})
+
+    handler = Hearing(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def sweep(base: Path) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUANTILES = ("0.5", "0.95", "0.99")
+GLIMPSE_NS = 1_000_000_000
+"""The live page is shown an event so often."""
 DONE_BLOCKS = 4096
-"""The last blocks of which the writer's report tells when they were fed and done."""
+"""The last blocks of which the writer's report tells one by one."""
+
+
+class Done(NamedTuple):
+    """A block that was written: its events, those of them with an error, when the first and the last were due and
+    when all were done [Unix ns]."""
+
+    n_events: int
+    n_bad: int
+    first_due: int
+    last_due: int
+    at: int
 
 
 class Writing:
@@ -34,7 +47,8 @@ class Writing:
         self.keeping = Keeping(process.stripes, unit.inputs, unit.kept())
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
-        self.done: deque[tuple[int, int, int]] = deque(maxlen=DONE_BLOCKS)  # events, fed and done [Unix ns]
+        self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
+        self.glimpsed = 0
         self.wake = asyncio.Event()
         self.over = False
 
@@ -100,11 +114,15 @@ class Writing:
         now = time.time_ns()
         self.process.facts.setdefault("first_fed_ns", int(fed[0]))
         self.process.facts["last_done_ns"] = now
-        self.done.append((block.n_events, int(fed[0]), now))
+        n_bad = int(np.count_nonzero(block.columns["error"]))
+        self.done.append(Done(block.n_events, n_bad, int(fed[0]), int(fed[-1]), now))
         self.latencies.latency.observe((now - fed) * 1e-9)
         metrics.duration.observe(took)
         metrics.busy.inc(took)
-        self.process.book_done(block, self.unit, bad=int(np.count_nonzero(block.columns["error"])))
+        self.process.book_done(block, self.unit, bad=n_bad)
+        if self.process.config.monitor.on and now - self.glimpsed >= GLIMPSE_NS:
+            self.glimpsed = now
+            self.process.tell(self.process.life.state, glimpse=self.unit.glimpse(block))
         self.fresh_times.append(fed)
         self.n_fresh += block.n_events
         if self.n_fresh >= self.unit.commit_events:

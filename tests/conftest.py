@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 LONGEST_FIRST = (
-    *("pipeline", "control", "collisions", "poison", "remote", "bad_disks", "chaos", "taggers", "truth"),
+    *("pipeline", "control", "collisions", "poison", "mix", "remote", "bad_disks", "chaos", "taggers", "truth"),
     *("training_session", "recovery", "foreign_formats", "bench", "bench_peers", "training_networks", "view_plot"),
     *("quantize", "batch_metrics", "forms", "menu_run"),
 )

@@ -93,7 +93,7 @@ def test_where_the_size_is_free_two_sizes_do() -> None:
 
 
 def test_batches_are_no_larger_than_pays() -> None:
-    leaves_the_cache = {1: 1.1, 2: 2.1, 4: 7.0, 8: 15.0}
+    leaves_the_cache = {1: 1.1, 2: 2.1, 4: 8.0, 8: 17.0}
     assert largest_useful(leaves_the_cache) == 2
     assert largest_useful({1: 1.1, 2: 1.2, 4: 1.4, 8: 1.8}) == 8
     assert largest_useful({1: 1.0, 2: 2.0, 4: 4.0}) == 4, "of equals the largest: each batch costs something besides"

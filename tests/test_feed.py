@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamer.config import FeedConfig
 from streamer.errors import UsageError
-from streamer.feed import Feed, feed_settings
+from streamer.feed import Feed, Lumisections, feed_settings
 
 START = 1_700_000_000_000_000_000
 
@@ -110,16 +110,24 @@ def test_a_late_feed_catches_up_in_full_blocks_and_keeps_its_schedule() -> None:
 
 def test_a_feed_is_told_in_a_few_words() -> None:
     for text, wanted in (
-        ("max", {"feed.rate": 0.0}),
-        ("fixed 2000", {"feed.rate": 2000.0, "feed.arrivals": "even"}),
+        ("max", {}),
+        ("fixed 2000", {"feed.rate": 2000.0}),
         ("poisson 1e3", {"feed.rate": 1000.0, "feed.arrivals": "poisson"}),
         ("bunches 500", {"feed.rate": 500.0, "feed.arrivals": "bunches"}),
         ("pileup 0.001", {"feed.pileup": 0.001, "feed.arrivals": "bunches"}),
         ("bursts 10s:500 1s:3000", {"feed.profile": [["10s", 500.0], ["1s", 3000.0]], "feed.arrivals": "poisson"}),
+        ("recorded", {"feed.arrivals": "recorded"}),
+        ("recorded 0.5", {"feed.arrivals": "recorded", "feed.speed": 0.5}),
     ):
-        assert feed_settings(text) == wanted
-    for text in ("", "slow", "fixed", "fixed fast", "max 3", "poisson 1 2", "steps 10s", "steps 10s:1:2"):
+        whatever_was_configured = {"rate": 7.0, "arrivals": "poisson", "profile": (), "pileup": 0.0}
+        told = {key.removeprefix("feed."): value for key, value in feed_settings(text).items()}
+        found = FeedConfig.model_validate(whatever_was_configured | told)
+        assert found == FeedConfig.model_validate({key.removeprefix("feed."): value for key, value in wanted.items()})
+    for text in ("", "slow", "fixed", "fixed fast", "max 3", "poisson 1 2", "steps 10s", "steps 10s:1:2", "recorded x"):
         with pytest.raises(UsageError, match="write max, 'fixed HZ'"):
+            feed_settings(text)
+    for text in ("fixed 0", "poisson -3", "bunches 0", "pileup 0", "recorded 0", "fixed nan"):
+        with pytest.raises(UsageError, match=f"--feed '{text}': nothing would ever come; write a number above 0"):
             feed_settings(text)
 
 
@@ -133,11 +141,56 @@ def test_a_feed_is_told_in_a_few_words() -> None:
         ({"arrivals": "bunches"}, "set 'rate' to at most that, or 'pileup'"),
         ({"arrivals": "bunches", "rate": 1e9}, "bunches meet 27,663,930 times a second"),
         ({"filling": "3564e"}, "without a bunch"),
+        ({"arrivals": "poisson"}, "needs a 'rate' above 0"),
+        ({"arrivals": "recorded", "rate": 5}, "has times of its own"),
+        ({"speed": 2}, "only with 'arrivals' = \"recorded\""),
     ],
 )
 def test_a_feed_that_cannot_be_is_told_before_the_start(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         FeedConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("arrivals", ["even", "poisson"])
+def test_a_feed_that_goes_on_takes_up_its_schedule(arrivals: str) -> None:
+    settings = {"arrivals": arrivals, "profile": [["1 s", 100], ["1 s", 300]], "block_events": 500, "block_wait": 99.0}
+    whole = feed(**settings).next(500, START) - START
+    later = feed(**settings, duration="3 s")
+    later.skip(123)
+    due = later.next(500, START)
+    assert due[0] == START
+    n = np.searchsorted(whole, 3_000_000_000) - 123
+    assert np.abs((due - START) - (whole[123:] - whole[123])[:n]).max() <= 1, "and the time it has is what was left"
+    assert due.size == n
+    assert later.over(START + 3_000_000_000 - int(whole[123]))
+    assert not later.over(START)
+
+
+def test_a_feed_stops_in_time() -> None:
+    paced = feed(rate=100, duration="50 ms", block_wait=0)
+    assert [paced.next(9, START).size for _ in range(6)] == [1, 1, 1, 1, 1, 0]
+    unpaced = feed(duration="50 ms")
+    assert unpaced.next(9, START + 49_000_000).size == 9
+    assert unpaced.next(9, START + 50_000_000).size == 0
+
+
+def test_recorded_times_are_followed_from_the_first_event_on() -> None:
+    played = feed(arrivals="recorded", speed=2, block_wait="1 s", duration="1 s")
+    times = np.array([5, 6, 6, 7, 8]) * 10**9
+    assert (played.next(4, START + 10**9, 0.0, times[:4]) - START).tolist() == [10**9, 15 * 10**8, 15 * 10**8]
+    assert played.next(2, START + 10**9, 0.0, times[3:]).size == 0
+
+
+def test_lumisections_are_counted_in_whatever_order_they_come() -> None:
+    lumis = Lumisections(3, [(1, 7)])
+
+    def columns(*values: int) -> dict[str, np.ndarray]:
+        return {"run": np.ones(len(values), np.uint32), "luminosityBlock": np.array(values, np.uint32)}
+
+    assert lumis.room(columns(7, 9, 7)) == 3
+    assert lumis.room(columns(9, 8, 8, 7, 6, 9)) == 4
+    assert lumis.room(columns(8, 6)) == 1
+    assert Lumisections(0).room(columns(1, 2, 3)) >= 3
 
 
 def test_sources_share_a_profile() -> None:

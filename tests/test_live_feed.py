@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uproot
-from physics_helpers import Processes, sum_model
+from physics_helpers import Processes, call, sum_model
 
 from stages.books import read_books
 from stages.config import packaged
+from streamer.arrivals import Poisson
 
 EVENTS = packaged("samples/egamma.root")
 LIVE = ("--set", "feed.overflow=drop", "--set", "feed.max_in_flight=400", "--set", "feed.block_events=50")
@@ -77,3 +78,40 @@ def test_a_feed_that_waits_drops_nothing(streamer: Processes, tmp_path: Path) ->
     refused = streamer("run", EVENTS, "-o", out, "--set", "feed.overflow=drop")
     assert refused.wait() == 2
     assert "'overflow' = \"drop\" is for live feeds; set a 'rate' or a 'profile'" in refused.err
+
+
+def test_feeds_stop_by_time_and_by_lumisections(streamer: Processes, tmp_path: Path) -> None:
+    model = sum_model(tmp_path / "sum.onnx")
+    timed, lumis = (tmp_path / name for name in ("timed", "lumis"))
+    short = ("--feed", "steps 250ms:1000 250ms:0", "--for", "1250 ms", "--loop")
+    first = streamer("run", EVENTS, "-o", timed, *short, "--tagger", f"eg={model}")
+    second = streamer("run", EVENTS, "-o", lumis, "--lumisections", 2, "--tagger", f"eg={model}")
+    first.check()
+    assert read_books(timed).ledger.fed == 3 * 250
+    second.check()
+    books = read_books(lumis)
+    assert dict(books.fed) == {(1, 1): 999, (1, 2): 1000}
+    for args, said in (
+        (("--feed", "fixed 0"), "--feed 'fixed 0': nothing would ever come; write a number above 0, or 'max'"),
+        (("--rate", 0), "--rate 0: nothing would ever come"),
+        (("--for", "soon"), "'soon' is not a time; write '5 ms'"),
+        (("--set", "feed.arrivals=bunches", "--set", "feed.filling=7e"), "a filling pattern without a bunch"),
+    ):
+        code, _, err = call("run", EVENTS, "-o", tmp_path / "none", *args)
+        assert code == 2
+        assert said in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_timed_feed_that_broke_off_goes_on_for_what_was_left(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    timed = ("--loop", "--feed", "poisson 2000", "--for", "4 s")
+    first = streamer("run", EVENTS, "-o", out, *timed, "--tagger", f"eg={model}")
+    first.wait_for_events(500)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    streamer("run", "--resume", out).check()
+    books = read_books(out)
+    assert not books.why_not
+    schedule = Poisson(np.random.default_rng((0, 0))).take(10_000) / 2000
+    assert books.n_kept == np.searchsorted(schedule, 4.0), "as many as if nothing had happened"

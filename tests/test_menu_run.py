@@ -230,6 +230,8 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
         High_v1 = { expression = "Photon: egScore > 55.5", seed = "Photon: pt > 70.5" }
         Pair_v1 = { expression = "2 Photon: egScore > 0", seed = "2 Photon: pt > 80.5", prescale = 2 }
         Either_v1 = "High_v1 or Pair_v1"
+        [streams.physics]
+        datasets.High = ["High_v1"]
     """)
     process = streamer("run", hits, "--output", out, "--menu", path, "--loop", "--rate", 1000, "--tagger", tagger)
     process.wait_for_events(200)
@@ -248,6 +250,11 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
     pairs = (entry > 50) & (entry % 3 == 2)
     assert rows["HLT_Pair_v1"].sum() == pairs.sum() // 2
     np.testing.assert_array_equal(rows["HLT_Either_v1"], pairs | rows["HLT_High_v1"])
+    assert call("skim", out, "--stream", "physics", "-o", tmp_path / "skim.root")[0] == 0
+    with uproot.open(tmp_path / "skim.root") as file:
+        skimmed = file["Events"].arrays(["event", "nEBRecHit"], library="np")
+    assert skimmed["event"].tolist() == np.unique(entry[rows["HLT_High_v1"]]).tolist()
+    assert skimmed["nEBRecHit"].tolist() == [1] * skimmed["event"].size, "whole, from the source"
     books = books_of(out)
     paths = books["menu"]["paths"]
     assert paths["High_v1"]["seeded"] == paths["Either_v1"]["seeded"] == wanted.sum()

@@ -8,13 +8,14 @@ in cm here. Photons are not linked to superclusters, so there is no `Photon_seed
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from stages.formats.base import EventFile, Found, Report, Step
-from stages.records import INPUT, LABELS, InputColumn
+from stages.records import INPUT, LABELS, TIME, InputColumn
 from streamer.block import Columns
 from streamer.errors import UsageError
 
@@ -30,6 +31,7 @@ _COLLECTIONS = {
 _GIVEN = (*_COLLECTIONS, "Track", "Photon", "Jet", "PV")
 _LACKING = ("Photon_seedDetId", "Photon_superClusterIdx", *LABELS.values())
 _CM = 100.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class IgFile(EventFile):
@@ -50,7 +52,7 @@ class IgFile(EventFile):
             raise UsageError(f"{path}: a zip archive without Events/Run_*/Event_* files; not an .ig file")
         self.n_events = len(self._entries)
         self.names = {c.name: c.name for c in INPUT if (c.collection in _GIVEN and c.name not in _LACKING)
-                      or not c.collection}  # fmt: skip
+                      or not c.collection} | {TIME.name: "Event_V2 time"}  # fmt: skip
 
     @classmethod
     def matches(cls, found: Found) -> bool:
@@ -72,6 +74,12 @@ class IgFile(EventFile):
                     report(entry, 1, f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
             if events:
                 yield Step(np.array(entries, np.int64), _columns(wanted, events))
+
+    def members(self, entries: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """The names and texts of events as they are in the archive."""
+        for entry in entries:
+            info = self._entries[entry]
+            yield info.filename, self._zip.read(info)
 
     def _event(self, entry: int) -> dict[str, Any]:
         info = self._entries[entry]
@@ -106,6 +114,7 @@ def event_columns(document: dict[str, Any]) -> dict[str, Any]:
         "run": header[0][table.place("Event_V2", "run")],
         "luminosityBlock": header[0][table.place("Event_V2", "ls")],
         "event": header[0][table.place("Event_V2", "event")],
+        TIME.name: time_ns(table.text("Event_V2", "time")),
     }
     for collection, sources in _COLLECTIONS.items():
         for field, dtype in (("detid", np.int64), ("energy", np.float32), ("time", np.float32)):
@@ -122,6 +131,15 @@ def event_columns(document: dict[str, Any]) -> dict[str, Any]:
     out |= {f"PV_{axis}": vertices[:1, i] for i, axis in enumerate("xyz")}
     out |= _track_parameters(table, vertices[0] if len(vertices) else np.zeros(3))
     return out
+
+
+def time_ns(text: str) -> int:
+    """`2012-Jul-04 12:00:45.665530 GMT` as Unix time in ns; 0 where it is none."""
+    try:
+        when = datetime.strptime(text, "%Y-%b-%d %H:%M:%S.%f GMT").replace(tzinfo=UTC)
+    except ValueError:
+        return 0
+    return (when - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _track_parameters(table: "_Table", vertex: Any) -> dict[str, Any]:
@@ -148,6 +166,11 @@ class _Table:
 
     def place(self, collection: str, field: str) -> int:
         return [name for name, _ in self._types[collection]].index(field)
+
+    def text(self, collection: str, field: str) -> str:
+        """Of the first row; empty where there is no such field."""
+        names = [name for name, _ in self._types[collection]]
+        return str(self.rows(collection)[0][names.index(field)]) if field in names else ""
 
     def field(self, collection: str, field: str, dtype: Any) -> Any:
         rows = self.rows(collection)

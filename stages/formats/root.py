@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import uproot
 from stages.config import CHANNELS, InputConfig
 from stages.formats.base import Found
 from stages.formats.tree import Recipe, TreeFile, same
-from stages.records import INPUT
+from stages.records import READABLE
+from streamer.arrivals import ORBIT_HZ, SLOTS
 from streamer.block import Columns, Schema
 from streamer.disk import sync_folder
+
+ORBIT_NS = 1e9 / ORBIT_HZ
 
 WRITE_EVENTS = 10_000
 """Events per extend: uproot writes small ones slowly."""
@@ -39,8 +43,36 @@ class RootFile(TreeFile):
 
     def ways(self, config: InputConfig) -> dict[str, tuple[Recipe, ...]]:
         # RNTuple lists sub-fields with dots where a TTree has underscores.
-        own = {column.name: config.columns.get(column.name, column.name) for column in INPUT}
-        return {ours: (same(name), same(name.replace("_", ".", 1))) for ours, name in own.items()}
+        own = {column.name: config.columns.get(column.name, column.name) for column in READABLE}
+        ways: dict[str, tuple[Recipe, ...]] = {
+            ours: (same(name), same(name.replace("_", ".", 1))) for ours, name in own.items()
+        }
+        stamp = Recipe((own["time"],), partial(stamps, config.time_unit))
+        return ways | {"time": (stamp, Recipe(("orbitNumber", "bunchCrossing"), since_begin_of_run))}
+
+
+_NS = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1}
+
+
+def stamps(unit: str, times: Any) -> Any:
+    """Time stamps in ns; 0 for those that are no number, or out of its range."""
+    values = ak.to_numpy(times)
+    if unit == "auto":
+        unit = "s" if values.dtype.kind == "f" else "ns"
+    if unit == "edm":  # edm::Timestamp
+        packed = values.astype(np.uint64)
+        seconds, micros = packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)
+        return ak.Array(seconds.astype(np.int64) * 1_000_000_000 + micros.astype(np.int64) * 1000)
+    far = np.iinfo(np.int64).max / _NS[unit]
+    values = np.where((values > 0) & (values < far), values, values.dtype.type(0))
+    if values.dtype.kind == "f":
+        return ak.Array(np.round(values.astype(np.float64) * _NS[unit]).astype(np.int64))
+    return ak.Array(values.astype(np.int64) * int(_NS[unit]))
+
+
+def since_begin_of_run(orbit: Any, crossing: Any) -> Any:
+    """Time in ns by the LHC's own count, as NanoAOD has it since its version 12."""
+    return ak.values_astype(ak.values_astype(orbit, np.float64) * ORBIT_NS + crossing * (ORBIT_NS / SLOTS), np.int64)
 
 
 def write_events(

@@ -168,6 +168,16 @@ class TreeFile(EventFile):
                 return out
 
     @property
+    def tree(self) -> Any:
+        """The open tree."""
+        return self._tree
+
+    def whole(self, names: Sequence[str], first: int, last: int) -> dict[str, Any]:
+        """Columns under the file's own names, of the entries `first` to `last`, as they are."""
+        arrays = self._reached(first, lambda: self._tree.arrays(names, entry_start=first, entry_stop=last, how=dict))
+        return {name.rpartition("/")[2]: array for name, array in arrays.items()}
+
+    @property
     def layout(self) -> str:
         """`TTree` or `RNTuple`."""
         return "RNTuple" if "RNTuple" in type(self._tree).__name__ else "TTree"

@@ -17,7 +17,7 @@ from streamer.block import CORE_COLUMNS, Array, Column
 _KINEMATICS = ("pt", "eta", "phi")
 _NOT_FOR_PATHS = {
     *(column.name for column in CORE_COLUMNS),
-    *("sourceFile", "sourceEntry", "replay"),
+    *("sourceFile", "sourceEntry", "sourceInput", "replay"),
     *records.LABELS.values(),  # the truth is not known to a trigger
 }
 

@@ -1,0 +1,178 @@
+"""What lies under deploy/, with a real Prometheus that scrapes a real run."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+from physics_helpers import Process, Processes, event, sum_model, wait_until, write_hits
+
+from stages import PIPELINE
+from stages.detector.ecal import eb_detid
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+RULES, BOARDS = DEPLOY / "prometheus", sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is missing (Debian package prometheus)"
+)
+
+MAY_BE_EMPTY = {
+    "StreamerNoData", "StreamerNotKeepingUp", "StreamerLedgerDoesNotClose", "StreamerDeadTime", "StreamerSlow",
+    "StreamerStageDown", "StreamerUnreachable", "StreamerErrors", "StreamerSmallBatches", "StreamerDiskFilling",
+}  # fmt: skip
+"""Alerts of which a healthy run is to give nothing; the others are made to fire here."""
+
+
+@promtool
+@pytest.mark.parametrize(
+    "command", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")], ids=["check", "test"]
+)
+def test_promtool_is_content(command: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *command], cwd=RULES, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_runbook_and_both_kinds_of_cases() -> None:
+    rules, cases = (RULES / "alerts.yml").read_text(), (RULES / "alerts_test.yml").read_text()
+    names = re.findall(r"alert: (\w+)", rules)
+    assert len(names) == len(re.findall(r"runbook: ", rules)) == len(re.findall(r"summary: ", rules))
+    for name in names:
+        assert re.search(rf"alertname: {name}\n\s+exp_alerts:\n", cases), f"{name} fires"
+        assert re.search(rf"alertname: {name}, exp_alerts: \[\]", cases), f"{name} does not fire"
+
+
+def test_the_packaged_configuration_is_valid() -> None:
+    config = PIPELINE.load_config(DEPLOY / "pipeline.toml", {})
+    assert config.monitor.port == int(re.findall(r"127.0.0.1:(\d+)/targets", (RULES / "prometheus.yml").read_text())[0])
+
+
+def test_dashboards_are_told_apart_and_have_their_variables() -> None:
+    boards = [json.loads(path.read_text()) for path in BOARDS]
+    assert len({board["uid"] for board in boards}) == len(boards) >= 3
+    for board in boards:
+        known = {one["name"] for one in board["templating"]["list"]}
+        used = set(re.findall(r"\$(\w+)", json.dumps([panel["targets"] for panel in board["panels"]])))
+        assert used <= known
+        assert {"source", "run"} <= known
+        places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
+        assert len(set(places)) == len(places)
+
+
+@dataclass
+class Watched:
+    """A run, and the Prometheus that watches it."""
+
+    process: Process
+    at: str
+
+    def asked(self, path: str) -> Any:
+        with urlopen(self.at + path, timeout=10) as answer:
+            told = json.load(answer)
+        assert told["status"] == "success"
+        return told["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.asked(f"/api/v1/query?query={quote(expression)}")["result"]
+        return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is missing (Debian package prometheus)")
+    folder = tmp_path_factory.mktemp("deploy")
+    ours, theirs = free_port(), free_port()
+    for path in RULES.glob("*.yml"):
+        text = path.read_text().replace(":9599/", f":{ours}/").replace(": 5s", ": 1s")
+        (folder / path.name).write_text(text.replace("[1m]", "[10s]"))
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    with Processes(folder) as streamer:
+        process = streamer(
+            *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 300),
+            *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor", "--set", f"monitor.port={ours}"),
+        )
+        server = subprocess.Popen(
+            ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{theirs}",
+             f"--storage.tsdb.path={folder / 'data'}", "--log.level=error"],
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "prometheus.log").open("w"),
+        )  # fmt: skip
+        try:
+            made = Watched(process, f"http://127.0.0.1:{theirs}")
+            process.wait_for_events(200)
+
+            def all_up() -> bool:
+                try:
+                    return len([one for one in made.query("up") if one["value"][1] == "1"]) == 6
+                except OSError:
+                    return False
+
+            wait_until(all_up, "six targets")
+            wait_until(lambda: made.query("streamer:written:rate1m > 0") != [], "the recording rules")
+            time.sleep(5)  # rates want some scrapes
+            yield made
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+        process.signal(signal.SIGTERM)
+        process.check()
+
+
+def test_targets_are_told_apart(watched: Watched) -> None:
+    labels = [one["labels"] for one in watched.asked("/api/v1/targets")["activeTargets"]]
+    assert {one["stage"] for one in labels} == {"supervisor", *PIPELINE.names}
+    assert all(one["replica"] == "0" and one["run"].startswith("run-") for one in labels)
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda path: path.stem)
+def test_every_panel_has_data(watched: Watched, board: Path) -> None:
+    for panel in json.loads(board.read_text())["panels"]:
+        for target in panel["targets"]:
+            expression = re.sub(r"\$(run|stage|replica|queue|path)\b", ".*", target["expr"]).replace("[1m]", "[10s]")
+            assert "$" not in expression
+            assert watched.query(expression), f"{panel['title']}: {expression}"
+
+
+def test_every_variable_has_values(watched: Watched) -> None:
+    for board in BOARDS:
+        for variable in json.loads(board.read_text())["templating"]["list"]:
+            if variable["type"] == "query":
+                found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+                assert found is not None
+                series = watched.query(re.sub(r"\$\w+", ".*", found[1]))
+                assert any(one["metric"].get(found[2]) for one in series), variable["name"]
+
+
+def test_a_healthy_run_alerts_nobody_and_a_death_does(watched: Watched) -> None:
+    rules = [rule for group in watched.asked("/api/v1/rules")["groups"] for rule in group["rules"]]
+    assert all(rule["health"] == "ok" for rule in rules), [rule.get("lastError") for rule in rules]
+    alerts = {rule["name"]: rule for rule in rules if rule["type"] == "alerting"}
+    assert alerts.keys() == MAY_BE_EMPTY | {"StreamerRestarts"}
+    assert watched.query('ALERTS{alertstate="firing"}') == []
+    watched.process.stage("tagger-0").send_signal(signal.SIGKILL)
+
+    def firing() -> set[str]:
+        return {one["metric"]["alertname"] for one in watched.query('ALERTS{alertstate="firing"}')}
+
+    wait_until(lambda: "StreamerRestarts" in firing(), "the alert")
+    (told,) = [
+        one for one in watched.asked("/api/v1/alerts")["alerts"] if one["labels"]["alertname"] == "StreamerRestarts"
+    ]
+    assert told["labels"]["stage"] == "tagger"
+    assert "a tagger has died and was started again" in told["annotations"]["summary"]
+    assert "streamer errors" in told["annotations"]["runbook"]
