@@ -1,6 +1,7 @@
 """What a menu makes of blocks: seeds, prescales, and which column holds for which lumisection."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,18 @@ from hypothesis import strategies as st
 
 from stages import records
 from stages.config import Config
-from stages.manifest import Tally
+from stages.manifest import Manifest, OpenManifest, Tally
 from stages.menu.books import MenuBooks
 from stages.menu.config import DEFAULT
 from stages.menu.flags import FLAGS, sections, unpacked
 from stages.menu.menu import menu_of
 from stages.menu.schedule import MOST_SWITCHES, Asked, Place, Schedule, Section
+from stages.menu.switching import begun_trigger
 from stages.menu.tally import read_row
 from stages.menu.trigger import Trigger
+from stages.results import Results
 from streamer.block import Block
+from streamer.journal import Journal
 from streamer.ledger import Stripes
 
 PATHS: dict[str, Any] = {f"Run{k}_v1": f"run == {k} or run > 8" for k in range(9)}  # more than a byte of bits
@@ -154,6 +158,45 @@ def test_the_lumisections_of_a_block() -> None:
     assert [*sections(same)] == [((0, 1, 2), slice(None))]
     mixed = block_of([1, 2, 1], [7, 7, 7])
     assert [(section, some.tolist()) for section, some in sections(mixed)] == [((0, 1, 7), [0, 2]), ((0, 2, 7), [1])]
+
+
+async def test_a_writer_goes_on_behind_what_its_predecessor_has_on_disk(tmp_path: Path) -> None:
+    settings = config(streams={"physics": {"datasets": {"All": ["All_v1"]}}})
+    settings = settings.model_copy(update={"writer": settings.writer.model_copy(update={"dir": tmp_path})})
+    results = Results(settings, 0, 1)
+    results.books.mkdir()
+    results.manifest = manifest = OpenManifest(results.manifest_path)
+    manifest.begin({"run": "one", "config": settings.model_dump(mode="json")})
+    trigger = trigger_of(settings)
+    journals = [Journal(results.journal_path(k), {}, results.schema, print) for k in range(2)]
+    for k, journal in enumerate(journals):
+        first = 3 * k
+        journal.add(trigger.decide(block_of([3, 3, 9], [2 + k] * 3, [0, 1, 0], first)))
+        await journal.sync()
+    results.convert(journals[0], 0)
+    # It dies, and its successor finds that another column was asked for meanwhile.
+    journals[1].close()
+    manifest.close()
+    manifest = OpenManifest(results.manifest_path)
+    left = Journal(results.journal_path(1), {}, results.schema, print)
+    wanted = settings.model_copy(update={"menu": settings.menu.model_copy(update={"prescale_column": "off"})})
+    again = begun_trigger(wanted, manifest, left)
+    np.testing.assert_array_equal(again.passed, trigger.passed)
+    assert again.passed[[*PATHS].index("Seeded_v1")] == 4
+    held = [again.decide(block_of([3], [lumi], None, 5 + lumi)).columns["prescaleColumn"][0] for lumi in (3, 4)]
+    assert held == [0, 1], "what had begun keeps its column"
+    manifest.close()
+    assert Manifest(results.manifest_path).prescales["asked"] == ["off", 0]
+    manifest = OpenManifest(results.manifest_path)
+    size = manifest.size
+    assert begun_trigger(wanted, manifest, left).schedule.asked == Asked("off")
+    assert manifest.size == size, "which was entered already"
+    manifest.close()
+    left.close()
+    assert (tmp_path / "streams" / "physics.root").exists()
+    segment = Manifest(results.manifest_path).segments()[0]
+    assert [file for file, *_ in segment.streams] == ["streams/physics.root"]
+    assert Manifest(results.manifest_path).knows(tmp_path / "streams" / "physics.root")
 
 
 # --- Prescale columns ---

@@ -34,7 +34,8 @@ def begun_trigger(config: Config, manifest: OpenManifest, journal: Journal) -> T
     if manifest.prescales:
         schedule = Schedule.of(manifest.prescales, memory)
     else:
-        schedule = Schedule(DEFAULT if wanted.since else wanted.column, memory)
+        first = _asked(MenuConfig.model_validate(manifest.about["config"]["menu"]))  # not what is wanted since
+        schedule = Schedule(DEFAULT if first.since else first.column, memory)
     trigger = Trigger(menu, schedule, config.n_replicas("reader"))
     for segment in manifest.segments():
         for row in segment.menu:
