@@ -13,7 +13,7 @@ from streamer.fedbook import Lumi
 
 Row = list[Any]
 """`[run, lumisection, accepted, rejected, prescaled, seconds, [[path, seeded, passed, accepted], ...]]`; paths by their
-places, those that no event was seeded for are left out."""
+places, but for those whose seeds wanted all events and that none has passed."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class MenuTally:
     def rows(self) -> list[Row]:
         """The same for a manifest."""
         return [
-            [*lumi, *found.outcomes.tolist(), round(found.seconds, 6), _sparse(found.paths)]
+            [*lumi, *found.outcomes.tolist(), round(found.seconds, 6), _sparse(found)]
             for lumi, found in sorted(self.counts().items())
         ]
 
@@ -127,14 +127,16 @@ def count_bits(seeded: Any, passed: Any, accepted: Any, error: Any, paths: Any, 
             outcomes[fate] += 1
 
 
-def _sparse(paths: Array) -> list[list[int]]:
-    return [[int(k), *paths[:, k].tolist()] for k in np.flatnonzero(paths[0])]
+def _sparse(found: Counts) -> list[list[int]]:
+    told = (found.paths[0] != found.outcomes.sum()) | (found.paths[1] > 0)
+    return [[int(k), *found.paths[:, k].tolist()] for k in np.flatnonzero(told)]
 
 
 def read_row(row: Row, n_paths: int) -> tuple[Lumi, Counts]:
     """A row of a manifest."""
     run, lumi, *outcomes, seconds, paths = row
     found = Counts(np.array(outcomes, np.int64), np.zeros((3, n_paths), np.int64), seconds)
+    found.paths[0] = found.outcomes.sum()
     for place, *steps in paths:
         found.paths[:, place] = steps
     return (run, lumi), found
