@@ -2,8 +2,8 @@
 
 The same events stream through the same processes, in turn with a menu and without; a ratio is taken within its round.
 As that is less than such a measurement can tell on most machines, the menu's own work is measured apart, too, in one
-thread, on scored events: decisions for blocks of several sizes, and what the decisions add to a file of scores. What
-this is of the processor time that an event costs in the stream is the menu's share.
+thread, on the events that a stream has scored: decisions for blocks of several sizes, and what the decisions add to a
+file of scores. What this is of the processor time that an event costs in the stream is the menu's share.
 """
 
 import json
@@ -15,7 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import awkward as ak
 import numpy as np
+import uproot
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +32,7 @@ from stages.menu.config import DEFAULT
 from stages.menu.menu import menu_of
 from stages.menu.schedule import Schedule
 from stages.menu.trigger import Trigger
-from stages.results import write_scores
+from stages.results import SCORES, write_scores
 from stages.writer import prepare_folder
 from streamer.block import Block, Columns, Schema
 from streamer.ledger import Stripes
@@ -128,13 +130,14 @@ def _own_work(ways: dict[str, Config], folder: Path) -> tuple[dict[int, float], 
     menu = menu_of(ways["with"])
     assert menu is not None
     trigger = Trigger(menu, Schedule(DEFAULT, 1 << 20))
-    events = _scored(ways["with"], FILE_EVENTS)
+    schema = records.scores(ways["with"])
+    events = _scored(ways["with"].writer.dir / SCORES, schema)
     decide_s = {}
     for size in SIZES:
-        blocks = _blocks(records.scores(ways["with"]), events, size, 200)
+        blocks = _blocks(schema, events, size, 200)
         trigger.decide(blocks[0])
         decide_s[size] = _seconds(lambda blocks=blocks: [trigger.decide(block) for block in blocks]) / (size * 200)  # type: ignore[misc]
-    plain = _blocks(records.scores(ways["with"]), events, SIZES[-1], FILE_EVENTS // SIZES[-1])
+    plain = _blocks(schema, events, SIZES[-1], FILE_EVENTS // SIZES[-1])
     decided = [trigger.decide(block) for block in plain]
     half = len(plain) // 2
 
@@ -148,24 +151,25 @@ def _own_work(ways: dict[str, Config], folder: Path) -> tuple[dict[int, float], 
     return decide_s, file_s + once_s / ways["with"].writer.segment_events
 
 
-def _scored(config: Config, n: int) -> Columns:
-    """Events with objects such as a run has them, drawn with a fixed seed."""
-    chance, schema = np.random.default_rng(1), records.scores(config)
-    columns = dict(schema.empty(n))
-    columns["run"], columns["luminosityBlock"] = np.ones(n, np.uint32), np.ones(n, np.uint32)
-    for column in schema.columns:
-        if column.counts:
-            columns[column.name] = chance.poisson(2.0, n).astype(np.int32)
-        elif column.per != "event":
-            total, kind = int(columns[f"n{column.per}"].sum()), column.name.partition("_")[2]
-            draw = {"pt": chance.exponential(40.0, total), "eta": chance.normal(0, 1.2, total)}
-            columns[column.name] = draw.get(kind, chance.random(total)).astype(column.wire_dtype)
-    return columns
+def _scored(path: Path, schema: Schema) -> tuple[Columns, int]:
+    """What a stream has written, as blocks have it, and how many events that are."""
+    with uproot.open(path) as file:
+        tree = file["Events"]
+        n = tree.num_entries
+        columns = dict(schema.empty(n))
+        for column in schema.columns:
+            if column.name in tree:
+                found = tree[column.name].array()
+                flat = ak.to_numpy(found if column.per == "event" else ak.flatten(found))
+                columns[column.name] = flat.astype(column.wire_dtype)
+    return columns, n
 
 
-def _blocks(schema: Schema, columns: Columns, size: int, n: int) -> list[Block]:
+def _blocks(schema: Schema, events: tuple[Columns, int], size: int, n: int) -> list[Block]:
+    """Blocks of a size, from the beginning again when the events are over."""
+    columns, n_events = events
     ends = schema.ends(columns)
-    starts = [k * size % (FILE_EVENTS - size) for k in range(n)]
+    starts = [k * size % max(1, n_events - size) for k in range(n)]
     return [Block(start, size, schema.slice(columns, start, start + size, ends)) for start in starts]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stages.menu.codes import COUNT, FILL, FLAG_STEPS, FUNCTIONS, NUMBER_STEPS, TRUE
 from stages.menu.grammar import parse
-from stages.menu.steps import COUNT, FILL, FLAG_STEPS, FUNCTIONS, NUMBER_STEPS, TRUE, run_steps
 from stages.menu.tree import Apply, Counted, Name, Number, Tree, names_in
 from streamer.block import Array, Columns, offsets
 from streamer.errors import nearest
@@ -217,6 +217,8 @@ class Program:
         uint8, shape (n_roots, n_events)
             0 or 1.
         """
+        from stages.menu.steps import run_steps  # compiled, which checking a configuration does not need
+
         ends = np.empty((len(self.scopes), n_events + 1), np.int64)
         ends[0] = np.arange(n_events + 1)
         for k, scope in enumerate(self.scopes[1:], 1):
