@@ -1,4 +1,4 @@
-"""The steps that conditions are computed by (`stages.menu.codes`): each is a loop over a whole column, in one compiled kernel.
+"""The steps of conditions (`stages.menu.codes`), each a loop over a whole column, in one compiled kernel.
 
 So a menu costs some ten nanoseconds a step and block, and less than one a step and object, and nothing is compiled anew
 for another menu.
