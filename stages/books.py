@@ -164,7 +164,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
         if config.menu.paths and books.menu is None:
             from stages.menu.books import MenuBooks
 
-            books.menu = MenuBooks(tuple(config.menu.paths))
+            books.menu = MenuBooks(tuple(config.menu.paths), config.n_replicas("reader"))
         for segment in segments:
             if books.menu is not None:
                 books.menu.add_rows(segment.menu, sink)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,14 +129,15 @@ def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() ->
     np.testing.assert_array_equal(total.outcomes, trigger.outcomes)
     scored = {lumi: n - tally.errors[lumi] for lumi, n in tally.events.items()}
     assert [*books.problems(scored)] == []
-    assert books.lumis[1, 1].seconds == 6 * 4 / 3, "0 to 6 s are three distances of four events"
-    assert books.lumis[3, 2].seconds == 5 * 2
+    assert books.lumis[1, 1].seconds == pytest.approx(10 / 3), "three of nine distances, and a ninth more"
+    assert books.lumis[3, 2].seconds == pytest.approx(20 / 9)
+    assert total.seconds == pytest.approx(10), "ten events, a second apart"
     assert books.plain(books.lumis[1, 1])["paths"]["Run1_v1"] == {
         **{"seeded": 4, "passed": 4, "accepted": 4},
-        **{"rate_hz": 0.5, "rate_error_hz": 0.25},
+        **{"rate_hz": 1.2, "rate_error_hz": 0.6},
     }
     books.add_rows(tally.menu.rows(), 1)
-    assert books.lumis[1, 1].seconds == 8, "another writer has the other events of the same time"
+    assert books.lumis[1, 1].seconds == pytest.approx(10 / 3), "another writer has the other events of the same time"
     assert books.lumis[1, 1].outcomes.sum() == 8
     told = [*books.problems(scored)]
     assert told[0] == "run 1, lumisection 1: 4 events were scored, and 8 accepted, 0 rejected, 0 prescaled"

@@ -20,11 +20,14 @@ class MenuBooks:
     Attributes
     ----------
     paths : tuple of str
+    n_readers : int
+        How many fed at the same time, each its own lumisections.
     lumis : dict
         Counts by run and lumisection.
     """
 
     paths: tuple[str, ...]
+    n_readers: int = 1
     lumis: dict[Lumi, Counts] = field(default_factory=dict)
     _seconds: dict[tuple[Lumi, int], float] = field(default_factory=dict)
 
@@ -52,6 +55,7 @@ class MenuBooks:
         out = Counts.none(len(self.paths))
         for counts in self.lumis.values():
             out.add(counts)
+        out.seconds /= self.n_readers
         return out
 
     def problems(self, scored: dict[Lumi, int]) -> Iterator[str]:

@@ -46,44 +46,58 @@ class Counts:
 
 
 @dataclass
-class _Span:
-    """From when to when events were due [ns], and how many."""
+class _Clock:
+    """How the time of the feed is shared among lumisections: what passes until an event is due is that of its own.
 
-    first: int = 1 << 62
-    last: int = 0
+    So the times of lumisections that come again and again, as with `feed.loop`, add up to that of the whole feed. The
+    events that are due first have none; their share is what all have on average.
+    """
+
+    seconds: dict[Lumi, float] = field(default_factory=lambda: defaultdict(float))
     n: int = 0
+    n_first: int = 0
+    _first: int = 0
+    _last: int = 0
 
-    @property
-    def seconds(self) -> float:
-        """n events span n - 1 of their distances."""
-        return max(0, self.last - self.first) * 1e-9 * self.n / (self.n - 1) if self.n > 1 else 0.0
+    def add(self, due: Array, lumis: list[tuple[Lumi, Any]]) -> None:
+        """Take the next events: when each was due [ns], and which are in each lumisection."""
+        if not self.n:
+            self._first = self._last = int(due[0])
+        waits = np.maximum(np.diff(due, prepend=self._last), 0) * 1e-9  # another reader's events begin at its beginning
+        for lumi, some in lumis:
+            self.seconds[lumi] += float(waits[some].sum())
+        self.n += due.size
+        self.n_first += int(np.count_nonzero(due == self._first))
+        self._last = int(due[-1])
+
+    def of(self, lumi: Lumi) -> float:
+        """The time of a lumisection [s]."""
+        rest = self.n - self.n_first
+        return self.seconds[lumi] * self.n / rest if rest else 0.0
 
 
 @dataclass
 class MenuTally:
-    """Counts the events of blocks that the menu has decided."""
+    """Counts the events of blocks that the menu has decided; they come in the order of the feed."""
 
     n_paths: int
     _counts: dict[Lumi, Counts] = field(default_factory=dict)
-    _spans: dict[tuple[int, int, int], _Span] = field(default_factory=lambda: defaultdict(_Span))
+    _clock: _Clock = field(default_factory=_Clock)
 
     def add(self, block: Block) -> None:
         """Count the events of a block."""
         columns = block.columns
-        for section, some in sections(block):
-            found = self._counts.setdefault(section[1:], Counts.none(self.n_paths))
+        lumis = [(section[1:], some) for section, some in sections(block)]
+        for lumi, some in lumis:
+            found = self._counts.setdefault(lumi, Counts.none(self.n_paths))
             bits = [readonly(columns[name][some]) for name in FLAGS]
             count_bits(*bits, readonly(columns["error"][some]), found.paths, found.outcomes)
-            due, span = columns["fedTime"][some], self._spans[section]
-            span.first, span.last = min(span.first, int(due.min())), max(span.last, int(due.max()))
-            span.n += due.size
+        self._clock.add(columns["fedTime"], lumis)
 
     def counts(self) -> dict[Lumi, Counts]:
         """All that was counted."""
-        for found in self._counts.values():
-            found.seconds = 0.0
-        for section, span in self._spans.items():
-            self._counts[section[1:]].seconds += span.seconds
+        for lumi, found in self._counts.items():
+            found.seconds = self._clock.of(lumi)
         return self._counts
 
     def rows(self) -> list[Row]:
