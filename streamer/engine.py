@@ -14,6 +14,7 @@ import numpy as np
 from streamer.batcher import Batch, Batcher, DeadlineBatcher, Part, Shed
 from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
+from streamer.deadline import Pace
 from streamer.device import Device
 from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
@@ -47,6 +48,11 @@ class Engine(Generic[L]):
         Called from the engine's thread with each finished block and the link it came on.
     on_crash : callable
         Called when the stage's own bookkeeping fails; the process cannot go on.
+
+    Attributes
+    ----------
+    pace : Pace
+        Of its batches.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Engine(Generic[L]):
     ) -> None:
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
+        self.pace = Pace()
         self._device: Device[_Job[L]] = Device()
         for queue in stage.queues:
             self._put(queue)
@@ -88,8 +95,8 @@ class Engine(Generic[L]):
         with self._ready:
             return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
-    def submit(self, block: Block, link: L) -> bool:
-        """Queue a block's items; returns whether some have a deadline (`expire`)."""
+    def submit(self, block: Block, link: L, *, timed: bool = True) -> bool:
+        """Queue a block's items; returns whether some have a deadline (`expire`), which is so only if it is `timed`."""
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
@@ -99,7 +106,7 @@ class Engine(Generic[L]):
         if not job.left:
             self._finish(job)
             return False
-        deadlines = {queue: self._deadlines(queue, block) for queue in items}
+        deadlines = {queue: self._deadlines(queue, block) if timed else None for queue in items}
         with self._ready:
             for queue, n in items.items():
                 if n:
@@ -170,6 +177,7 @@ class Engine(Generic[L]):
         results, whole = self._infer(queue, batch)
         took = time.perf_counter() - begin
         self._metrics.busy.inc(took)
+        self.pace.learn(took)
         if whole and queue in self._stage.costs:
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:

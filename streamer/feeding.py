@@ -18,6 +18,7 @@ from streamer import hop, keeping
 from streamer.alarm import Alarm
 from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
+from streamer.deadline import PROBES, UNKNOWN, n_before, without_first
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
 from streamer.feed import Feed
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 REDELIVERY_POLL_S = 0.25
 BOOK_FLUSH_S = 1.0
 
-DROPPED = ("window", "credit", "disk")
-"""Why a live feed drops events: too many are under way, the next stage takes none, or the book cannot be written."""
+DROPPED = ("window", "credit", "disk", "deadline")
+"""Why a live feed drops events: too many are under way, the next stage takes none, the book cannot be written, or it is
+too late for them already."""
 
 
 class Feeding:
@@ -52,6 +54,8 @@ class Feeding:
         self.space = asyncio.Event()
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
+        self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
+        self.warned = False  # that this is longer than the deadline
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
         self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
@@ -187,8 +191,10 @@ class Feeding:
                         if stopping.is_set():
                             return
                         part = self.unit.outputs.slice(whole, first, first + due.size, ends)
-                        block = Block(number, due.size, {**part, **core_columns(due)})
                         first += due.size
+                        block = self.in_time(Block(number, due.size, {**part, **core_columns(due)}), outlet)
+                        if block is None:
+                            continue
                         if not why_not and not await self.booked(block):
                             if stopping.is_set():
                                 return
@@ -196,7 +202,7 @@ class Feeding:
                         if why_not:
                             self.drop(block, why_not)
                             continue
-                        self.live(int(due[0]))
+                        self.live(int(block.columns[FED_TIME.name][0]))
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
                         process.book_done(block, self.unit)
@@ -213,6 +219,30 @@ class Feeding:
         if self.window.full(n_events):
             return "window"
         return "" if outlet.credits() else "credit"
+
+    def in_time(self, block: Block, outlet: hop.Outlet) -> Block | None:
+        """The block without what is too late already: dropped, or where the feed waits shed. None: nothing is left."""
+        within = int(self.config.deadline * 1e9)
+        if not within or self.n_probes:
+            self.n_probes -= self.n_probes > 0
+            return block
+        way = outlet.ways.get(self.process.name, UNKNOWN)
+        if way.least > within and not self.warned:
+            self.warned = True
+            log.warning(
+                "feed.deadline = %g ms, but the way through the chain takes at least %.3g ms here: hardly an event can "
+                "be answered in time",
+                within * 1e-6,
+                way.least * 1e-6,
+            )
+        waits = self.config.overflow == "wait"
+        n = n_before(block.columns[FED_TIME.name], time.time_ns() - within + waits * way.usual)
+        schema = self.unit.outputs
+        if n and waits:
+            return block.with_columns(without_first(schema, block.columns, n, self.unit.mark))
+        if n:
+            self.drop(block.part(schema, 0, n), "deadline")
+        return block.part(schema, n, block.n_events) if n < block.n_events else None
 
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""

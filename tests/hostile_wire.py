@@ -223,7 +223,8 @@ BLOCKS = [
     Hostile("one frame for all with a negative count", _packed(_counts(N_CELL, lambda c: c.fill(-1))), "counts"),
 ]
 
-_CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10}
+_CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10,
+           "ways": {}}  # fmt: skip
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
 _COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]]}
 _DIED = {"kind": "died", "run": RUN, "life": "1", "name": "tagger-0", "how": "died", "ids": [[1, 2]]}

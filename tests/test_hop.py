@@ -129,7 +129,7 @@ class HandMade:
         await self.socket.send(message({"kind": kind, "run": self.run, "life": self.life, **fields}))
 
     async def credit(self, spare: int) -> None:
-        await self.say("credit", of=self.of, name=self.name, received=self.received, spare=spare)
+        await self.say("credit", of=self.of, name=self.name, received=self.received, spare=spare, ways={})
 
     async def join(self, spare: int) -> None:
         await self.credit(spare)

@@ -1,0 +1,230 @@
+"""Deadlines: events that come too late are shed before anybody pays for them. Pure: time is injected.
+
+A stage takes up a block, and sheds the first of its events that can no longer be answered in time: they lose their
+collections, get the stage's mark in the column `error` (`streamer.block.SHED`), and go their way to the sink, which
+keeps them like all others. What can no longer make it is known from how long the work here takes at present, and from
+the *way* behind it: the sink measures it on the blocks that bring answers, from when each stage was done with them, and
+the stages hand it on to the front with their credits (`streamer.hop`).
+
+In an overload events wait until they have just as much time left as is counted on. So all that must wait should do so
+at the front, where nothing has been paid for them, and the stages behind take no more ahead than they do within a small
+share of the deadline (`Room`).
+"""
+
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from streamer.block import SHED, Array, Block, Columns, Schema
+
+MEMORY = 32
+"""So many blocks are remembered."""
+USUAL = 0.9
+"""Of these, so large a share took no longer than is counted on. With less, events are worked on and come too late all
+the same: in an overload, all that are not shed have no more time left than this."""
+PROBES = 8
+"""The first blocks are worked on in any case, to learn what they take."""
+FADING = 0.98
+"""What was learned fades so with each block that is shed as a whole: what has become faster is found out again."""
+SHARE = 1 / 16
+"""Events should wait before a stage for so large a share of the deadline at most."""
+GROWTH = 1.1
+"""With each block that has not waited longer, so many times as much room is made."""
+
+
+class Way(NamedTuple):
+    """How long blocks take to the sink [ns], usually and at least; 0, 0 where that is not known."""
+
+    usual: int = 0
+    least: int = 0
+
+
+UNKNOWN = Way()
+
+Ways = dict[str, Way]
+"""By stage, from when it is done with a block."""
+
+
+class Pace:
+    """How long something takes at present."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # who works may be another thread than who sheds
+        self._latest: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._usual = 0.0
+        self._least = float("inf")
+
+    @property
+    def known(self) -> bool:
+        return len(self._latest) >= PROBES
+
+    @property
+    def way(self) -> Way:
+        return Way(int(self._usual * 1e9), max(1, int(self._least * 1e9))) if self.known else UNKNOWN
+
+    def learn(self, seconds: float, times: int = 1) -> None:
+        """It took so long; negative spans (a clock that stepped) count as none."""
+        seconds = max(seconds, 0.0)
+        with self._lock:
+            for _ in range(times):
+                if len(self._latest) == MEMORY:
+                    del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+                self._latest.append(seconds)
+                insort(self._sorted, seconds)
+            self._least = min(self._least, seconds)
+            self._settle()
+
+    def fade(self) -> None:
+        """Nothing was done, for that would take too long."""
+        with self._lock:
+            self._latest = deque(seconds * FADING for seconds in self._latest)
+            self._sorted = [seconds * FADING for seconds in self._sorted]
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._sorted:
+            self._usual = self._sorted[int(USUAL * (len(self._sorted) - 1))]
+
+
+class Survey:
+    """What a sink learns of the ways that lead to it.
+
+    Parameters
+    ----------
+    stages : iterable of str
+        Those before it.
+    """
+
+    def __init__(self, stages: Iterable[str]) -> None:
+        self._paces = {stage: Pace() for stage in stages}
+
+    def learn(self, block: Block, now: int) -> None:
+        """A block has come [Unix time in ns]. One that was sent again tells nothing of the way."""
+        if block.columns["error"].all():
+            for pace in self._paces.values():
+                pace.fade()
+        elif block.attempt == 1:
+            for stage, at in block.stamps.items():
+                if stage in self._paces:
+                    self._paces[stage].learn((now - at) * 1e-9)
+
+    @property
+    def ways(self) -> Ways:
+        return {stage: pace.way for stage, pace in self._paces.items() if pace.known}
+
+
+def over_all(peers: Iterable[Mapping[str, Way]]) -> Ways:
+    """Of what several peers say: the longest that is usual, and the least that is possible."""
+    found: Ways = {}
+    for ways in peers:
+        for stage, way in ways.items():
+            known = found.get(stage, way)
+            found[stage] = Way(max(known.usual, way.usual), min(known.least, way.least))
+    return found
+
+
+class Room:
+    """How many events a stage may take ahead: what it does within a share of the deadline.
+
+    Parameters
+    ----------
+    most : int
+    seconds : float
+        The deadline.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self.events = self._most = most
+        self._seconds = SHARE * seconds
+        self._left: deque[tuple[float, int]] = deque(maxlen=MEMORY)  # when blocks left, and how large they were
+
+    def learn(self, n_events: int, waited: float, now: float) -> None:
+        """A block has left the stage, and waited so long before it was taken up [s]."""
+        self._left.append((now, n_events))
+        since, n_first = self._left[0]
+        if waited <= self._seconds:
+            self.events = min(self._most, int(GROWTH * self.events) + 1)
+        elif now > since:
+            rate = (sum(n for _, n in self._left) - n_first) / (now - since)
+            two_blocks = 2 * max(n for _, n in self._left)  # one to work on, and the next
+            self.events = min(self._most, max(int(rate * self._seconds), two_blocks))
+
+
+class Shedder:
+    """What one stage gives up.
+
+    Parameters
+    ----------
+    seconds : float
+        From when an event was due to its deadline.
+    schema : Schema
+        Of the blocks that come.
+    mark : int
+        The stage's value of the column `error`.
+
+    Attributes
+    ----------
+    work : Pace
+        Of the stage's work on a block; to be told.
+    """
+
+    def __init__(self, seconds: float, schema: Schema, mark: int) -> None:
+        self._within, self._schema, self._mark = int(seconds * 1e9), schema, mark
+        self.work = Pace()
+        self._n_probes = PROBES
+
+    @property
+    def probes(self) -> bool:
+        """Whether blocks are still worked on in any case."""
+        return self._n_probes > 0
+
+    def shed(self, block: Block, now: int, behind: Way) -> Block:
+        """The block without what cannot be answered in time any more, if it is taken up now.
+
+        Parameters
+        ----------
+        now : int
+            Unix time [ns].
+        behind : Way
+            From the end of the work here to the sink.
+        """
+        n = 0
+        if self._n_probes:
+            self._n_probes -= not block.columns["error"].all()
+        else:
+            limit = now + self.work.way.usual + behind.usual - self._within
+            n = n_before(block.columns["fedTime"], limit)
+        if n:
+            block = block.with_columns(without_first(self._schema, block.columns, n, self._mark))
+        if block.columns["error"].all():
+            self.work.fade()
+        return block
+
+
+def n_before(due: Array, limit: int) -> int:
+    """How many of the first events were due before that [Unix time in ns]."""
+    before = due < limit
+    return due.size if before.all() else int(np.argmin(before))
+
+
+def too_late(block: Block, now: int, within: int) -> Array:
+    """Which of a block's events were scored, and yet come too late: more than `within` ns after they were due."""
+    late: Array = (block.columns["fedTime"] < now - within) & (block.columns["error"] == 0)
+    return late
+
+
+def without_first(schema: Schema, columns: Columns, n: int, mark: int) -> Columns:
+    """The same events, the first `n` of which are shed."""
+    return with_shed(schema.emptied(columns, n), np.arange(n), mark)
+
+
+def with_shed(columns: Columns, events: Array, mark: int) -> Columns:
+    """The same columns, with events marked as shed. One that has failed, or was shed before, stays as it is."""
+    error = columns["error"].copy()
+    error[events] = np.where(error[events] == 0, SHED + mark, error[events])
+    return {**columns, "error": error}
