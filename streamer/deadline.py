@@ -11,7 +11,7 @@ at the front, where nothing has been paid for them, and the stages behind take n
 share of the deadline (`Room`).
 """
 
-import threading
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,14 @@ import numpy as np
 from streamer.block import SHED, Array, Block, Columns, Schema
 
 MEMORY = 32
-"""So many blocks are remembered."""
+"""So many blocks are remembered at most,"""
+AGE = 8.0
+"""... and for so many deadlines."""
 USUAL = 0.9
-"""Of these, so large a share took no longer than is counted on. With less, events are worked on and come too late all
-the same: in an overload, all that are not shed have no more time left than this."""
+"""Of the blocks that are remembered, so large a share took no longer than is counted on. With less, events are worked
+on and come too late all the same: in an overload, all that are not shed have no more time left than this."""
 PROBES = 8
 """The first blocks are worked on in any case, to learn what they take."""
-FADING = 0.98
-"""What was learned fades so with each block that is shed as a whole: what has become faster is found out again."""
 SHARE = 1 / 16
 """Events should wait before a stage for so large a share of the deadline at most."""
 GROWTH = 1.1
@@ -50,45 +50,37 @@ Ways = dict[str, Way]
 
 
 class Pace:
-    """How long something takes at present."""
+    """How long something takes at present.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # who works may be another thread than who sheds
-        self._latest: deque[float] = deque()
+    Parameters
+    ----------
+    deadline : float
+        What is older than some deadlines [s] is forgotten; and where nothing was done for that long, perhaps because it
+        would have taken too long, less and less is believed of it, so that it is tried again.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._latest: deque[tuple[float, float]] = deque()
         self._sorted: list[float] = []
-        self._usual = 0.0
-        self._least = float("inf")
+        self._least, self._n = math.inf, 0
 
-    @property
-    def known(self) -> bool:
-        return len(self._latest) >= PROBES
-
-    @property
-    def way(self) -> Way:
-        return Way(int(self._usual * 1e9), max(1, int(self._least * 1e9))) if self.known else UNKNOWN
-
-    def learn(self, seconds: float, times: int = 1) -> None:
+    def learn(self, seconds: float, now: float) -> None:
         """It took so long; negative spans (a clock that stepped) count as none."""
         seconds = max(seconds, 0.0)
-        with self._lock:
-            for _ in range(times):
-                if len(self._latest) == MEMORY:
-                    del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
-                self._latest.append(seconds)
-                insort(self._sorted, seconds)
-            self._least = min(self._least, seconds)
-            self._settle()
+        while self._latest and (len(self._latest) == MEMORY or now - self._latest[0][0] > AGE * self._deadline):
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft()[1])]
+        self._latest.append((now, seconds))
+        insort(self._sorted, seconds)
+        self._least, self._n = min(self._least, seconds), self._n + 1
 
-    def fade(self) -> None:
-        """Nothing was done, for that would take too long."""
-        with self._lock:
-            self._latest = deque(seconds * FADING for seconds in self._latest)
-            self._sorted = [seconds * FADING for seconds in self._sorted]
-            self._settle()
-
-    def _settle(self) -> None:
-        if self._sorted:
-            self._usual = self._sorted[int(USUAL * (len(self._sorted) - 1))]
+    def way(self, now: float) -> Way:
+        if not self._latest:
+            return UNKNOWN
+        usual = self._sorted[int(USUAL * (len(self._sorted) - 1))]
+        age = (now - self._latest[-1][0]) / self._deadline
+        least = self._least if self._n >= PROBES else 0.0
+        return Way(int(usual * 2.0 ** min(0.0, 1.0 - age) * 1e9), int(least * 1e9))
 
 
 class Survey:
@@ -98,24 +90,21 @@ class Survey:
     ----------
     stages : iterable of str
         Those before it.
+    deadline : float
     """
 
-    def __init__(self, stages: Iterable[str]) -> None:
-        self._paces = {stage: Pace() for stage in stages}
+    def __init__(self, stages: Iterable[str], deadline: float) -> None:
+        self._paces = {stage: Pace(deadline) for stage in stages}
 
     def learn(self, block: Block, now: int) -> None:
-        """A block has come [Unix time in ns]. One that was sent again tells nothing of the way."""
-        if block.columns["error"].all():
-            for pace in self._paces.values():
-                pace.fade()
-        elif block.attempt == 1:
+        """A block has come [Unix time in ns]. One without answers, or that was sent again, tells nothing of the way."""
+        if block.attempt == 1 and not block.columns["error"].all():
             for stage, at in block.stamps.items():
                 if stage in self._paces:
-                    self._paces[stage].learn((now - at) * 1e-9)
+                    self._paces[stage].learn((now - at) * 1e-9, now * 1e-9)
 
-    @property
-    def ways(self) -> Ways:
-        return {stage: pace.way for stage, pace in self._paces.items() if pace.known}
+    def ways(self, now: int) -> Ways:
+        return {stage: pace.way(now * 1e-9) for stage, pace in self._paces.items()}
 
 
 def over_all(peers: Iterable[Mapping[str, Way]]) -> Ways:
@@ -175,7 +164,7 @@ class Shedder:
 
     def __init__(self, seconds: float, schema: Schema, mark: int) -> None:
         self._within, self._schema, self._mark = int(seconds * 1e9), schema, mark
-        self.work = Pace()
+        self.work = Pace(seconds)
         self._n_probes = PROBES
 
     @property
@@ -197,12 +186,10 @@ class Shedder:
         if self._n_probes:
             self._n_probes -= not block.columns["error"].all()
         else:
-            limit = now + self.work.way.usual + behind.usual - self._within
+            limit = now + self.work.way(now * 1e-9).usual + behind.usual - self._within
             n = n_before(block.columns["fedTime"], limit)
         if n:
             block = block.with_columns(without_first(self._schema, block.columns, n, self._mark))
-        if block.columns["error"].all():
-            self.work.fade()
         return block
 
 

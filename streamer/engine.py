@@ -14,7 +14,6 @@ import numpy as np
 from streamer.batcher import Batch, Batcher, DeadlineBatcher, Part, Shed
 from streamer.blackbox import BlackBox
 from streamer.block import Array, Block
-from streamer.deadline import Pace
 from streamer.device import Device
 from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
@@ -48,11 +47,6 @@ class Engine(Generic[L]):
         Called from the engine's thread with each finished block and the link it came on.
     on_crash : callable
         Called when the stage's own bookkeeping fails; the process cannot go on.
-
-    Attributes
-    ----------
-    pace : Pace
-        Of its batches.
     """
 
     def __init__(
@@ -66,7 +60,6 @@ class Engine(Generic[L]):
     ) -> None:
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
-        self.pace = Pace()
         self._device: Device[_Job[L]] = Device()
         for queue in stage.queues:
             self._put(queue)
@@ -177,7 +170,6 @@ class Engine(Generic[L]):
         results, whole = self._infer(queue, batch)
         took = time.perf_counter() - begin
         self._metrics.busy.inc(took)
-        self.pace.learn(took)
         if whole and queue in self._stage.costs:
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:

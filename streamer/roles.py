@@ -68,7 +68,7 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                 if not spared:
                     per_event += 0.1 * (cpu / block.n_events - per_event)
                     if shedding is not None:
-                        shedding.shedder.work.learn(took)
+                        shedding.shedder.work.learn(took, time.time())
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
                 await process.send(outlet, done)
@@ -155,7 +155,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
             await process.send(outlet, block)
             process.book_done(block, unit)
             if shedding is not None:
-                shedding.left(block, stay - engine.pace.way.usual * 1e-9, inlet, outlet)
+                shedding.left(block, stay, inlet, outlet)
             await link.done(block)
             holding -= 1
             left.set()
@@ -174,8 +174,6 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     process.metrics.in_flight.set_function(lambda: holding)
     engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash)
     shedding = _shedding(process, unit)
-    if shedding is not None:
-        shedding.shedder.work = engine.pace
     try:
         async with process.outlet() as outlet:
             expiring = process.background(expire())
@@ -187,9 +185,11 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                     process.book_arrival(block, inlet)
                     probes = False
                     if shedding is not None:
-                        behind = outlet.ways.get(process.name, UNKNOWN)
-                        unit.way_s, probes = behind.usual * 1e-9, shedding.shedder.probes
-                        block = shedding.shedder.shed(block, time.time_ns(), behind)
+                        unit.way_s = outlet.ways.get(process.name, UNKNOWN).usual * 1e-9
+                        probes = shedding.shedder.probes
+                        # From the stage before: a block has no answers before the last of its batches is done.
+                        way = outlet.ways.get(process.pipeline.names[process.place - 1], UNKNOWN)
+                        block = shedding.shedder.shed(block, time.time_ns(), way)
                     holding += 1
                     if engine.submit(block, link, timed=not probes):
                         submitted.set()

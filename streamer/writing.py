@@ -39,7 +39,7 @@ class Writing:
         self.wake = asyncio.Event()
         self.over = False
         self.within = int(process.config.feed.deadline * 1e9)
-        self.survey = Survey(process.pipeline.names[:-1])
+        self.survey = Survey(process.pipeline.names[:-1], process.config.feed.deadline)
 
     def commit_senders(self) -> list[CommitSender]:
         process = self.process
@@ -73,8 +73,8 @@ class Writing:
                 process.book_arrival(block, inlet)
                 self.take(block)
                 if self.within:
-                    self.survey.learn(block, time.time_ns())
-                    inlet.ways = self.survey.ways
+                    self.survey.learn(block, now := time.time_ns())
+                    inlet.ways = self.survey.ways(now)
                 await link.done(block)
             process.tell("draining")
             self.over = True
