@@ -2,8 +2,8 @@
 
 A stage takes up a block, and sheds the first of its events that can no longer be answered in time: they lose their
 collections, get the stage's mark in the column `error` (`streamer.block.SHED`), and go their way to the sink, which
-keeps them like all others. What can no longer make it is known from how long the work here takes at present, and from
-the *way* behind it: the sink measures it on the blocks that bring answers, from when each stage was done with them, and
+keeps them like all others. What can no longer make it is known from the *way*, how long blocks take to the sink at
+present: the sink measures it on those that bring answers, from when each stage took them up and was done with them, and
 the stages hand it on to the front with their credits (`streamer.hop`).
 
 In an overload events wait until they have just as much time left as is counted on. So all that must wait should do so
@@ -46,7 +46,12 @@ class Way(NamedTuple):
 UNKNOWN = Way()
 
 Ways = dict[str, Way]
-"""By stage, from when it is done with a block."""
+"""By stage, from when it was done with a block; and by `taken(stage)`, from when it took it up."""
+
+
+def taken(stage: str) -> str:
+    """The stamp of a block that says when a stage took it up; there only under a deadline."""
+    return f"to {stage}"
 
 
 class Pace:
@@ -94,17 +99,17 @@ class Survey:
     """
 
     def __init__(self, stages: Iterable[str], deadline: float) -> None:
-        self._paces = {stage: Pace(deadline) for stage in stages}
+        self._paces = {stamp: Pace(deadline) for stage in stages for stamp in (stage, taken(stage))}
 
     def learn(self, block: Block, now: int) -> None:
         """A block has come [Unix time in ns]. One without answers, or that was sent again, tells nothing of the way."""
         if block.attempt == 1 and not block.columns["error"].all():
-            for stage, at in block.stamps.items():
-                if stage in self._paces:
-                    self._paces[stage].learn((now - at) * 1e-9, now * 1e-9)
+            for stamp, at in block.stamps.items():
+                if stamp in self._paces:
+                    self._paces[stamp].learn((now - at) * 1e-9, now * 1e-9)
 
     def ways(self, now: int) -> Ways:
-        return {stage: pace.way(now * 1e-9) for stage, pace in self._paces.items()}
+        return {stamp: pace.way(now * 1e-9) for stamp, pace in self._paces.items()}
 
 
 def over_all(peers: Iterable[Mapping[str, Way]]) -> Ways:
@@ -155,16 +160,10 @@ class Shedder:
         Of the blocks that come.
     mark : int
         The stage's value of the column `error`.
-
-    Attributes
-    ----------
-    work : Pace
-        Of the stage's work on a block; to be told.
     """
 
     def __init__(self, seconds: float, schema: Schema, mark: int) -> None:
         self._within, self._schema, self._mark = int(seconds * 1e9), schema, mark
-        self.work = Pace(seconds)
         self._n_probes = PROBES
 
     @property
@@ -172,22 +171,21 @@ class Shedder:
         """Whether blocks are still worked on in any case."""
         return self._n_probes > 0
 
-    def shed(self, block: Block, now: int, behind: Way) -> Block:
-        """The block without what cannot be answered in time any more, if it is taken up now.
+    def shed(self, block: Block, now: int, way: Way) -> Block:
+        """The block without what cannot be answered in time any more.
 
         Parameters
         ----------
         now : int
-            Unix time [ns].
-        behind : Way
-            From the end of the work here to the sink.
+            When it is taken up [Unix time in ns].
+        way : Way
+            From then to the sink.
         """
         n = 0
         if self._n_probes:
             self._n_probes -= not block.columns["error"].all()
         else:
-            limit = now + self.work.way(now * 1e-9).usual + behind.usual - self._within
-            n = n_before(block.columns["fedTime"], limit)
+            n = n_before(block.columns["fedTime"], now + way.usual - self._within)
         if n:
             block = block.with_columns(without_first(self._schema, block.columns, n, self._mark))
         return block

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from streamer import hop
 from streamer.batcher import REASONS
 from streamer.block import Block, with_failures
-from streamer.deadline import UNKNOWN, Room, Shedder
+from streamer.deadline import UNKNOWN, Room, Shedder, taken
 from streamer.engine import Engine
 from streamer.errors import one_line, told
 from streamer.feeding import Feeding
@@ -54,10 +54,9 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
             while (item := await inlet.receive()) is not None:
                 block, link = item
                 process.book_arrival(block, inlet)
-                taken = time.time_ns()
-                waited = (taken - block.stamps["arrived"]) * 1e-9
+                waited = (time.time_ns() - block.stamps["arrived"]) * 1e-9
                 if shedding is not None:
-                    block = shedding.shedder.shed(block, taken, outlet.ways.get(process.name, UNKNOWN))
+                    block = shedding.shed(block, outlet)
                 spared = shedding is not None and bool(block.columns["error"].all())
                 with process.box.working([block]):
                     if spared or per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
@@ -67,8 +66,6 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                         done, took, cpu = await process.in_worker(_timed, unit, block)
                 if not spared:
                     per_event += 0.1 * (cpu / block.n_events - per_event)
-                    if shedding is not None:
-                        shedding.shedder.work.learn(took, time.time())
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
                 await process.send(outlet, done)
@@ -81,12 +78,18 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
 
 
 class _Shedding:
-    """Shedding in a stage: what is learned of the blocks that have left it, and told to the stage before."""
+    """Shedding in a stage, and what it tells the stage before of the ways and of its room."""
 
     def __init__(self, process: "Process", unit: Stage | BatchStage) -> None:
+        self._stamp = taken(process.name)
         seconds = process.config.feed.deadline
         self.shedder = Shedder(seconds, unit.inputs, unit.mark)
         self.room = Room(process.config.hop.credit_events, seconds)
+
+    def shed(self, block: Block, outlet: hop.Outlet) -> Block:
+        """A block that is taken up now, without what cannot be answered in time any more."""
+        now = block.stamps[self._stamp] = time.time_ns()
+        return self.shedder.shed(block, now, outlet.ways.get(self._stamp, UNKNOWN))
 
     def left(self, block: Block, waited: float, inlet: hop.Inlet, outlet: hop.Outlet) -> None:
         """A block has left, and had waited so long for its turn [s]."""
@@ -187,9 +190,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                     if shedding is not None:
                         unit.way_s = outlet.ways.get(process.name, UNKNOWN).usual * 1e-9
                         probes = shedding.shedder.probes
-                        # From the stage before: a block has no answers before the last of its batches is done.
-                        way = outlet.ways.get(process.pipeline.names[process.place - 1], UNKNOWN)
-                        block = shedding.shedder.shed(block, time.time_ns(), way)
+                        block = shedding.shed(block, outlet)
                     holding += 1
                     if engine.submit(block, link, timed=not probes):
                         submitted.set()
