@@ -35,7 +35,9 @@ class CreditBook:
         self.timeout = timeout
         self.peers: dict[bytes, Peer] = {}
 
-    def credit(self, route: bytes, name: str, life: str, received: int, spare: int, now: float, ways: Ways) -> None:
+    def credit(
+        self, route: bytes, name: str, life: str, received: int, spare: int, now: float, ways: Ways | None = None
+    ) -> None:
         """A peer's latest word on what it has and what it can take, and what it hands on of the ways to the sink."""
         peer = self.peers.get(route)
         if peer is None or peer.life != life:
@@ -46,7 +48,7 @@ class CreditBook:
             if len(self.peers) >= MAX_PEERS:
                 raise WireError("frames", f"more than {MAX_PEERS} peers")
             peer = self.peers[route] = Peer(name, life, received, spare, received, now)
-        peer.received, peer.spare, peer.heard, peer.ways = received, spare, now, ways
+        peer.received, peer.spare, peer.heard, peer.ways = received, spare, now, ways or {}
         peer.sent = max(peer.sent, received)  # over a new connection the first word may be older than what came
 
     def available(self, peer: Peer, now: float) -> int:

@@ -21,10 +21,12 @@ import numpy as np
 
 from streamer.block import SHED, Array, Block, Columns, Schema
 
-MEMORY = 32
+MEMORY = 16
 """So many blocks are remembered at most,"""
-AGE = 8.0
+AGE = 2.0
 """... and for so many deadlines."""
+QUIET = 1 / 8
+"""When no answer came for so large a share of a deadline, what is remembered halves with each further one."""
 USUAL = 0.9
 """Of the blocks that are remembered, so large a share took no longer than is counted on. With less, events are worked
 on and come too late all the same: in an overload, all that are not shed have no more time left than this."""
@@ -83,7 +85,7 @@ class Pace:
         if not self._latest:
             return UNKNOWN
         usual = self._sorted[int(USUAL * (len(self._sorted) - 1))]
-        age = (now - self._latest[-1][0]) / self._deadline
+        age = (now - self._latest[-1][0]) / (QUIET * self._deadline)
         least = self._least if self._n >= PROBES else 0.0
         return Way(int(usual * 2.0 ** min(0.0, 1.0 - age) * 1e9), int(least * 1e9))
 
