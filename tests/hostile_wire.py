@@ -261,6 +261,13 @@ def false_credits(life: str) -> list[Hostile]:
         Hostile("no spare", _control(known, spare=...), "header"),
         Hostile("a negative received", _control(known, received=-1), "header"),
         Hostile("a name that is a list", _control(known, name=[]), "header"),
+        Hostile("no ways", _control(known, ways=...), "header"),
+        Hostile("ways that are a list", _control(known, ways=[[1, 1]]), "header"),
+        Hostile("a way of a number", _control(known, ways={5: [1, 1]}), "header"),
+        Hostile("a way that is one number", _control(known, ways={"framer": 5}), "header"),
+        Hostile("a way of three numbers", _control(known, ways={"framer": [1, 1, 1]}), "header"),
+        Hostile("a way that is negative", _control(known, ways={"framer": [-1, 1]}), "header"),
+        Hostile("a way that is NaN", _control(known, ways={"framer": [float("nan"), 1]}), "header"),
     ]
 
 
