@@ -240,7 +240,7 @@ def show(summary: Summary, outcome: Outcome) -> None:
         head.add_row("in time", f"{books.in_time / books.fed:.1%} ({books.late:,} were scored too late{shed})")
     if books.dropped:
         why = ", ".join(f"{n:,} {reason}" for reason, n in summary.not_taken.items() if n)
-        live = 1 - summary.dead_s / summary.wall_s if summary.wall_s > 0 else math.nan
+        live = max(0.0, 1 - summary.dead_s / summary.wall_s) if summary.wall_s > 0 else math.nan
         head.add_row("live time", f"{live:.1%} (dropped: {why})")
     head.add_row("throughput", f"{summary.throughput:,.0f} events/s over {duration(summary.wall_s)}")
     latency = [duration(summary.latency_s[q]) for q in ("0.5", "0.95", "0.99")]
