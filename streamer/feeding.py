@@ -18,7 +18,7 @@ from streamer import hop, keeping
 from streamer.alarm import Alarm
 from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
-from streamer.deadline import PROBES, UNKNOWN, n_before, without_first
+from streamer.deadline import PROBES, UNKNOWN, Way, n_before, without_first
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
 from streamer.feed import Feed
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 REDELIVERY_POLL_S = 0.25
 BOOK_FLUSH_S = 1.0
+WARN_AFTER_S = 2.0
+"""The first blocks may be slow; by then others have shown how fast the chain is."""
 
 DROPPED = ("window", "credit", "disk", "deadline")
 """Why a live feed drops events: too many are under way, the next stage takes none, the book cannot be written, or it is
@@ -55,7 +57,7 @@ class Feeding:
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
         self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
-        self.warned = False  # that this is longer than the deadline
+        self.since, self.warned = time.monotonic(), False  # that this is longer than the deadline
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
         self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
@@ -113,12 +115,14 @@ class Feeding:
                 await self.open_book(stack)
                 redelivery = process.background(self.redeliver(outlet))
                 stack.callback(redelivery.cancel)
+                self.since = time.monotonic()
                 await self.feed(outlet)
                 self.live(self.last_due)
                 process.metrics.count(self.unit.take_tally())
                 process.tell("draining")
                 while len(self.window):
                     await self.more_space()
+                self.warn(outlet.ways.get(process.name, UNKNOWN))
                 redelivery.cancel()
                 if self.book is not None:
                     await self.patiently(self.book.flush)
@@ -227,22 +231,24 @@ class Feeding:
             self.n_probes -= self.n_probes > 0
             return block
         way = outlet.ways.get(self.process.name, UNKNOWN)
-        if way.least > within and not self.warned:
-            self.warned = True
-            log.warning(
-                "feed.deadline = %g ms, but the way through the chain takes at least %.3g ms here: hardly an event can "
-                "be answered in time",
-                within * 1e-6,
-                way.least * 1e-6,
-            )
+        if time.monotonic() - self.since > WARN_AFTER_S:
+            self.warn(way)
         waits = self.config.overflow == "wait"
         n = n_before(block.columns[FED_TIME.name], time.time_ns() - within + waits * way.usual)
-        schema = self.unit.outputs
         if n and waits:
-            return block.with_columns(without_first(schema, block.columns, n, self.unit.mark))
+            return block.with_columns(without_first(self.unit.outputs, block.columns, n, self.unit.mark))
         if n:
-            self.drop(block.part(schema, 0, n), "deadline")
-        return block.part(schema, n, block.n_events) if n < block.n_events else None
+            self.drop(block.part(self.unit.outputs, 0, n), "deadline")
+        return block.part(self.unit.outputs, n, block.n_events) if n < block.n_events else None
+
+    def warn(self, way: Way) -> None:
+        """Tell once if nothing has come through the chain within the deadline."""
+        if way.least > self.config.deadline * 1e9 > 0 and not self.warned:
+            self.warned = True
+            told = f"the way through the chain takes at least {way.least * 1e-6:.3g} ms here"
+            log.warning(
+                "feed.deadline = %g ms, but %s: hardly an answer comes in time", 1e3 * self.config.deadline, told
+            )
 
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""
