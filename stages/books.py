@@ -4,9 +4,10 @@ The two sides are written by different processes: the readers book what they fee
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stages import records
 from stages.config import Config
@@ -28,6 +29,10 @@ class Books:
     fed, dropped, kept, errors : Counter
         Events by run and lumisection; `dropped` are those of `fed` that the chain could not take, `kept` are on disk,
         `errors` those of them that could not be processed.
+    shed, late : Counter
+        Likewise: those of `kept` that were shed for their deadlines, and those that were scored after them.
+    shed_at : Counter
+        Shed events, by the stage that shed them.
     reasons : Counter
         Dropped events, by why.
     n_fed, n_dropped, n_kept : int
@@ -51,6 +56,9 @@ class Books:
     reasons: Counter[str] = field(default_factory=Counter)
     kept: Counter[Lumi] = field(default_factory=Counter)
     errors: Counter[Lumi] = field(default_factory=Counter)
+    shed: Counter[Lumi] = field(default_factory=Counter)
+    shed_at: Counter[str] = field(default_factory=Counter)
+    late: Counter[Lumi] = field(default_factory=Counter)
     n_fed: int = 0
     n_dropped: int = 0
     n_kept: int = 0
@@ -64,9 +72,18 @@ class Books:
     @property
     def ledger(self) -> Ledger:
         """The sums."""
-        n_errors = self.errors.total()
+        n_errors, n_shed = self.errors.total(), self.shed.total()
         in_flight = sum(last - first + 1 for first, last in self.in_flight)
-        return Ledger(self.n_fed, self.n_entries - n_errors, n_errors, in_flight, self.n_dropped)
+        n_scored = self.n_entries - n_errors - n_shed
+        return Ledger(self.n_fed, n_scored, n_errors, in_flight, self.n_dropped, n_shed, self.late.total())
+
+    def add_shed(self, shed: Iterable[Sequence[Any]], late: Iterable[Sequence[int]]) -> None:
+        """Add what `stages.manifest.Segment` says of them."""
+        for run, lumi, stage, n in shed:
+            self.shed[run, lumi] += n
+            self.shed_at[stage] += n
+        for run, lumi, n in late:
+            self.late[run, lumi] += n
 
     @property
     def why_not(self) -> list[str]:
@@ -155,6 +172,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
             for run, lumi, n, errors in segment.lumis:
                 books.kept[run, lumi] += n
                 books.errors[run, lumi] += errors
+            books.add_shed(segment.shed, segment.late)
             for first, last in segment.ids:
                 kept.sets[sink].add(first, last)
         for journal in sorted(path.parent.glob(f"{path.stem}.??????.journal")):
@@ -164,7 +182,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
 
 
 def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books) -> None:
-    tally = Tally(kept.stripes)
+    tally = Tally(kept.stripes, config.feed.deadline)
     try:
         for _ in tally.count(recover(path, records.scores(config), books.problems.append)):
             pass
@@ -173,5 +191,6 @@ def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books
     books.n_entries += tally.events.total()
     books.kept += tally.events
     books.errors += tally.errors
+    books.add_shed(([*key, n] for key, n in tally.shed.items()), ([*lumi, n] for lumi, n in tally.late.items()))
     for first, last in tally.ids:
         kept.sets[sink].add(first, last)

@@ -4,13 +4,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamer.block import Block
+from stages import PIPELINE
+from streamer.block import SHED, Block, has_failed
+from streamer.deadline import too_late
 from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
@@ -35,6 +37,10 @@ class Segment:
     lumis : list of [run, luminosityBlock, events, errors]
     bytes, sha256 : int, str
         Of the file.
+    shed : list of [run, luminosityBlock, stage, events]
+        How many were shed for their deadlines, and where.
+    late : list of [run, luminosityBlock, events]
+        How many were scored, and too late.
     """
 
     file: str
@@ -44,15 +50,25 @@ class Segment:
     lumis: list[list[int]]
     bytes: int
     sha256: str
+    shed: list[list[Any]] = field(default_factory=list)
+    late: list[list[int]] = field(default_factory=list)
 
 
 class Tally:
-    """Counts the events that pass on their way into a file."""
+    """Counts the events that pass on their way into a file.
 
-    def __init__(self, stripes: Stripes) -> None:
-        self.stripes, self.ids = stripes, IdSet()
+    Parameters
+    ----------
+    deadline : float
+        After which an event was scored too late [s], from when it was due; 0 for none.
+    """
+
+    def __init__(self, stripes: Stripes, deadline: float = 0.0) -> None:
+        self.stripes, self.ids, self._within = stripes, IdSet(), int(deadline * 1e9)
         self.events: Counter[Lumi] = Counter()
         self.errors: Counter[Lumi] = Counter()
+        self.shed: Counter[tuple[int, int, str]] = Counter()
+        self.late: Counter[Lumi] = Counter()
 
     def count(self, blocks: Iterable[Block]) -> Iterator[Block]:
         for block in blocks:
@@ -60,8 +76,17 @@ class Tally:
             self.ids.add(self.stripes.to_local(block.id), last)
             for run, lumi, n in lumis_of(block):
                 self.events[run, lumi] += n
-            for i in np.flatnonzero(block.columns["error"]):
-                self.errors[int(block.columns["run"][i]), int(block.columns["luminosityBlock"][i])] += 1
+            error = block.columns["error"]
+            if error.any():
+                for run, lumi, n in lumis_of(block, has_failed(error)):
+                    self.errors[run, lumi] += n
+                for mark in np.unique(error[error >= SHED]).tolist():
+                    for run, lumi, n in lumis_of(block, error == mark):
+                        self.shed[run, lumi, PIPELINE.names[mark - SHED - 1]] += n
+            if self._within:
+                late = too_late(block, block.stamps.get(PIPELINE.names[-1], 0), self._within)
+                for run, lumi, n in lumis_of(block, late):
+                    self.late[run, lumi] += n
             yield block
 
     def segment(self, path: Path, sha256: str) -> Segment:
@@ -74,6 +99,8 @@ class Tally:
             lumis=[[*lumi, n, self.errors[lumi]] for lumi, n in sorted(self.events.items())],
             bytes=path.stat().st_size,
             sha256=sha256,
+            shed=[[*key, n] for key, n in sorted(self.shed.items())],
+            late=[[*lumi, n] for lumi, n in sorted(self.late.items())],
         )
 
 

@@ -95,7 +95,7 @@ class Results:
             The disk is full; the journal stays, and it can be tried again.
         """
         assert self.manifest is not None
-        path, tally = self.scores_path(segment), Tally(self.stripes)
+        path, tally = self.scores_path(segment), Tally(self.stripes, self.config.feed.deadline)
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -98,7 +98,7 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
             assert process.context.closed
         for block in sink.blocks:
             TOY.check(block.columns, block.n_events)
-            assert list(block.stamps) == ["reader", "framer", "tagger", "arrived"]
+            assert list(block.stamps) == ["reader", "framer", "tagger", "arrived", "writer"]
             assert sorted(block.stamps.values()) == list(block.stamps.values())
             events = np.repeat(block.columns["event"], block.columns["nHit"])
             assert block.columns["Hit_energy"].tolist() == (10 * events).tolist()
@@ -368,7 +368,10 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
         stripes=Stripes(),
         facts={},
         worked_in_loop_s=0.0,
-        book_done=lambda block, unit, bad: None,
+        book_done=lambda block, unit, counts: None,
+        name="writer",
+        pipeline=SimpleNamespace(names=["reader", "writer"]),
+        config=config(),
     )
     writing = Writing(process, Busy())
     commits: Any = [Sender()]
