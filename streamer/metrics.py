@@ -182,7 +182,7 @@ class StageMetrics:
         refused = Counter("streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry)
         self.refused = {reason: refused.labels(stage, reason) for reason in WIRE_REASONS}
         self.redelivered = Counter(
-            "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (writer)", ["stage"],
+            "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (tagger, writer)", ["stage"],
             registry=registry,
         ).labels(stage)  # fmt: skip
         self.tallies: dict[str, dict[str, Counter]] = {}

@@ -145,6 +145,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     left = asyncio.Event()
     submitted = asyncio.Event()
     holding = 0
+    held: set[tuple[int, int]] = set()  # blocks by their first event and length
 
     def hand_back(block: Block, link: hop.Link) -> None:
         loop.call_soon_threadsafe(finished.put_nowait, (block, link))
@@ -160,6 +161,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
             if shedding is not None:
                 shedding.left(block, stay, inlet, outlet)
             await link.done(block)
+            held.discard((block.id, block.n_events))
             holding -= 1
             left.set()
 
@@ -186,6 +188,11 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                 while (item := await inlet.receive()) is not None:
                     block, link = item
                     process.book_arrival(block, inlet)
+                    if (block.id, block.n_events) in held:  # sent again, and here all the time: work is not done twice
+                        process.metrics.redelivered.inc()
+                        await link.done(block)
+                        continue
+                    held.add((block.id, block.n_events))
                     probes = False
                     if shedding is not None:
                         unit.way_s = outlet.ways.get(process.name, UNKNOWN).usual * 1e-9
