@@ -4,10 +4,10 @@ The two sides are written by different processes: the readers book what they fee
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages import records
 from stages.config import Config
@@ -32,6 +32,10 @@ class Books:
     fed, dropped, kept, errors : Counter
         Events by run and lumisection; `dropped` are those of `fed` that the chain could not take, `kept` are on disk,
         `errors` those of them that could not be processed.
+    shed, late : Counter
+        Likewise: those of `kept` that were shed for their deadlines, and those that were scored after them.
+    shed_at : Counter
+        Shed events, by the stage that shed them.
     reasons : Counter
         Dropped events, by why.
     n_fed, n_dropped, n_kept : int
@@ -57,6 +61,9 @@ class Books:
     reasons: Counter[str] = field(default_factory=Counter)
     kept: Counter[Lumi] = field(default_factory=Counter)
     errors: Counter[Lumi] = field(default_factory=Counter)
+    shed: Counter[Lumi] = field(default_factory=Counter)
+    shed_at: Counter[str] = field(default_factory=Counter)
+    late: Counter[Lumi] = field(default_factory=Counter)
     n_fed: int = 0
     n_dropped: int = 0
     n_kept: int = 0
@@ -71,9 +78,18 @@ class Books:
     @property
     def ledger(self) -> Ledger:
         """The sums."""
-        n_errors = self.errors.total()
+        n_errors, n_shed = self.errors.total(), self.shed.total()
         in_flight = sum(last - first + 1 for first, last in self.in_flight)
-        return Ledger(self.n_fed, self.n_entries - n_errors, n_errors, in_flight, self.n_dropped)
+        n_scored = self.n_entries - n_errors - n_shed
+        return Ledger(self.n_fed, n_scored, n_errors, in_flight, self.n_dropped, n_shed, self.late.total())
+
+    def add_shed(self, shed: Iterable[Sequence[Any]], late: Iterable[Sequence[int]]) -> None:
+        """Add what `stages.manifest.Segment` says of them."""
+        for run, lumi, stage, n in shed:
+            self.shed[run, lumi] += n
+            self.shed_at[stage] += n
+        for run, lumi, n in late:
+            self.late[run, lumi] += n
 
     @property
     def why_not(self) -> list[str]:
@@ -90,7 +106,8 @@ class Books:
         if uneven and self.fed.total() == self.n_fed:  # else a power cut took a part of the readers' book
             lines.append(f"{len(uneven)} lumisections have more events on disk than were fed")
         if self.menu is not None:
-            lines += self.menu.problems({lumi: n - self.errors[lumi] for lumi, n in self.kept.items()})
+            scored = {lumi: n - self.errors[lumi] - self.shed[lumi] for lumi, n in self.kept.items()}
+            lines += self.menu.problems(scored)
         return lines
 
 
@@ -172,6 +189,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
             for run, lumi, n, errors in segment.lumis:
                 books.kept[run, lumi] += n
                 books.errors[run, lumi] += errors
+            books.add_shed(segment.shed, segment.late)
             for first, last in segment.ids:
                 kept.sets[sink].add(first, last)
         for journal in sorted(path.parent.glob(f"{path.stem}.??????.journal")):
@@ -181,7 +199,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
 
 
 def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books) -> None:
-    tally = Tally(kept.stripes, len(config.menu.paths))
+    tally = Tally(kept.stripes, config.feed.deadline, len(config.menu.paths))
     try:
         for _ in tally.count(recover(path, records.journal(config), books.problems.append)):
             pass
@@ -190,6 +208,7 @@ def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books
     books.n_entries += tally.events.total()
     books.kept += tally.events
     books.errors += tally.errors
+    books.add_shed(([*key, n] for key, n in tally.shed.items()), ([*lumi, n] for lumi, n in tally.late.items()))
     if books.menu is not None and tally.menu is not None:
         books.menu.add_tally(tally.menu, sink)
     for first, last in tally.ids:

@@ -88,6 +88,10 @@ def run(
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Events in random order; input.seed says in which.")
     ] = False,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Shed what cannot be answered so long after it was due, such as '100 ms'."),
+    ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end of the input, until stopped.")] = False,
     replicas: ReplicasOption = None,
     tagger: TaggerOption = None,
@@ -138,6 +142,7 @@ def run(
     options = {
         "feed.events": events,
         "feed.rate": rate,
+        "feed.deadline": deadline,
         "feed.loop": loop or None,
         "monitor.on": monitor,
         "feed.duration": for_,
@@ -217,7 +222,8 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
 
         books = read_books(folder)
         summary = summarise(PIPELINE.names, outcome.reports)
-        show(replace(summary, ledger=books.ledger, problems=tuple(books.why_not)), outcome)
+        shed, problems = dict(books.shed_at), tuple(books.why_not)
+        show(replace(summary, ledger=books.ledger, problems=problems, shed=shed), outcome)
         if books.menu is not None:
             books.menu.show()
         if books.ledger.errors:

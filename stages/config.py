@@ -257,7 +257,8 @@ class TaggerConfig(Section):
     policy: Literal["adaptive", "fixed"] = "adaptive"
     """`adaptive`: a free network takes what waits, earliest deadline first; `fixed`: when a batch is full or old."""
     deadline: Seconds = 0.0
-    """A crop that cannot be scored so long after its event was fed is given up (`adaptive` only); 0 = never."""
+    """A crop that cannot be scored so long after its event was due is given up, and the event shed (`adaptive` only);
+    0 = what `feed.deadline` leaves, less the way from here to the writer."""
     max_wait: Seconds = 0.002
     """A batch is closed when its oldest crop has waited so long (`fixed` only)."""
 
@@ -334,7 +335,7 @@ class Config(CoreConfig):
     @model_validator(mode="after")
     def _taggers_fit(self) -> "Config":
         for name, spec in self.taggers.items():
-            if spec.priority and not self.tagger.deadline:
+            if spec.priority and (not self.deadline or self.tagger.policy == "fixed"):
                 raise ValueError(
                     f"'taggers.{name}.priority' has no effect without a deadline; leave it out, or set tagger.deadline"
                 )
@@ -388,7 +389,7 @@ class Config(CoreConfig):
 
     @property
     def deadline(self) -> float:
-        return self.tagger.deadline
+        return self.tagger.deadline or self.feed.deadline
 
     @property
     def output(self) -> Path:

@@ -1,4 +1,4 @@
-"""The error stream: every event that could not be processed, why, and how to try it again.
+"""The error stream: every event that could not be processed, why, and how to try it again; not what was shed.
 
 In the folder `errors` of the output lie
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from stages.config import Config, InputConfig
 from stages.inputs import expand, shown
-from streamer.block import Block, failures
+from streamer.block import Block, failures, has_failed
 from streamer.config import to_toml
 from streamer.errors import UsageError, one_line
 
@@ -63,7 +63,7 @@ class ErrorStream:
 
     def add(self, block: Block, segment: int) -> None:
         """Take the failed events of a block; told after the next `flush`."""
-        if block.columns["error"].any():
+        if has_failed(block.columns["error"]).any():
             self._pending.setdefault(segment, []).extend(self._lines(block))
 
     def flush(self) -> None:
@@ -93,7 +93,7 @@ class ErrorStream:
         try:
             with contextlib.ExitStack() as stack:
                 for block in blocks:
-                    if not block.columns["error"].any():
+                    if not has_failed(block.columns["error"]).any():
                         continue
                     if not n:
                         self._prepare()

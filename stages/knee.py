@@ -5,7 +5,7 @@ Latency counts from when an event was due, which knows nothing of how the chain 
 The first second of a stream, or the first fifth of it, does not count.
 
 The search is `streamer.knee`'s. Then a probe at each of `shares` of the knee tells what latency is below it, and what
-becomes of a load above it, where the feed drops what the chain does not take.
+becomes of a load above it, where the feed drops and the stages shed what comes too late.
 """
 
 import json
@@ -90,9 +90,9 @@ def measure(config: Config, plan: Plan, output: Path) -> Result:
         told.step("as fast as the chain takes events")
         full = _full(config, plan, told)
 
-        def probe(rate: float) -> Probe:
+        def probe(rate: float, *, live: bool = False) -> Probe:
             told.step(f"{rate:,.0f} events/s")
-            return stream(config, plan, rate, told)
+            return stream(config, plan, rate, told, live=live)
 
         def tell(one: Probe, good: bool) -> None:
             told.console.print(line(one, good))
@@ -109,7 +109,7 @@ def measure(config: Config, plan: Plan, output: Path) -> Result:
             )
         shares = []
         for share in plan.shares:
-            shares.append(probe(share * knee.rate))
+            shares.append(probe(share * knee.rate, live=share > 1))
             tell(shares[-1], shares[-1].holds(plan.deadline))
     result = Result(about, plan, full, knee, shares)
     (output / "knee.json").write_text(json.dumps({**asdict(result), "machines": result.machines}, indent=2) + "\n")
@@ -125,24 +125,29 @@ def line(one: Probe, good: bool) -> str:
 
 def _full(config: Config, plan: Plan, told: Told) -> float:
     """Events a second that the chain takes when it is not spared."""
-    feed = {"loop": True, "events": FULL_EVENTS, "rate": 0.0, "profile": (), "pileup": 0.0, "overflow": "wait"}
-    config = config.model_copy(update={"feed": config.feed.model_copy(update={**feed, "arrivals": "even"})})
+    feed = {"loop": True, "events": FULL_EVENTS, "rate": 0.0, "profile": (), "pileup": 0.0, "arrivals": "even"}
+    feed |= {"overflow": "wait", "deadline": 0.0}
+    config = config.model_copy(update={"feed": config.feed.model_copy(update=feed)})
     return sustained(*marks(*run_through(PIPELINE, config, told.running)))
 
 
-def stream(config: Config, plan: Plan, rate: float, told: Told) -> Probe:
-    """A stream through the whole pipeline at a rate [Hz]."""
+def stream(config: Config, plan: Plan, rate: float, told: Told, *, live: bool = False) -> Probe:
+    """A stream through the whole pipeline at a rate [Hz]; a live one sheds and drops what comes too late."""
     n = max(200, int(plan.seconds * rate))
     feed = {"loop": True, "events": n, "rate": rate, "profile": (), "pileup": 0.0, "arrivals": "poisson"}
+    feed |= {"overflow": "drop", "deadline": plan.deadline} if live else {"overflow": "wait", "deadline": 0.0}
     config = config.model_copy(update={"feed": config.feed.model_copy(update=feed)})
     outcome, summary = run_through(PIPELINE, config, told.running)
     blocks = [np.array(report["done"]) for name, report in outcome.reports.items() if name.startswith("writer")]
-    lost = summary.ledger.dropped
+    lost = summary.ledger.dropped + summary.ledger.shed
     return of_blocks(np.concatenate(blocks), rate, plan.deadline, lost)
 
 
 def of_blocks(blocks: Any, rate: float, deadline: float, lost: int) -> Probe:
-    """What the blocks that were written tell (`streamer.writing.Done`); the events of a block are due evenly."""
+    """What the blocks that were written tell (`streamer.writing.Done`).
+
+    The events of a block are due evenly, and those without an answer are its first ones: they are shed for that.
+    """
     n, n_bad, first, last, at = blocks.T
     begin = first.min() + max(1_000_000_000, int(0.2 * (last.max() - first.min())))
     counted = first >= begin
@@ -152,14 +157,13 @@ def of_blocks(blocks: Any, rate: float, deadline: float, lost: int) -> Probe:
     each = np.repeat(np.arange(n.size), n)
     place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
     due = first[each] + (last - first)[each] * place / np.maximum(n - 1, 1)[each]
-    latency = (at[each] - due) * 1e-9
-    good = 1.0 - n_bad.sum() / n.sum()
+    latency = ((at[each] - due) * 1e-9)[place >= n_bad[each]]
     took = (last.max() - first.min()) * 1e-9
     keeps_up = min(1.0, np.ptp(last) / max(1, np.ptp(at))) if n.size > 1 else 1.0
     return Probe(
         offered=rate,
-        answered=float(rate * keeps_up),
-        in_time=float(np.mean(latency <= deadline)) * good * n.sum() / took,
+        answered=latency.size / took if lost else float(rate * keeps_up),
+        in_time=float(np.count_nonzero(latency <= deadline)) / took,
         lost=lost,
         latency_s={q: float(np.quantile(latency, float(q), method="higher")) for q in QUANTILES},
     )

@@ -35,24 +35,29 @@ def ledger(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _lines(books: Any) -> list[tuple[int, int, int, int, int, int, int]]:
-    """Run, lumisection, fed, scored, errors, dropped, in flight."""
-    out = []
+NAMES = ("run", "luminosityBlock", "fed", "scored", "late", "errors", "shed", "dropped", "in_flight")
+"""Of what is told of a lumisection; `late` are among the scored."""
+
+
+def _lines(books: Any) -> list[tuple[int, ...]]:
+    """One for each lumisection, as `NAMES` says."""
+    out: list[tuple[int, ...]] = []
     for run, lumi in sorted(books.fed | books.kept):
         key = run, lumi
         fed = max(books.fed[key], books.kept[key])
-        scored = books.kept[key] - books.errors[key]
-        dropped = books.dropped[key]
-        out.append((run, lumi, fed, scored, books.errors[key], dropped, fed - books.kept[key] - dropped))
+        errors, shed, dropped = books.errors[key], books.shed[key], books.dropped[key]
+        scored = books.kept[key] - errors - shed
+        in_flight = fed - books.kept[key] - dropped
+        out.append((run, lumi, fed, scored, books.late[key], errors, shed, dropped, in_flight))
     return out
 
 
 def _plain(books: Any) -> dict[str, Any]:
-    names = ("run", "luminosityBlock", "fed", "scored", "errors", "dropped", "in_flight")
     return {
         "total": asdict(books.ledger),
         "dropped": dict(books.reasons),
-        "lumisections": [dict(zip(names, line, strict=True)) for line in _lines(books)],
+        "shed": dict(books.shed_at),
+        "lumisections": [dict(zip(NAMES, line, strict=True)) for line in _lines(books)],
         "running": books.running,
         "closes": not books.why_not,
         "problems": books.why_not,
@@ -73,7 +78,7 @@ def _show(books: Any, folder: Path) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("run", "lumisection", "fed", "scored", "errors", "dropped", "in flight"):
+    for name in ("run", "lumisection", *(name.replace("_", " ") for name in NAMES[2:])):
         table.add_column(name, justify="right")
     lines = _lines(books)
     for line in lines[:MOST_LINES]:
@@ -81,10 +86,12 @@ def _show(books: Any, folder: Path) -> None:
     if len(lines) > MOST_LINES:
         table.add_row("...", f"{len(lines) - MOST_LINES:,} more")
     total = books.ledger
-    counts = (total.fed, total.scored, total.errors, total.dropped, total.in_flight)
-    table.add_row("all", "", *(f"{n:,}" for n in counts), style="bold")
+    table.add_row("all", "", *(f"{getattr(total, name):,}" for name in NAMES[2:]), style="bold")
     console = Console()
     console.print(table)
+    for what, counts in (("shed at", books.shed_at), ("dropped for", books.reasons)):
+        if counts:
+            console.print(f"{what}: {', '.join(f'{n:,} {name}' for name, n in counts.items())}", highlight=False)
     if books.menu is not None:
         books.menu.show(MOST_LINES)
     if not books.why_not:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamer.block import Block
+from stages import PIPELINE
+from streamer.block import SHED, Block, has_failed
+from streamer.deadline import too_late
 from streamer.disk import Tail, settle, sync_folder
 from streamer.errors import UsageError
 from streamer.fedbook import Lumi, lumis_of
@@ -38,6 +40,10 @@ class Segment:
     lumis : list of [run, luminosityBlock, events, errors]
     bytes, sha256 : int, str
         Of the file.
+    shed : list of [run, luminosityBlock, stage, events]
+        How many were shed for their deadlines, and where.
+    late : list of [run, luminosityBlock, events]
+        How many were scored, and too late.
     menu : list
         Where there is a menu, what it made of each lumisection (`stages.menu.tally.Row`).
     streams : list of [file, events, bytes, sha256]
@@ -51,6 +57,8 @@ class Segment:
     lumis: list[list[int]]
     bytes: int
     sha256: str
+    shed: list[list[Any]] = field(default_factory=list)
+    late: list[list[int]] = field(default_factory=list)
     menu: list[list[Any]] = field(default_factory=list)
     streams: list[list[Any]] = field(default_factory=list)
 
@@ -60,20 +68,24 @@ class Tally:
 
     Parameters
     ----------
+    deadline : float
+        After which an event was scored too late [s], from when it was due; 0 for none.
     n_paths : int
         Of the menu; 0 = there is none.
     """
 
     menu: "MenuTally | None" = None
 
-    def __init__(self, stripes: Stripes, n_paths: int = 0) -> None:
-        self.stripes, self.ids = stripes, IdSet()
+    def __init__(self, stripes: Stripes, deadline: float = 0.0, n_paths: int = 0) -> None:
+        self.stripes, self.ids, self._within = stripes, IdSet(), int(deadline * 1e9)
         if n_paths:
             from stages.menu.tally import MenuTally
 
             self.menu = MenuTally(n_paths)
         self.events: Counter[Lumi] = Counter()
         self.errors: Counter[Lumi] = Counter()
+        self.shed: Counter[tuple[int, int, str]] = Counter()
+        self.late: Counter[Lumi] = Counter()
 
     def count(self, blocks: Iterable[Block]) -> Iterator[Block]:
         for block in blocks:
@@ -81,8 +93,17 @@ class Tally:
             self.ids.add(self.stripes.to_local(block.id), last)
             for run, lumi, n in lumis_of(block):
                 self.events[run, lumi] += n
-            for i in np.flatnonzero(block.columns["error"]):
-                self.errors[int(block.columns["run"][i]), int(block.columns["luminosityBlock"][i])] += 1
+            error = block.columns["error"]
+            if error.any():
+                for run, lumi, n in lumis_of(block, has_failed(error)):
+                    self.errors[run, lumi] += n
+                for mark in np.unique(error[error >= SHED]).tolist():
+                    for run, lumi, n in lumis_of(block, error == mark):
+                        self.shed[run, lumi, PIPELINE.names[mark - SHED - 1]] += n
+            if self._within:
+                late = too_late(block, block.stamps.get(PIPELINE.names[-1], 0), self._within)
+                for run, lumi, n in lumis_of(block, late):
+                    self.late[run, lumi] += n
             if self.menu is not None:
                 self.menu.add(block)
             yield block
@@ -97,6 +118,8 @@ class Tally:
             lumis=[[*lumi, n, self.errors[lumi]] for lumi, n in sorted(self.events.items())],
             bytes=path.stat().st_size,
             sha256=sha256,
+            shed=[[*key, n] for key, n in sorted(self.shed.items())],
+            late=[[*lumi, n] for lumi, n in sorted(self.late.items())],
             menu=self.menu.rows() if self.menu is not None else [],
             streams=streams or [],
         )

@@ -58,7 +58,7 @@ class Network:
 
     def __init__(self, name: str, config: Config, key: str = "model", device: int = 0, whole: bool = False) -> None:
         self.name, self.spec, self._key, self._device, self._whole = name, config.taggers[name], key, device, whole
-        self._settings, self._threads = config.tagger, threads_of(config)
+        self._settings, self._threads, self._within = config.tagger, threads_of(config), config.feed.deadline
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
         form = "image" if self.spec.input == "auto" else self.spec.input
@@ -120,11 +120,18 @@ class Network:
         except Exception as error:
             raise UsageError(f"{self.model.where}: fails on made-up objects ({one_line(error)})") from None
         least = self.costs.of(self.padded(1)) if self.costs else 0.0
+        self._check_deadline(least)
+
+    def _check_deadline(self, least: float) -> None:
+        """Hold the deadline against an inference of one crop [s]."""
+        told = f"one inference of {self.model.where} takes {least * 1e3:.3g} ms here"
         if 0 < self._settings.deadline < least:
             raise UsageError(
-                f"tagger.deadline = {self._settings.deadline * 1e3:g} ms, but one inference of {self.model.where} "
-                f"takes {least * 1e3:.3g} ms here; the events' way to the tagger comes on top"
+                f"tagger.deadline = {self._settings.deadline * 1e3:g} ms, but {told}; the events' way to the tagger "
+                "comes on top"
             )
+        if 0 < self._within < least:
+            log.warning("feed.deadline = %g ms, but %s: no crop can be scored in time", self._within * 1e3, told)
 
     def _check(self, seen: Sparse) -> None:
         """Hold a changed graph against the network as it was, on the same objects."""
@@ -213,7 +220,9 @@ class Network:
         return self.items_of(block.columns)
 
     def items_of(self, columns: Columns) -> int:
-        return int(columns[f"n{self.crop}"].sum()) if self.spec.crop else len(columns["error"])
+        if self.spec.crop:
+            return int(columns[f"n{self.crop}"].sum())
+        return int(np.count_nonzero(columns["error"] == 0))
 
     def infer(self, parts: list[Part[Block]]) -> Array:
         n = 0
@@ -246,13 +255,16 @@ class Network:
     def events(self, block: Block) -> Array:
         """The event of each item."""
         if not self.spec.crop:
-            return np.arange(block.n_events)
+            return np.flatnonzero(block.columns["error"] == 0)
         return np.repeat(np.arange(block.n_events), block.columns[f"n{self.crop}"])
 
     def sparse(self, columns: Columns) -> Sparse:
-        """The non-empty pixels of the items of a block."""
+        """The non-empty pixels of the items of a block. An event that failed or was shed is no item, and has none."""
         pixel = self.pixel if self.spec.crop else "Pixel"
-        return offsets(columns[f"n{pixel}"]), readonly(columns[f"{pixel}_index"]), readonly(columns[f"{pixel}_value"])
+        counts = columns[f"n{pixel}"]
+        if not self.spec.crop and columns["error"].any():
+            counts = counts[columns["error"] == 0]
+        return offsets(counts), readonly(columns[f"{pixel}_index"]), readonly(columns[f"{pixel}_value"])
 
     def place(self, columns: Columns, results: Array, why: Mapping[int, str]) -> dict[int, str]:
         """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number.
@@ -266,8 +278,10 @@ class Network:
         good = np.isfinite(results)
         found = np.where(good, results, np.float32(-1))
         if not self.spec.crop:
-            columns[self.score] = np.where(columns["error"] == 0, found, np.float32(-1))
-            return self._failed(np.arange(good.size), results, why)
+            events = np.flatnonzero(columns["error"] == 0)
+            columns[self.score] = np.full(columns["error"].size, -1, np.float32)
+            columns[self.score][events] = found
+            return self._failed(events, results, why)
         n_objects = columns[f"n{self.spec.objects}"]
         events = np.repeat(np.arange(n_objects.size), columns[f"n{self.crop}"])
         scores = np.full(int(n_objects.sum()), -1, np.float32)

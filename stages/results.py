@@ -97,7 +97,8 @@ class Results:
             The disk is full; the journal stays, and it can be tried again.
         """
         assert self.manifest is not None
-        path, tally = self.scores_path(segment), Tally(self.stripes, len(self.config.menu.paths))
+        path = self.scores_path(segment)
+        tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths))
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
         streams = self.streams.write(closing, segment, metadata_of(self.config, self.networks))
         with path.open("rb") as file:

@@ -17,6 +17,7 @@ from streamer.background import give_way
 from streamer.batcher import Part
 from streamer.block import FED_TIME, Array, Block, Columns, with_failures
 from streamer.costs import Costs
+from streamer.deadline import with_shed
 from streamer.errors import UsageError, nearest
 from streamer.stage import LATE, BatchStage
 
@@ -174,6 +175,8 @@ class Tagger(BatchStage):
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
         after = self.config.tagger.deadline
+        if not after and self.config.feed.deadline:
+            after = self.config.feed.deadline - self.way_s
         if not after:
             return None
         fed = np.maximum.accumulate(block.columns[FED_TIME.name])
@@ -199,15 +202,20 @@ class Tagger(BatchStage):
         return np.full(n_items, np.nan, np.float32)
 
     def finish(self, block: Block, results: dict[str, Array], why: Mapping[str, Mapping[int, str]]) -> Block:
-        """Scores in the order of the objects; an event with a score that is no number is marked."""
+        """Scores in the order of the objects; an event with a score that is no number is marked, and one that was given
+        up for its deadline is shed."""
         columns: Columns = dict(block.columns)
         failed: dict[int, str] = {}
+        late: set[int] = set()
         for queue, scores in results.items():
             network = self.networks[queue]
             bad = network.place(columns, scores, why.get(queue, {}))
-            failed = {**bad, **failed}
-            n_wrong = sum(text != LATE for text in bad.values())  # what was given up is counted, and no fault
-            if n_wrong:
-                log.error("%s: no score for %d events of block %d", network.name, n_wrong, block.id)
+            late |= {event for event, text in bad.items() if text == LATE}
+            wrong = {event: text for event, text in bad.items() if text != LATE}
+            failed = {**wrong, **failed}
+            if wrong:
+                log.error("%s: no score for %d events of block %d", network.name, len(wrong), block.id)
         columns = with_failures(columns, failed, self.mark)
+        if late:
+            columns = with_shed(columns, np.array([*late]), self.mark)
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})

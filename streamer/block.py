@@ -99,7 +99,15 @@ def count_column(collection: str, per: str = "event", shape: tuple[int, ...] = (
 
 # What the core itself needs to know of every event, on every hop.
 FED_TIME = Column("fedTime", "i8", unit="ns", doc="when the event was due to leave the reader (Unix time)")
-ERROR = Column("error", "u1", doc="0, or 1 + the place in the chain of the stage that could not process it")
+SHED = 128
+"""What the column `error` is from here on says that an event was shed for its deadline, and has not failed."""
+
+ERROR = Column(
+    "error",
+    "u1",
+    doc="0, or 1 + the place in the chain of the stage that could not process it; "
+    f"{SHED} more where that stage shed it for its deadline",
+)
 WHY = (
     count_column("ErrorText", doc="bytes of why it could not be processed; none where it could"),
     Column("ErrorText_byte", "u1", "ErrorText", doc="UTF-8: a line that tells the reason, then the traceback"),
@@ -217,16 +225,37 @@ class Schema:
             for c in self.columns
         }
 
-    def emptied(self, columns: Mapping[str, Array]) -> Columns:
-        """The same events with all their collections empty; what is left of an event that cannot be processed."""
+    def emptied(self, columns: Mapping[str, Array], n: int | None = None) -> Columns:
+        """The same events, of which the first `n` (by default all) have empty collections, but for why they failed.
+
+        What is left of an event that cannot be processed; the members of the others are views.
+        """
+        begins, out = {"event": len(columns[ERROR.name]) if n is None else n}, {}
+        for column in self.columns:
+            array, begin = columns[column.name], begins[column.per]
+            if column.counts:
+                begins[column.counts] = 0 if column in WHY else int(array[:begin].sum(dtype=np.int64))
+            if column.per != "event":
+                array = array[begin:]
+            elif column.counts and column not in WHY:
+                array = array.copy()
+                array[:begin] = 0
+                array = readonly(array)
+            out[column.name] = array
+        return out
+
+    def bare(self, columns: Mapping[str, Array]) -> Columns | None:
+        """Events of another hop, without their collections, as this schema declares them; None where it has more to
+        say of an event."""
         out: Columns = {}
         for column in self.columns:
-            if column.per != "event":
-                out[column.name] = np.zeros((0, *column.shape), column.wire_dtype)
-            elif column.counts:
-                out[column.name] = np.zeros_like(columns[column.name])
-            else:
+            shape = (len(columns[ERROR.name]) if column.per == "event" else 0, *column.shape)
+            if column in CORE_COLUMNS or (column.per == "event" and not column.counts):
+                if column.name not in columns:
+                    return None
                 out[column.name] = columns[column.name]
+            else:
+                out[column.name] = readonly(np.zeros(shape, column.wire_dtype))
         return out
 
 
@@ -292,7 +321,7 @@ def core_columns(fed_time: Array) -> Columns:
 
 
 def with_failures(columns: Columns, why: Mapping[int, str], mark: int) -> Columns:
-    """The same columns, with events marked as failed. One that has failed before stays as it is.
+    """The same columns, with events marked as failed. One that has failed, or was shed before, stays as it is.
 
     Parameters
     ----------
@@ -316,13 +345,19 @@ def with_failures(columns: Columns, why: Mapping[int, str], mark: int) -> Column
     return {**columns, "error": error, "nErrorText": counts, "ErrorText_byte": np.concatenate(parts)}
 
 
+def has_failed(error: Array) -> Array:
+    """Of values of the column `error`, which are of events that have failed; the others are fine, or were shed."""
+    failed: Array = (error > 0) & (error < SHED)
+    return failed
+
+
 def failures(columns: Columns) -> dict[int, str]:
     """The events that have failed, and why."""
     spans = offsets(columns["nErrorText"])
     texts = columns["ErrorText_byte"]
     return {
         int(event): texts[spans[event] : spans[event + 1]].tobytes().decode(errors="replace")
-        for event in np.flatnonzero(columns["error"])
+        for event in np.flatnonzero(has_failed(columns["error"]))
     }
 
 

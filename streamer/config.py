@@ -76,6 +76,8 @@ class FeedConfig(Section):
     """Of random arrivals."""
     overflow: Literal["wait", "drop"] = "wait"
     """What the chain cannot take when it is due waits, or is dropped and counted as dead time, as in a trigger."""
+    deadline: Seconds = 0.0
+    """An event that cannot be answered so long after it was due is shed as early as possible; 0 = never."""
     loop: bool = False
     """Start again at the end of the input until stopped; the output column `replay` counts the passes."""
     block_events: int = Field(256, ge=1, le=65536)
@@ -109,6 +111,10 @@ class FeedConfig(Section):
             raise ValueError("'overflow' = \"drop\" is for live feeds; set a 'rate' or a 'profile'")
         elif self.arrivals == "poisson" and not self.hertz:
             raise ValueError("'arrivals' = \"poisson\" needs a 'rate' above 0, or a 'profile'")
+        if self.deadline and not self.hertz and self.arrivals != "recorded":
+            raise ValueError(
+                "'deadline' counts from when events are due, and these never are; set a 'rate' or a 'profile'"
+            )
         if self.profile and not any(rate for _, rate in self.profile):
             raise ValueError("'profile' has no rate above 0; no event would ever come")
         if self.profile and (self.rate or self.arrivals == "bunches"):
@@ -225,7 +231,7 @@ class CoreConfig(Section):
     @property
     def deadline(self) -> float:
         """When an event is worth nothing any more, from when it was due [s]; 0 = never."""
-        return 0.0
+        return self.feed.deadline
 
     @property
     def output(self) -> Path | None:

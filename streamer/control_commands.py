@@ -57,8 +57,9 @@ def status(
         table.add_row(row["name"], row["state"], str(row["pid"]), f"{row['up_s']:,.0f} s", *counts, memory)
     console = Console(highlight=False)
     console.print(table)
+    shed = f"{now['shed']:,} shed, " if now["shed"] else ""
     console.print(
-        f"{now['state']}: {now['fed']:,} fed, {now['done']:,} done, {now['errors']:,} of them errors, "
+        f"{now['state']}: {now['fed']:,} fed, {now['done']:,} done, {now['errors']:,} of them errors, {shed}"
         f"{now['rate']:,.0f}/s   {now['output']}",
         soft_wrap=True,
     )

@@ -1,8 +1,9 @@
 """Who may be sent how much: the books an outlet keeps of its peers. Pure: no socket, no clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamer.block import WireError
+from streamer.deadline import Ways, over_all
 
 MAX_PEERS = 256
 
@@ -18,6 +19,7 @@ class Peer:
     sent: int
     heard: float
     ended: bool = False
+    ways: Ways = field(default_factory=dict)
 
 
 class CreditBook:
@@ -33,8 +35,10 @@ class CreditBook:
         self.timeout = timeout
         self.peers: dict[bytes, Peer] = {}
 
-    def credit(self, route: bytes, name: str, life: str, received: int, spare: int, now: float) -> None:
-        """A peer's latest word on what it has and what it can take."""
+    def credit(
+        self, route: bytes, name: str, life: str, received: int, spare: int, now: float, ways: Ways | None = None
+    ) -> None:
+        """A peer's latest word on what it has and what it can take, and what it hands on of the ways to the sink."""
         peer = self.peers.get(route)
         if peer is None or peer.life != life:
             for old in [key for key, known in self.peers.items() if known.life == life]:
@@ -44,7 +48,7 @@ class CreditBook:
             if len(self.peers) >= MAX_PEERS:
                 raise WireError("frames", f"more than {MAX_PEERS} peers")
             peer = self.peers[route] = Peer(name, life, received, spare, received, now)
-        peer.received, peer.spare, peer.heard = received, spare, now
+        peer.received, peer.spare, peer.heard, peer.ways = received, spare, now, ways or {}
         peer.sent = max(peer.sent, received)  # over a new connection the first word may be older than what came
 
     def available(self, peer: Peer, now: float) -> int:
@@ -60,6 +64,11 @@ class CreditBook:
         if best is None or not self.available(self.peers[best], now):
             return None
         return best
+
+    @property
+    def ways(self) -> Ways:
+        """How long blocks take to the sink, as far as any peer knows."""
+        return over_all(peer.ways for peer in self.peers.values())
 
     def total(self, now: float) -> int:
         return sum(self.available(peer, now) for peer in self.peers.values())

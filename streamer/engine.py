@@ -88,8 +88,8 @@ class Engine(Generic[L]):
         with self._ready:
             return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
-    def submit(self, block: Block, link: L) -> bool:
-        """Queue a block's items; returns whether some have a deadline (`expire`)."""
+    def submit(self, block: Block, link: L, *, timed: bool = True) -> bool:
+        """Queue a block's items; returns whether some have a deadline (`expire`), which is so only if it is `timed`."""
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
@@ -99,7 +99,7 @@ class Engine(Generic[L]):
         if not job.left:
             self._finish(job)
             return False
-        deadlines = {queue: self._deadlines(queue, block) for queue in items}
+        deadlines = {queue: self._deadlines(queue, block) if timed else None for queue in items}
         with self._ready:
             for queue, n in items.items():
                 if n:

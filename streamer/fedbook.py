@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from streamer.block import Block
+from streamer.block import Array, Block
 from streamer.errors import StreamerError, UsageError
 from streamer.ledger import IdSet
 from streamer.recordlog import Log, read_about, read_record, scan
@@ -210,11 +210,13 @@ class FedBook:
         self._log.close()
 
 
-def lumis_of(block: Block, some: slice = slice(None)) -> list[list[int]]:
-    """`[run, lumisection, n_events]` of a block's events, where it knows them."""
+def lumis_of(block: Block, some: slice | Array = slice(None)) -> list[list[int]]:
+    """`[run, lumisection, n_events]` of some of a block's events, where it knows them."""
     if not {"run", "luminosityBlock"} <= block.columns.keys():
         return []
     pairs = np.stack([block.columns["run"][some], block.columns["luminosityBlock"][some]])
+    if not pairs.size:
+        return []
     if (pairs == pairs[:, :1]).all():
         return [[int(pairs[0, 0]), int(pairs[1, 0]), pairs.shape[1]]]
     values, counts = np.unique(pairs, axis=1, return_counts=True)

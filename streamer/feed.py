@@ -78,7 +78,8 @@ class Feed:
 
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
         late catches up in full blocks. Where events are long on their way, the chain is loaded, and each block costs it
-        something besides: then a block waits for up to an eighth of the way, at most eight times `block_wait`.
+        something besides: then a block waits for up to an eighth of the way, at most eight times `block_wait`. Under a
+        deadline a block is never longer than an eighth of that, for no event leaves a stage before its whole block.
 
         Parameters
         ----------
@@ -101,6 +102,8 @@ class Feed:
             return due
         wait = min(max(self.config.block_wait, way / SHARE), SHARE * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
+        if self.config.deadline:
+            until = min(until, int(due[0]) + int(self.config.deadline * 1e9) // SHARE)
         n = int(np.searchsorted(due, until, side="right"))
         self.fed += n
         self._drawn = self._drawn[n:]

@@ -18,6 +18,7 @@ from streamer import hop, keeping
 from streamer.alarm import Alarm
 from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
+from streamer.deadline import PROBES, UNKNOWN, Way, n_before, without_first
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
 from streamer.feed import Feed, Lumisections
@@ -32,9 +33,12 @@ log = logging.getLogger(__name__)
 
 REDELIVERY_POLL_S = 0.25
 BOOK_FLUSH_S = 1.0
+WARN_AFTER_S = 2.0
+"""The first blocks may be slow; by then others have shown how fast the chain is."""
 
-DROPPED = ("window", "credit", "disk")
-"""Why a live feed drops events: too many are under way, the next stage takes none, or the book cannot be written."""
+DROPPED = ("window", "credit", "disk", "deadline")
+"""Why a live feed drops events: too many are under way, the next stage takes none, the book cannot be written, or it is
+too late for them already."""
 OVER = "over"
 """Why there is no room for events any more: the feed's time has passed."""
 
@@ -54,6 +58,8 @@ class Feeding:
         self.space = asyncio.Event()
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
+        self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
+        self.since, self.warned = time.monotonic(), False  # that this is longer than the deadline
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
         self.alarm = Alarm()
         process.metrics.in_flight.set_function(lambda: len(self.window))
@@ -111,12 +117,14 @@ class Feeding:
                 await self.open_book(stack)
                 redelivery = process.background(self.redeliver(outlet))
                 stack.callback(redelivery.cancel)
+                self.since = time.monotonic()
                 await self.feed(outlet)
                 self.live(self.last_due)
                 process.metrics.count(self.unit.take_tally())
                 process.tell("draining")
                 while len(self.window):
                     await self.more_space()
+                self.warn(outlet.ways.get(process.name, UNKNOWN))
                 redelivery.cancel()
                 if self.book is not None:
                     await self.patiently(self.book.flush)
@@ -196,8 +204,10 @@ class Feeding:
                         if stopping.is_set() or why_not == OVER:
                             return
                         part = self.unit.outputs.slice(whole, first, first + due.size, ends)
-                        block = Block(number, due.size, {**part, **core_columns(due)})
                         first += due.size
+                        block = self.in_time(Block(number, due.size, {**part, **core_columns(due)}), outlet)
+                        if block is None:
+                            continue
                         if not why_not and not await self.booked(block):
                             if stopping.is_set():
                                 return
@@ -205,7 +215,7 @@ class Feeding:
                         if why_not:
                             self.drop(block, why_not)
                             continue
-                        self.live(int(due[0]))
+                        self.live(int(block.columns[FED_TIME.name][0]))
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
                         process.book_done(block, self.unit)
@@ -233,6 +243,32 @@ class Feeding:
         again = (piece for first, last in fed.ids for piece in self.kept.missing(first, last))
         again = (piece for first, last in again for piece in fed.dropped.missing(first, last))
         return fed.ids.size - sum(last - first + 1 for first, last in again)
+
+    def in_time(self, block: Block, outlet: hop.Outlet) -> Block | None:
+        """The block without what is too late already: dropped, or where the feed waits shed. None: nothing is left."""
+        within = int(self.config.deadline * 1e9)
+        if not within or self.n_probes:
+            self.n_probes -= self.n_probes > 0
+            return block
+        way = outlet.ways.get(self.process.name, UNKNOWN)
+        if time.monotonic() - self.since > WARN_AFTER_S:
+            self.warn(way)
+        waits = self.config.overflow == "wait"
+        n = n_before(block.columns[FED_TIME.name], time.time_ns() - within + waits * way.usual)
+        if n and waits:
+            return block.with_columns(without_first(self.unit.outputs, block.columns, n, self.unit.mark))
+        if n:
+            self.drop(block.part(self.unit.outputs, 0, n), "deadline")
+        return block.part(self.unit.outputs, n, block.n_events) if n < block.n_events else None
+
+    def warn(self, way: Way) -> None:
+        """Tell once if nothing has come through the chain within the deadline."""
+        if way.least > self.config.deadline * 1e9 > 0 and not self.warned:
+            self.warned = True
+            told = f"the way through the chain takes at least {way.least * 1e-6:.3g} ms here"
+            log.warning(
+                "feed.deadline = %g ms, but %s: hardly an answer comes in time", 1e3 * self.config.deadline, told
+            )
 
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""

@@ -17,10 +17,12 @@ what does not carry it is refused and counted). Only BLOCK has more frames.
 =========  ==================  ============================================================================
 kind       who to whom         meaning
 =========  ==================  ============================================================================
-credit     inlet to outlet     {life, of, name, received, spare}: "of the outlet life `of` I have received so many
-                               events in all (refused ones too), and I can take `spare` more". Absolute, so losing
-                               or repeating it does no harm; said when half of the inlet's room has come free, and
-                               every `heartbeat`, so it also says "I am alive".
+credit     inlet to outlet     {life, of, name, received, spare, ways}: "of the outlet life `of` I have received so
+                               many events in all (refused ones too), and I can take `spare` more". Absolute, so
+                               losing or repeating it does no harm; said when half of the inlet's room has come free,
+                               and every `heartbeat`, so it also says "I am alive". Under a deadline `ways` tells how
+                               long blocks take from each stage to the sink, {stage: [usual, least]} [ns]
+                               (`streamer.deadline`), and is said at once when that has changed; else it is empty.
 welcome    outlet to inlet     {life}: the answer to a credit whose `of` is not this outlet's life. The inlet
                                starts counting from zero and sends its credit again.
 block      outlet to inlet     the events (see `streamer.block`).
@@ -60,10 +62,14 @@ import msgpack
 from streamer.block import MAGIC, Block, Schema, WireError, announced_events, decode_block, read_header, to_wire
 from streamer.config import HopConfig
 from streamer.credits import CreditBook
+from streamer.deadline import Way, Ways
 from streamer.sockets import MAX_CONTROL_BYTES, Unroutable, bound_router, dealer, say
 
 Refused = Callable[[str], None]
 """Called with one of `WIRE_REASONS` for each message that is refused."""
+
+NEWS = 1.25
+"""A way that has become so many times as long or short is told at once."""
 
 
 def address(config: HopConfig, run_dir: str, place: int, name: str) -> str:
@@ -162,8 +168,8 @@ class Outlet:
                 await self._say(route, "welcome")
                 return
             received, spare = (field(header, key, int) for key in ("received", "spare"))
-            name = field(header, "name", str)
-            self.book.credit(route, name, life, received, spare, time.monotonic())
+            name, ways = field(header, "name", str), _ways(field(header, "ways", dict))
+            self.book.credit(route, name, life, received, spare, time.monotonic(), ways)
             if self._final is not None:
                 await self._end(route, final=self._final)
         elif kind == "leave":  # also from somebody who knew only our predecessor
@@ -203,6 +209,11 @@ class Outlet:
             peer.sent += block.n_events
             self.bytes_sent += sum(len(frame) for frame in frames)
             return
+
+    @property
+    def ways(self) -> Ways:
+        """How long blocks take from each stage to the sink."""
+        return self.book.ways
 
     def credits(self) -> int:
         """Events that the peers would take now."""
@@ -245,6 +256,13 @@ class Inlet:
         Who we are, such as `cropper-0`.
     schema : Schema
         What every block must hold.
+
+    Attributes
+    ----------
+    ways : Ways
+        How long blocks take from each stage to the sink, for those before; to be set.
+    room : int
+        Events to take ahead, where that is less than there are credits for; to be set.
     """
 
     def __init__(
@@ -258,6 +276,8 @@ class Inlet:
         refused: Refused,
     ) -> None:
         self.bytes_received = 0
+        self.ways: Ways = {}
+        self.room = config.credit_events * max(1, len(addresses))
         self._make: Callable[[str], Link] = lambda at: Link(self, context, at, name, run, config, schema, refused)
         # Bounded by the credits that the links grant; one entry a link marks its end.
         self._arrived: asyncio.Queue[tuple[Block, Link] | None] = asyncio.Queue()
@@ -335,6 +355,7 @@ class Link:
         self._schema, self._refused, self._budget = schema, refused, config.credit_events
         self._of = ""  # the outlet's life, once it has welcomed us
         self._received = self._held = self._told = 0
+        self._told_ways: Ways = {}
         self._leaving = self._ended = False
         self.complete = False
         self._socket = dealer(context, at, config)
@@ -402,11 +423,18 @@ class Link:
     async def _say(self, kind: str, **fields: Any) -> None:
         await self._socket.send([message(kind, self._run, life=self.life, **fields)])
 
+    @property
+    def _room(self) -> int:
+        """This link's part of what may be taken ahead."""
+        return max(1, min(self._budget, self._inlet.room // max(1, len(self._inlet._links))))
+
     async def _credit(self) -> None:
         if not self._ended and not self._leaving:
-            spare = max(0, self._budget - self._held)
-            self._told = self._received + spare
-            await self._say("credit", of=self._of, name=self._name, received=self._received, spare=spare)
+            spare = max(0, self._room - self._held)
+            self._told, ways = self._received + spare, self._inlet.ways
+            self._told_ways = ways
+            counts = {"received": self._received, "spare": spare}
+            await self._say("credit", of=self._of, name=self._name, **counts, ways=ways)
 
     async def _repeat_credit(self) -> None:
         while not self._ended:
@@ -418,8 +446,9 @@ class Link:
     async def done(self, block: Block) -> None:
         """The block has left this process: its events may be replaced."""
         self._held -= block.n_events
-        news = self._received + self._budget - self._held - self._told
-        if 2 * news >= self._budget:
+        room = self._room
+        news = self._received + room - self._held - self._told
+        if 2 * news >= room or _are_news(self._told_ways, self._inlet.ways):
             await self._credit()
 
     async def leave(self) -> None:
@@ -435,6 +464,23 @@ class Link:
         for task in self._tasks:
             await cancel(task)
         self._socket.close(linger=500)
+
+
+def _ways(told: dict[Any, Any]) -> Ways:
+    for stage, way in told.items():
+        if not (isinstance(stage, str) and isinstance(way, list) and len(way) == 2):
+            raise WireError("header", "ways that are no [usual, least] by stage")
+        if not all(type(ns) is int and 0 <= ns < 1 << 62 for ns in way):
+            raise WireError("header", "a way that is no time")
+    return {stage: Way(*way) for stage, way in told.items()}
+
+
+def _are_news(told: Ways, now: Ways) -> bool:
+    """Whether some way has changed by more than a little since it was told."""
+    if told is now:
+        return False
+    pairs = [(told[stage].usual, way.usual) for stage, way in now.items() if stage in told]
+    return len(pairs) < len(now) or any(max(pair) > NEWS * min(pair) for pair in pairs)
 
 
 def task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":

@@ -266,14 +266,20 @@ class Window:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of every event that was fed."""
+    """What became of every event that was fed. `late` are those that were scored, and not before their deadline."""
 
     fed: int
     scored: int
     errors: int
     in_flight: int = 0
     dropped: int = 0
+    shed: int = 0
+    late: int = 0
+
+    @property
+    def in_time(self) -> int:
+        return self.scored - self.late
 
     @property
     def closes(self) -> bool:
-        return self.fed == self.scored + self.errors + self.in_flight + self.dropped
+        return self.fed == self.scored + self.errors + self.shed + self.in_flight + self.dropped

@@ -32,7 +32,7 @@ LATENCY_BUCKETS = (
 )
 EDGES = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-OUTCOMES = ("ok", "error")
+OUTCOMES = ("ok", "error", "shed")
 
 
 class EventHistogram(Collector):
@@ -182,7 +182,7 @@ class StageMetrics:
         refused = Counter("streamer_messages_refused", "messages refused", ["stage", "reason"], registry=registry)
         self.refused = {reason: refused.labels(stage, reason) for reason in WIRE_REASONS}
         self.redelivered = Counter(
-            "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (writer)", ["stage"],
+            "streamer_blocks_redelivered", "blocks sent again (reader) or seen twice (tagger, writer)", ["stage"],
             registry=registry,
         ).labels(stage)  # fmt: skip
         self.tallies: dict[str, dict[str, Counter]] = {}
@@ -217,7 +217,7 @@ class SourceMetrics:
 
 
 class SinkMetrics:
-    """What only the last stage knows: the end-to-end latency and the time until data are on disk."""
+    """What only the last stage knows: the end-to-end latency, the time until data are on disk, and who was late."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.latency = EventHistogram(
@@ -230,6 +230,7 @@ class SinkMetrics:
             "from the moment an event was due to leave the reader until its result was on disk",
             registry,
         )
+        self.late = Counter("streamer_events_late", "events answered after their deadline", registry=registry)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamer.ledger import Ledger
+from streamer.metrics import OUTCOMES
 from streamer.supervisor import Outcome, Progress
 
 PLAIN_EVERY_S = 5.0
@@ -65,6 +66,7 @@ class Summary:
     problems: tuple[str, ...] = ()
     not_taken: Mapping[str, int] = field(default_factory=dict)
     dead_s: float = 0.0
+    shed: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -87,7 +89,7 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
         return sum(float(report["metrics"].get(key, 0.0)) for report in per_stage[name])
 
     def events(name: str) -> int:
-        return int(total(name, "streamer_events_total/ok") + total(name, "streamer_events_total/error"))
+        return int(sum(total(name, f"streamer_events_total/{outcome}") for outcome in OUTCOMES))
 
     last = next(iter(per_stage[names[-1]]), {})
     fed = events(names[0])
@@ -122,7 +124,10 @@ def summarise(names: list[str], reports: Mapping[str, Mapping[str, Any]]) -> Sum
             scored=int(total(names[-1], "streamer_events_total/ok")),
             errors=int(total(names[-1], "streamer_events_total/error")),
             dropped=sum(not_taken.values()),
+            shed=int(total(names[-1], "streamer_events_total/shed")),
+            late=int(total(names[-1], "streamer_events_late_total")),
         ),
+        shed={name: int(total(name, "streamer_events_total/shed")) for name in names[:-1]},
         not_taken=not_taken,
         dead_s=dead_s / max(1, len(per_stage[names[0]])),
         wall_s=wall,
@@ -207,8 +212,7 @@ def progress_line(progress: Progress) -> str:
     ]
     if not math.isnan(progress.batch):
         parts.append(f"batch {progress.batch:.1f}")
-    if progress.errors:
-        parts.append(f"{progress.errors:,} errors")
+    parts += [f"{n:,} {what}" for n, what in ((progress.errors, "errors"), (progress.shed, "shed")) if n]
     return "   ".join(parts)
 
 
@@ -228,11 +232,15 @@ def show(summary: Summary, outcome: Outcome) -> None:
     books = summary.ledger
     head = Table.grid(padding=(0, 2))
     head.add_column(style="bold")
-    dropped = f" + {books.dropped:,} dropped" if books.dropped else ""
-    head.add_row("events", f"{books.fed:,} fed = {books.scored:,} scored + {books.errors:,} errors{dropped}")
+    less = "".join(f" + {n:,} {what}" for n, what in ((books.shed, "shed"), (books.dropped, "dropped")) if n)
+    head.add_row("events", f"{books.fed:,} fed = {books.scored:,} scored + {books.errors:,} errors{less}")
+    if books.shed or books.late:
+        where = ", ".join(f"{n:,} {stage}" for stage, n in summary.shed.items() if n)
+        shed = f"; shed: {where}" if books.shed else ""
+        head.add_row("in time", f"{books.in_time / books.fed:.1%} ({books.late:,} were scored too late{shed})")
     if books.dropped:
         why = ", ".join(f"{n:,} {reason}" for reason, n in summary.not_taken.items() if n)
-        live = 1 - summary.dead_s / summary.wall_s if summary.wall_s > 0 else math.nan
+        live = max(0.0, 1 - summary.dead_s / summary.wall_s) if summary.wall_s > 0 else math.nan
         head.add_row("live time", f"{live:.1%} (dropped: {why})")
     head.add_row("throughput", f"{summary.throughput:,.0f} events/s over {duration(summary.wall_s)}")
     latency = [duration(summary.latency_s[q]) for q in ("0.5", "0.95", "0.99")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from streamer import hop
 from streamer.batcher import REASONS
 from streamer.block import Block, with_failures
+from streamer.deadline import UNKNOWN, Room, Shedder, taken
 from streamer.engine import Engine
 from streamer.errors import one_line, told
 from streamer.feeding import Feeding
@@ -44,7 +45,7 @@ async def play(process: "Process", unit: Unit) -> None:
 
 
 async def _run_stage(process: "Process", unit: Stage) -> None:
-    metrics = process.metrics
+    metrics, shedding = process.metrics, _shedding(process, unit)
     per_event = QUICK_S  # what an event takes [s], a moving average
     async with process.outlet() as outlet:
         await process.or_stopped(outlet.first_credit())
@@ -53,26 +54,65 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
             while (item := await inlet.receive()) is not None:
                 block, link = item
                 process.book_arrival(block, inlet)
+                waited = (time.time_ns() - block.stamps["arrived"]) * 1e-9
+                if shedding is not None:
+                    block = shedding.shed(block, outlet)
+                spared = shedding is not None and bool(block.columns["error"].all())
                 with process.box.working([block]):
-                    if per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
-                        done, took, cpu = _timed(unit, block)
+                    if spared or per_event * block.n_events < QUICK_S:  # the hand-over to the worker would cost more
+                        done, took, cpu = _timed(unit, block, spared)
                         process.worked_in_loop_s += cpu
                     else:
                         done, took, cpu = await process.in_worker(_timed, unit, block)
-                per_event += 0.1 * (cpu / block.n_events - per_event)
+                if not spared:
+                    per_event += 0.1 * (cpu / block.n_events - per_event)
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
                 await process.send(outlet, done)
                 process.book_done(done, unit)
+                if shedding is not None:
+                    shedding.left(block, waited, inlet, outlet)
                 await link.done(block)
             process.tell("draining")
             await outlet.end(final=inlet.complete)
 
 
-def _timed(unit: Stage, block: Block) -> tuple[Block, float, float]:
-    """What `_process` gives, and the wall-clock and processor time [s] that it took; waiting to begin is not in it."""
+class _Shedding:
+    """Shedding in a stage, and what it tells the stage before of the ways and of its room."""
+
+    def __init__(self, process: "Process", unit: Stage | BatchStage) -> None:
+        self._stamp = taken(process.name)
+        seconds = process.config.feed.deadline
+        self.shedder = Shedder(seconds, unit.inputs, unit.mark)
+        self.room = Room(process.config.hop.credit_events, seconds)
+
+    def shed(self, block: Block, outlet: hop.Outlet) -> Block:
+        """A block that is taken up now, without what cannot be answered in time any more."""
+        now = block.stamps[self._stamp] = time.time_ns()
+        return self.shedder.shed(block, now, outlet.ways.get(self._stamp, UNKNOWN))
+
+    def left(self, block: Block, waited: float, inlet: hop.Inlet, outlet: hop.Outlet) -> None:
+        """A block has left, and had waited so long for its turn [s]."""
+        self.room.learn(block.n_events, waited, time.monotonic())
+        inlet.room, inlet.ways = self.room.events, outlet.ways
+
+
+def _shedding(process: "Process", unit: Stage | BatchStage) -> _Shedding | None:
+    """Where there is no deadline, none."""
+    return _Shedding(process, unit) if process.config.feed.deadline else None
+
+
+def _timed(unit: Stage, block: Block, spared: bool = False) -> tuple[Block, float, float]:
+    """What `_process` gives, and the wall-clock and processor time [s] that it took; waiting to begin is not in it.
+
+    Parameters
+    ----------
+    spared : bool
+        No event of the block is left to be worked on.
+    """
     begin, cpu_begin = time.perf_counter(), time.thread_time()
-    done = _process(unit, block)
+    bare = unit.outputs.bare(block.columns) if spared else None
+    done = _process(unit, block) if bare is None else block.with_columns(bare)
     return done, time.perf_counter() - begin, time.thread_time() - cpu_begin
 
 
@@ -105,18 +145,23 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     left = asyncio.Event()
     submitted = asyncio.Event()
     holding = 0
+    held: set[tuple[int, int]] = set()  # blocks by their first event and length
 
     def hand_back(block: Block, link: hop.Link) -> None:
         loop.call_soon_threadsafe(finished.put_nowait, (block, link))
 
-    async def send_finished(outlet: hop.Outlet) -> None:
+    async def send_finished(outlet: hop.Outlet, inlet: hop.Inlet) -> None:
         nonlocal holding
         while True:
             block, link = await finished.get()
-            process.metrics.duration.observe((time.time_ns() - block.stamps["arrived"]) * 1e-9)
+            stay = (time.time_ns() - block.stamps["arrived"]) * 1e-9
+            process.metrics.duration.observe(stay)
             await process.send(outlet, block)
             process.book_done(block, unit)
+            if shedding is not None:
+                shedding.left(block, stay, inlet, outlet)
             await link.done(block)
+            held.discard((block.id, block.n_events))
             holding -= 1
             left.set()
 
@@ -133,16 +178,28 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     process.metrics.limits(**{f"max_batch_{queue}": most for queue, most in unit.queues.items()})
     process.metrics.in_flight.set_function(lambda: holding)
     engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash)
+    shedding = _shedding(process, unit)
     try:
         async with process.outlet() as outlet:
-            sending = process.background(send_finished(outlet))
             expiring = process.background(expire())
             await process.or_stopped(outlet.first_credit())
             async with process.inlet(unit) as inlet:
+                sending = process.background(send_finished(outlet, inlet))
                 while (item := await inlet.receive()) is not None:
-                    process.book_arrival(item[0], inlet)
+                    block, link = item
+                    process.book_arrival(block, inlet)
+                    if (block.id, block.n_events) in held:  # sent again, and here all the time: work is not done twice
+                        process.metrics.redelivered.inc()
+                        await link.done(block)
+                        continue
+                    held.add((block.id, block.n_events))
+                    probes = False
+                    if shedding is not None:
+                        unit.way_s = outlet.ways.get(process.name, UNKNOWN).usual * 1e-9
+                        probes = shedding.shedder.probes
+                        block = shedding.shed(block, outlet)
                     holding += 1
-                    if engine.submit(*item):
+                    if engine.submit(block, link, timed=not probes):
                         submitted.set()
                 process.tell("draining")
                 engine.drain()

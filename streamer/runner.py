@@ -31,7 +31,7 @@ import psutil
 
 from streamer import hop
 from streamer.blackbox import BlackBox
-from streamer.block import Block
+from streamer.block import SHED, Block
 from streamer.changes import Changes
 from streamer.commits import report_death
 from streamer.config import MAX_REPLICAS, CoreConfig, changed
@@ -471,12 +471,15 @@ class Process:
         sent = max((ns for stage, ns in block.stamps.items() if stage != "arrived"), default=0)
         self.metrics.queue_wait.observe(max(0, time.time_ns() - sent) * 1e-9)
 
-    def book_done(self, block: Block, unit: Unit, bad: int | None = None) -> None:
-        """Count a block that is done here; `bad` events failed (by default those that this stage marked)."""
-        if bad is None:
-            bad = int(np.count_nonzero(block.columns["error"] == unit.mark))
-        self.metrics.events["ok"].inc(block.n_events - bad)
-        self.metrics.events["error"].inc(bad)
+    def book_done(self, block: Block, unit: Unit, counts: tuple[int, int] | None = None) -> None:
+        """Count a block that is done here, and `counts` of the events that failed and that were shed (by default those
+        that this stage marked)."""
+        error = block.columns["error"]
+        if counts is None:
+            counts = int(np.count_nonzero(error == unit.mark)), int(np.count_nonzero(error == SHED + unit.mark))
+        self.metrics.events["ok"].inc(block.n_events - sum(counts))
+        self.metrics.events["error"].inc(counts[0])
+        self.metrics.events["shed"].inc(counts[1])
         self.metrics.blocks.inc()
         self.metrics.count(unit.take_tally())
 

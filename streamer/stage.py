@@ -30,7 +30,7 @@ from streamer.errors import UsageError
 NO_COLUMNS = Schema(())
 
 LATE = "too late: its deadline passed, or would have, before it was scored"
-"""Why an item has no result that was given up for its deadline."""
+"""Why an item has no result that was given up for its deadline; its event is shed, and has not failed."""
 
 
 class Unit:
@@ -43,7 +43,8 @@ class Unit:
     tallies : dict
         Own counters: name to the reasons that can be counted. Each becomes a metric.
     mark : int
-        The value of the column `error` for an event that this stage cannot process.
+        The value of the column `error` for an event that this stage cannot process; `streamer.block.SHED` more for one
+        that it sheds.
     replica, n_replicas : int
         Which process of this stage it is, and how many there are.
     run_id : str
@@ -160,12 +161,15 @@ class BatchStage(Unit, ABC):
         under deadlines (`streamer.batcher.DeadlineBatcher`). Queues without have `max_wait`.
     priorities : mapping of str to int
         Of queues with costs, where not all items can be in time; 0 where nothing is said, higher ones first.
+    way_s : float
+        How long events usually take from here to the last stage [s]; set by the runner where there is a deadline.
     """
 
     queues: dict[str, int]
     max_wait: float
     costs: Mapping[str, Costs] = {}
     priorities: Mapping[str, int] = {}
+    way_s = 0.0
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
         """When each item is worth nothing any more [ns since 1970], not falling; None: never."""
@@ -206,7 +210,8 @@ class BatchStage(Unit, ABC):
         results : dict of str to array
         why : mapping
             By queue, the items whose inference raised, and what it said; their events are to be marked
-            (`streamer.block.with_failures`).
+            (`streamer.block.with_failures`). `LATE` is said of those that were given up for their deadlines; their
+            events are shed (`streamer.deadline.with_shed`).
         """
 
     @abstractmethod

@@ -65,6 +65,7 @@ class Progress:
     rate: float
     latency_s: float
     batch: float
+    shed: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,7 @@ class Supervisor:
             "fed": progress.fed,
             "done": progress.done,
             "errors": progress.errors,
+            "shed": progress.shed,
             "rate": progress.rate,
             "processes": [child.status() for child in self.children],
         }
@@ -487,7 +489,8 @@ class Supervisor:
 
         first, last = self.pipeline.names[0], self.pipeline.names[-1]
         errors = int(total(last, "streamer_events_total/error"))
-        done = int(total(last, "streamer_events_total/ok")) + errors
+        shed = int(total(last, "streamer_events_total/shed"))
+        done = int(total(last, "streamer_events_total/ok")) + errors + shed
         now = time.monotonic()
         rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
         self._last = (now, done)
@@ -497,12 +500,13 @@ class Supervisor:
         batched = sum(value for key, value in values if key.startswith("streamer_batch_size_sum/"))
         return Progress(
             state=self.children[0].state if self.children else "starting",
-            fed=int(total(first, "streamer_events_total/ok")),
+            fed=int(total(first, "streamer_events_total/ok") + total(first, "streamer_events_total/shed")),
             done=done,
             errors=errors,
             rate=rate,
             latency_s=total(last, "streamer_event_latency_seconds_sum") / n_latency if n_latency else float("nan"),
             batch=batched / n_batches if n_batches else float("nan"),
+            shed=shed,
         )
 
     # ---- what the page shows

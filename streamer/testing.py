@@ -24,9 +24,10 @@ from streamer.block import (
     with_failures,
 )
 from streamer.config import CoreConfig, HopConfig
+from streamer.deadline import with_shed
 from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Process, Run
-from streamer.stage import BatchStage, Missing, Sink, Source, Stage, Unit, everything
+from streamer.stage import LATE, BatchStage, Missing, Sink, Source, Stage, Unit, everything
 
 TOY = Schema(
     [
@@ -141,8 +142,9 @@ class ToyBatchStage(BatchStage):
     def finish(self, block: Block, results: dict[str, Array], why: Mapping[str, Mapping[int, str]]) -> Block:
         columns: Columns = {**block.columns, "Hit_energy": results["hits"].astype(np.float32)}
         events = np.repeat(np.arange(block.n_events), block.columns["nHit"])
-        failed = {int(events[item]): text for item, text in why["hits"].items()}
-        return block.with_columns(with_failures(columns, failed, self.mark))
+        failed = {int(events[item]): text for item, text in why["hits"].items() if text != LATE}
+        late = events[[item for item, text in why["hits"].items() if text == LATE]]
+        return block.with_columns(with_shed(with_failures(columns, failed, self.mark), late, self.mark))
 
     def failed(self, n_items: int) -> Array:
         return np.full(n_items, np.nan, np.float32)

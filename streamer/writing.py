@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from streamer.block import Array, Block
+from streamer.block import SHED, Array, Block, has_failed
 from streamer.commits import CommitSender
+from streamer.deadline import Survey, too_late
 from streamer.keeping import Keeping
 from streamer.metrics import SinkMetrics
 from streamer.stage import Sink
@@ -51,6 +52,8 @@ class Writing:
         self.glimpsed = 0
         self.wake = asyncio.Event()
         self.over = False
+        self.within = int(process.config.feed.deadline * 1e9)
+        self.survey = Survey(process.pipeline.names[:-1], process.config.feed.deadline)
 
     def commit_senders(self) -> list[CommitSender]:
         process = self.process
@@ -83,6 +86,9 @@ class Writing:
                 block, link = item
                 process.book_arrival(block, inlet)
                 self.take(block)
+                if self.within:
+                    self.survey.learn(block, now := time.time_ns())
+                    inlet.ways = self.survey.ways(now)
                 await link.done(block)
             process.tell("draining")
             self.over = True
@@ -105,25 +111,29 @@ class Writing:
             self.write(part)
 
     def write(self, block: Block) -> None:
-        metrics, fed = self.process.metrics, block.columns["fedTime"]
+        metrics, fed, error = self.process.metrics, block.columns["fedTime"], block.columns["error"]
+        now = block.stamps[self.process.name] = time.time_ns()
         begin, cpu_begin = time.perf_counter(), time.thread_time()
         with self.process.box.working([block]):
             self.unit.write(block)
         took = time.perf_counter() - begin
         self.process.worked_in_loop_s += time.thread_time() - cpu_begin
-        now = time.time_ns()
         self.process.facts.setdefault("first_fed_ns", int(fed[0]))
         self.process.facts["last_done_ns"] = now
-        n_bad = int(np.count_nonzero(block.columns["error"]))
+        n_bad = int(np.count_nonzero(error))
         self.done.append(Done(block.n_events, n_bad, int(fed[0]), int(fed[-1]), now))
-        self.latencies.latency.observe((now - fed) * 1e-9)
+        answered = fed[error < SHED]
+        self.latencies.latency.observe((now - answered) * 1e-9)
+        if self.within:
+            self.latencies.late.inc(int(np.count_nonzero(too_late(block, now, self.within))))
         metrics.duration.observe(took)
         metrics.busy.inc(took)
-        self.process.book_done(block, self.unit, bad=n_bad)
+        n_failed = int(np.count_nonzero(has_failed(error)))
+        self.process.book_done(block, self.unit, (n_failed, block.n_events - answered.size))
         if self.process.config.monitor.on and now - self.glimpsed >= GLIMPSE_NS:
             self.glimpsed = now
             self.process.tell(self.process.life.state, glimpse=self.unit.glimpse(block))
-        self.fresh_times.append(fed)
+        self.fresh_times.append(answered)
         self.n_fresh += block.n_events
         if self.n_fresh >= self.unit.commit_events:
             self.wake.set()

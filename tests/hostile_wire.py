@@ -223,7 +223,8 @@ BLOCKS = [
     Hostile("one frame for all with a negative count", _packed(_counts(N_CELL, lambda c: c.fill(-1))), "counts"),
 ]
 
-_CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10}
+_CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10,
+           "ways": {}}  # fmt: skip
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
 _COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]]}
 _DIED = {"kind": "died", "run": RUN, "life": "1", "name": "tagger-0", "how": "died", "ids": [[1, 2]]}
@@ -260,6 +261,13 @@ def false_credits(life: str) -> list[Hostile]:
         Hostile("no spare", _control(known, spare=...), "header"),
         Hostile("a negative received", _control(known, received=-1), "header"),
         Hostile("a name that is a list", _control(known, name=[]), "header"),
+        Hostile("no ways", _control(known, ways=...), "header"),
+        Hostile("ways that are a list", _control(known, ways=[[1, 1]]), "header"),
+        Hostile("a way of a number", _control(known, ways={5: [1, 1]}), "header"),
+        Hostile("a way that is one number", _control(known, ways={"framer": 5}), "header"),
+        Hostile("a way of three numbers", _control(known, ways={"framer": [1, 1, 1]}), "header"),
+        Hostile("a way that is negative", _control(known, ways={"framer": [-1, 1]}), "header"),
+        Hostile("a way that is NaN", _control(known, ways={"framer": [float("nan"), 1]}), "header"),
     ]
 
 

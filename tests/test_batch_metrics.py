@@ -13,6 +13,7 @@ from physics_helpers import Process, Processes, wait_until
 from stages.config import TAGGERS, Config, packaged
 from streamer.batcher import REASONS
 from streamer.config import load
+from streamer.metrics import OUTCOMES
 
 STAGES = ("framer-0", "cropper-0", "writer-0")
 
@@ -34,7 +35,7 @@ def at_rest(process: Process) -> dict[str, float] | None:
 
 
 def n_events(page: dict[str, float]) -> int:
-    return int(sum(page.get(f"streamer_events_total/{outcome}", 0) for outcome in ("ok", "error")))
+    return int(sum(page.get(f"streamer_events_total/{outcome}", 0) for outcome in OUTCOMES))
 
 
 @pytest.mark.parametrize("deadline", [0.0, 0.03], ids=["no deadline", "a deadline"])

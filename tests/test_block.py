@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.block import (
+    CORE_COLUMNS,
     MAGIC,
     MAX_COLUMNS,
     Block,
@@ -23,10 +24,12 @@ from streamer.block import (
     decode,
     encode,
     encode_small,
+    failures,
     offsets,
     read_header,
     readonly,
     to_wire,
+    with_failures,
 )
 from streamer.testing import TOY, toy_block, toy_columns
 
@@ -184,6 +187,32 @@ def test_emptied_events_keep_who_they_are() -> None:
     assert left["nHit"].tolist() == [0] * 6
     assert left["Hit_energy"].size == left["nCell"].size == 0
     assert block.columns["nHit"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_first_events_can_be_emptied_alone_and_copy_nothing_of_the_others() -> None:
+    block = toy_block(1, 6)
+    left = TOY.emptied(with_failures(block.columns, {0: "why"}, 1), 3)
+    TOY.check(left, 6)
+    assert left["event"].tolist() == list(range(6))
+    assert left["nHit"].tolist() == [0, 0, 0, 0, 1, 2]
+    assert left["Hit_energy"].tolist() == [4, 5, 5]
+    assert np.shares_memory(left["Hit_energy"], block.columns["Hit_energy"])
+    assert failures(left) == {0: "why"}
+
+
+def test_bare_events_are_as_another_hop_declares_them() -> None:
+    block = toy_block(1, 5)
+    columns = with_failures(block.columns, {2: "why"}, 1)
+    other = Schema(
+        [*CORE_COLUMNS, count_column("Crop", shape=(2,)), Column("Crop_x", "f4", "Crop"), TOY.by_name["event"]]
+    )
+    bare = other.bare(columns)
+    assert bare is not None
+    other.check(bare, 5)
+    assert bare["event"].tolist() == list(range(5))
+    assert not bare["nCrop"].any()
+    assert failures(bare) == {2: "why"}
+    assert Schema([*CORE_COLUMNS, Column("score", "f4")]).bare(columns) is None, "it has more to say of an event"
 
 
 def test_offsets_say_where_members_begin() -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from streamer.block import WireError
 from streamer.credits import MAX_PEERS, CreditBook
+from streamer.deadline import Way
 
 A, B = b"route a", b"route b"
 
@@ -57,6 +58,16 @@ def test_silence_takes_the_credits_away_and_a_word_brings_them_back() -> None:
     assert peers.choose(10.1) is None
     peers.credit(b"a", "a", "life a", 0, 10, 11.0)
     assert peers.choose(11.0) == b"a"
+
+
+def test_ways_are_those_of_the_peers_that_are_there() -> None:
+    peers = book(a=10, b=10)
+    assert peers.ways == {}
+    peers.credit(b"a", "a", "life a", 0, 10, 1.0, {"framer": Way(5, 2)})
+    peers.credit(b"b", "b", "life b", 0, 10, 1.0, {"framer": Way(4, 1)})
+    assert peers.ways == {"framer": (5, 1)}
+    del peers.peers[b"a"]
+    assert peers.ways == {"framer": (4, 1)}
 
 
 def test_who_was_told_the_end_gets_nothing() -> None:

@@ -13,11 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from streamer.batcher import REASONS, Part
 from streamer.blackbox import BlackBox
-from streamer.block import Array, Block, failures
+from streamer.block import SHED, Array, Block
 from streamer.costs import Costs
 from streamer.engine import Engine
 from streamer.metrics import BatchMetrics, StageMetrics
-from streamer.stage import LATE
 from streamer.testing import ToyBatchStage, toy_block
 
 Why = Mapping[str, Mapping[int, str]]
@@ -312,7 +311,7 @@ def test_who_is_too_late_is_given_up_and_its_block_comes_all_the_same(bench: Mak
     at_work.submit(hits(3, 1, -9.0), hits(2, 2, 5000.0))
     first, second = sorted((at_work.take() for _ in range(2)), key=lambda block: block.id)
     np.testing.assert_array_equal(energies(first), [np.nan] * 3)
-    assert failures(first.columns) == {0: LATE}
+    assert first.columns["error"].tolist() == [SHED + at_work.stage.mark]
     assert energies(second) == [50000, 50010]
     assert at_work.batches.shed._value.get() == 3
     assert at_work.batches.size._sum.get() == 2
@@ -334,7 +333,7 @@ def test_who_can_no_longer_make_it_does_not_wait_for_the_batch_that_is_worked_on
     assert 0.5 < wait <= 1.01, "the second hit's deadline is a second later"
     while at_work.engine.expire() < 1000.0:
         time.sleep(0.01)
-    assert failures(at_work.take().columns) == {0: LATE}
+    assert at_work.take().columns["error"].tolist() == [SHED + at_work.stage.mark]
     assert stage.batches == [], "the batch is still worked on"
     stage.go_on.set()
     assert energies(at_work.take()) == [50000, 50010, 50020, 50030, 50040, 50050]
@@ -356,7 +355,7 @@ def test_a_block_of_which_some_are_given_up_while_others_are_worked_on(bench: Ma
     stage.go_on.set()
     done = at_work.take()
     assert np.isnan(done.columns["Hit_energy"]).tolist() == [False] * 4 + [True, False]
-    assert failures(done.columns) == {0: LATE}
+    assert done.columns["error"].tolist() == [SHED + at_work.stage.mark]
 
 
 class Padded(ToyBatchStage):

@@ -12,6 +12,7 @@ from stages import PIPELINE, error_stream, records
 from stages.config import Config
 from stages.error_stream import ErrorStream, read_lines
 from streamer.block import Block, core_columns, with_failures
+from streamer.deadline import with_shed
 
 
 def stream(folder: Path, n_files: int = 10) -> ErrorStream:
@@ -40,6 +41,20 @@ def test_nothing_is_made_where_nothing_fails(tmp_path: Path) -> None:
     errors.flush()
     errors.finish()
     assert not errors.folder.exists()
+
+
+def test_what_was_shed_is_no_error(tmp_path: Path) -> None:
+    errors = stream(tmp_path)
+    shed = block(errors.config, 0, 5)
+    shed = shed.with_columns(with_shed(shed.columns, np.array([1, 2]), 2))
+    errors.add(shed, 0)
+    errors.flush()
+    errors.rewrite(0, [shed])
+    assert not errors.folder.exists()
+    mixed = shed.with_columns(with_failures(shed.columns, {1: "too late for that", 4: "no good"}, 4))
+    errors.rewrite(0, [mixed])
+    assert [(line["number"], line["reason"]) for line in read_lines(errors.folder)] == [(4, "no good")]
+    errors.close()
 
 
 def test_lines_are_told_at_once_and_made_anew_with_their_file(tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def test_blocks_are_larger_where_the_way_is_long() -> None:
     assert feed(rate=1000, block_wait="5 ms").next(1000, START, 9.0).size == 41, "at most eight times as long"
 
 
+def test_under_a_deadline_blocks_are_no_longer_than_an_eighth_of_it_even_if_late() -> None:
+    for now, way in ((START, 9.0), (START + 10**12, 0.0)):
+        assert feed(rate=10_000, deadline="40 ms").next(1000, now, way).size == 51
+
+
+def test_a_deadline_without_a_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="'deadline' counts from when events are due, and these never are; set a 'rat"):
+        feed(deadline="40 ms")
+    assert feed(deadline="40 ms", profile=[["1 s", 5]]).config.deadline == 0.04
+
+
 def test_schedule_does_not_drift() -> None:
     paced = feed(rate=30_000, block_wait="1 s", block_events=10_000)
     for _ in range(90):

@@ -17,6 +17,7 @@ from streamer.blackbox import Death
 from streamer.block import Block, Column, Schema, decode, encode, read_header
 from streamer.commits import CommitReceiver, CommitSender, report_death
 from streamer.config import HopConfig
+from streamer.deadline import Way
 from streamer.errors import UsageError
 from streamer.runner import Run
 from streamer.testing import TOY, toy_block, until
@@ -129,7 +130,7 @@ class HandMade:
         await self.socket.send(message({"kind": kind, "run": self.run, "life": self.life, **fields}))
 
     async def credit(self, spare: int) -> None:
-        await self.say("credit", of=self.of, name=self.name, received=self.received, spare=spare)
+        await self.say("credit", of=self.of, name=self.name, received=self.received, spare=spare, ways={})
 
     async def join(self, spare: int) -> None:
         await self.credit(spare)
@@ -233,6 +234,27 @@ async def test_inlet_holds_no_more_than_its_budget_and_one_block(run: Run) -> No
             assert 10 * (inlet.waiting() + 1) <= 40
             await item[1].done(item[0])
         await sending
+        assert ends.refused == []
+
+
+async def test_an_inlet_can_take_less_ahead_and_hands_on_the_ways_at_once(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        ends.set(heartbeat=5.0, peer_timeout=50.0)
+        outlet, inlet = ends.outlet(), ends.inlet()
+        await until(lambda: outlet.credits() == 32)
+        inlet.room = 6
+        sending = asyncio.create_task(send_all(outlet, range(40), 2))
+        for n in range(40):
+            inlet.ways = {"reader": Way(100 + n, 10), "to framer": Way(90 + n, 5)}
+            item = await inlet.receive()
+            assert item is not None
+            await item[1].done(item[0])
+            if n == 0:
+                await until(lambda: outlet.ways == {"reader": (100, 10), "to framer": (90, 5)})
+            elif n >= 16:  # what was granted before has come
+                assert inlet.waiting() <= 3
+        await sending
+        assert outlet.ways["reader"].usual > 110, "a little more is no news, but told with the next credit"
         assert ends.refused == []
 
 

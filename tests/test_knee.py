@@ -82,9 +82,20 @@ def test_blocks_tell_of_their_events() -> None:
     one = of_blocks(np.array(rows), 1000.0, 0.0605, 3)
     assert one.latency_s["0.5"] == pytest.approx(0.061, abs=0.001)
     assert one.latency_s["0.99"] == pytest.approx(0.109, abs=0.002)
-    assert one.answered == pytest.approx(1000)
+    assert one.answered == pytest.approx(1000, rel=0.01)
     assert one.in_time == pytest.approx(500, rel=0.01)
     assert one.lost == 3
+
+
+def test_what_was_shed_is_no_answer() -> None:
+    rows = [
+        Done(100, 40, k * SECOND // 10, k * SECOND // 10 + 99_000_000, k * SECOND // 10 + 110_000_000)
+        for k in range(40)
+    ]
+    one = of_blocks(np.array(rows), 1000.0, 0.0605, 1600)
+    assert one.latency_s["0.99"] == pytest.approx(0.07, abs=0.002)  # the others are 11 to 70 ms late
+    assert one.answered == pytest.approx(600, rel=0.01)
+    assert one.in_time == pytest.approx(500, rel=0.01)
 
 
 def test_what_comes_ever_later_falls_behind() -> None:

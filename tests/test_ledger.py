@@ -347,3 +347,6 @@ def test_ledger_closes_when_every_event_is_accounted_for(
     fed: int, scored: int, errors: int, in_flight: int, closes: bool
 ) -> None:
     assert Ledger(fed, scored, errors, in_flight).closes is closes
+    with_others = Ledger(fed + 5, scored, errors, in_flight, dropped=2, shed=3, late=min(1, scored))
+    assert with_others.closes is closes
+    assert with_others.in_time == scored - min(1, scored)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uproot
-from physics_helpers import Processes, call, sum_model
+from physics_helpers import Processes, call, sum_model, wait_until
 
+from stages import PIPELINE
 from stages.books import read_books
 from stages.config import packaged
 from streamer.arrivals import Poisson
+from streamer.block import SHED
 
 EVENTS = packaged("samples/egamma.root")
 LIVE = ("--set", "feed.overflow=drop", "--set", "feed.max_in_flight=400", "--set", "feed.block_events=50")
@@ -115,3 +117,74 @@ def test_a_timed_feed_that_broke_off_goes_on_for_what_was_left(streamer: Process
     assert not books.why_not
     schedule = Poisson(np.random.default_rng((0, 0))).take(10_000) / 2000
     assert books.n_kept == np.searchsorted(schedule, 4.0), "as many as if nothing had happened"
+
+
+# --- Deadlines
+
+
+def outcomes(out: Path) -> np.ndarray:
+    """The column `error` of all events on disk."""
+    parts = []
+    for path in out.glob("scores*.root"):
+        with uproot.open(path) as file:
+            parts.append(file["Events"]["error"].array(library="np"))
+    return np.concatenate(parts)
+
+
+def check_shed(streamer: Processes, out: Path, n_fed: int) -> None:
+    """The books close, and agree with what is on disk; nothing that was shed is an error."""
+    books = read_books(out)
+    ledger = books.ledger
+    assert not books.why_not
+    assert ledger.fed == n_fed == ledger.scored + ledger.shed + ledger.dropped
+    assert ledger.scored >= ledger.late
+    assert ledger.shed == books.shed.total() == books.shed_at.total()
+    assert not (out / "errors").exists()
+    codes = outcomes(out)
+    assert (codes.size, np.count_nonzero(codes)) == (ledger.scored + ledger.shed, ledger.shed)
+    for stage, n in books.shed_at.items():
+        assert np.count_nonzero(codes == SHED + 1 + PIPELINE.place(stage)) == n
+    told = json.loads(streamer("ledger", out, "--json").check().out)
+    assert (told["total"]["shed"], told["total"]["late"], told["shed"]) == (ledger.shed, ledger.late, books.shed_at)
+    for line in told["lumisections"]:
+        assert line["fed"] == line["scored"] + line["shed"] + line["dropped"]
+        assert line["late"] <= line["scored"]
+
+
+def test_what_comes_too_late_is_shed_once_whatever_dies_and_is_no_error(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    late = ("--loop", "--events", 30_000, "--feed", "poisson 1e5", "--deadline", "100 ms", "--tagger", f"eg={model}")
+    first = streamer("run", EVENTS, "-o", out, *late)
+    first.wait_for_events(100)
+    for stage in ("framer-0", "tagger-0", "writer-0"):
+        first.stage(stage).send_signal(signal.SIGKILL)
+    wait_until(lambda: read_books(out).ledger.shed > 2000, "events to be shed")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    before = read_books(out)
+    done = streamer("run", "--resume", out).check()
+    check_shed(streamer, out, 30_000)
+    books = read_books(out)
+    assert all(books.shed_at[stage] >= n for stage, n in before.shed_at.items())
+    assert books.n_kept == books.n_entries == 30_000
+    assert re.search(r"30,000 fed = [\d,]+ scored \+ 0 errors \+ [\d,]+ shed", done.out), done.out
+    assert re.search(r"in time +\d+\.\d%", done.out)
+
+
+def test_a_feed_that_does_not_wait_drops_what_is_too_late_before_it_is_sent(
+    streamer: Processes, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    live = ("--feed", "poisson 1e6", "--deadline", "20 ms", "--set", "feed.overflow=drop", "--tagger", f"eg={model}")
+    streamer("run", EVENTS, "-o", out, *live, "--loop", "--events", 20_000).check()
+    check_shed(streamer, out, 20_000)
+    assert read_books(out).ledger.dropped > 0
+
+
+def test_a_deadline_that_is_shorter_than_the_way(streamer: Processes, tmp_path: Path) -> None:
+    out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
+    short = ("--feed", "fixed 500", "--deadline", "10 us", "--events", 500, "--tagger", f"eg={model}")
+    done = streamer("run", EVENTS, "-o", out, *short).check()
+    assert re.search(r"feed.deadline = 0.01 ms, but the way through the chain takes at least [\d.]+ ms here", done.err)
+    check_shed(streamer, out, 500)
+    assert read_books(out).ledger.in_time == 0

@@ -13,7 +13,7 @@ import pytest
 from physics_helpers import fill_disk, small_disk
 
 from stages.manifest import FORMAT, Manifest, OpenManifest, Segment, Tally
-from streamer.block import Block
+from streamer.block import SHED, Block
 from streamer.errors import UsageError
 from streamer.ledger import Stripes
 
@@ -40,7 +40,8 @@ def block(first: int, lumis: list[tuple[int, int]], bad: tuple[int, ...] = ()) -
     runs, sections = np.array(lumis, np.uint32).T
     error = np.zeros(len(lumis), np.uint8)
     error[list(bad)] = 2
-    return Block(first, len(lumis), {"run": runs, "luminosityBlock": sections, "error": error})
+    due = np.zeros(len(lumis), np.int64)
+    return Block(first, len(lumis), {"run": runs, "luminosityBlock": sections, "error": error, "fedTime": due})
 
 
 def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
@@ -297,6 +298,21 @@ def test_what_was_counted_can_be_entered_and_read_back(tmp_path: Path) -> None:
     made.add(counted)
     made.close()
     assert Manifest(tmp_path / "m").segments() == [counted]
+
+
+def test_what_was_shed_or_late_is_counted_apart(tmp_path: Path) -> None:
+    tally = Tally(Stripes(), 0.1)
+    for made in (block(0, [(1, 2)] * 4 + [(1, 3)], bad=(1,)), block(5, [(1, 3)] * 2)):
+        made.columns["error"][-1] = SHED + 4 if made.id else SHED + 2
+        made.columns["fedTime"] = np.arange(made.n_events) * 10**7
+        made.stamps["writer"] = 115_000_000  # the first two of each are late
+        list(tally.count([made]))
+    (tmp_path / "scores.root").write_bytes(b"")
+    counted = tally.segment(tmp_path / "scores.root", "")
+    assert (counted.events, counted.errors) == (7, 1)
+    assert counted.lumis == [[1, 2, 4, 1], [1, 3, 3, 0]]
+    assert counted.shed == [[1, 3, "framer", 1], [1, 3, "tagger", 1]]
+    assert counted.late == [[1, 2, 1], [1, 3, 1]], "neither what failed nor what was shed"
 
 
 def test_one_of_several_writers_counts_its_own_events(tmp_path: Path) -> None:

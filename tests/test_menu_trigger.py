@@ -118,7 +118,7 @@ def test_each_nth_accept_is_kept_however_events_are_cut_into_blocks_and_lives(
 
 
 def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() -> None:
-    trigger, tally = trigger_of(config()), Tally(Stripes(), len(PATHS))
+    trigger, tally = trigger_of(config()), Tally(Stripes(), n_paths=len(PATHS))
     blocks = [trigger.decide(block_of([1, 1, 2, 3, 3], [1, 1, 1, 1, 2], [0, 0, 1, 0, 0], first)) for first in (0, 5)]
     assert [*tally.count(blocks)] == blocks
     assert tally.menu is not None
@@ -146,7 +146,7 @@ def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() ->
 
 
 def test_rows_of_the_manifest_are_read_back() -> None:
-    tally = Tally(Stripes(), len(PATHS))
+    tally = Tally(Stripes(), n_paths=len(PATHS))
     assert len([*tally.count([trigger_of(config()).decide(block_of([3, 3], [1, 2]))])]) == 1
     assert tally.menu is not None
     for row in tally.menu.rows():

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamer.batcher import Part
 from streamer.blackbox import BlackBox
-from streamer.block import Block, Columns, failures
+from streamer.block import Array, Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
 from streamer.fedbook import FedBook, read
@@ -36,6 +37,7 @@ from streamer.testing import (
     ToyStage,
     quick,
     toy_block,
+    toy_columns,
     until,
 )
 from streamer.writing import Writing
@@ -98,7 +100,7 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
             assert process.context.closed
         for block in sink.blocks:
             TOY.check(block.columns, block.n_events)
-            assert list(block.stamps) == ["reader", "framer", "tagger", "arrived"]
+            assert list(block.stamps) == ["reader", "framer", "tagger", "arrived", "writer"]
             assert sorted(block.stamps.values()) == list(block.stamps.values())
             events = np.repeat(block.columns["event"], block.columns["nHit"])
             assert block.columns["Hit_energy"].tolist() == (10 * events).tolist()
@@ -349,6 +351,27 @@ async def test_the_writer_drops_what_it_has(run: Run) -> None:
         assert done_events(writer) == 100
 
 
+async def test_the_tagger_does_no_work_twice_on_what_it_holds(run: Run) -> None:
+    class Slow(ToyBatchStage):
+        """Works on nothing before some blocks have come twice."""
+
+        def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+            assert several.wait(10)
+            return super().infer(queue, parts)
+
+    several = threading.Event()
+    async with chain(run, config(redeliver_after=0.05, max_in_flight=8)) as made:  # room for a second block
+        sink, tagger = ToySink(), Slow()
+        reader, _, process, writer = start(made, ToySource(100), tagger=tagger, sink=sink)
+        await until(lambda: process.state == "running" and redelivered(process) >= 5)
+        several.set()
+        assert await made.codes() == [0] * 4
+        assert sink.events == list(range(100))
+        n_worked, n_hits = sum(map(len, tagger.batches)), toy_columns(100, 0)["Hit_energy"].size
+        assert redelivered(reader) >= redelivered(process) + redelivered(writer)
+        assert n_worked == n_hits or redelivered(writer), "only what had left already is worked on again"
+
+
 async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Path) -> None:
     told: list[object] = []
 
@@ -368,7 +391,10 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
         stripes=Stripes(),
         facts={},
         worked_in_loop_s=0.0,
-        book_done=lambda block, unit, bad: None,
+        book_done=lambda block, unit, counts: None,
+        name="writer",
+        pipeline=SimpleNamespace(names=["reader", "writer"]),
+        config=config(),
     )
     writing = Writing(process, Busy())
     commits: Any = [Sender()]

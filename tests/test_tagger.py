@@ -20,9 +20,11 @@ from stages.filling import fill_crops
 from stages.network import cores, threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
-from streamer.block import failures
+from streamer.block import SHED, failures
 from streamer.config import load
+from streamer.deadline import without_first
 from streamer.errors import UsageError
+from streamer.stage import LATE
 
 
 def config(model: Path, *, spec: dict[str, Any] | None = None, **tagger: Any) -> Config:
@@ -341,6 +343,62 @@ def test_items_that_failed_are_marked_like_that_too(tmp_path: Path) -> None:
     done = chain.tagger.finish(block, {"eg": results}, {"eg": {2: "ValueError: no"}})
     assert failures(done.columns) == {1: "ValueError: no"}
     assert done.columns["Photon_egScore"].tolist() == [1, -1, -1]
+
+
+def test_an_event_of_which_an_item_was_given_up_is_shed_unless_it_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = Chain(config(sum_model(tmp_path / "sum.onnx")))
+    block = chain.crops(columns_of(events_with([[1.0], [2.0, 3.0], [4.0, 5.0], [6.0]])), 4)
+    results = np.array([1, 2, np.nan, np.nan, np.nan, 6], np.float32)
+    done = chain.tagger.finish(block, {"eg": results}, {"eg": {2: LATE, 3: LATE, 4: "ValueError: no"}}).columns
+    assert done["error"].tolist() == [0, SHED + 4, 4, 0]
+    assert failures(done) == {2: "ValueError: no"}
+    assert per_event(done, "Photon_egScore") == [[1.0], [2.0, -1.0], [-1.0, -1.0], [6.0]]
+    assert caplog.text.count("no score for 1 events") == 1
+
+
+def test_whole_events_that_were_shed_are_not_scored(tmp_path: Path) -> None:
+    model = sum_model(tmp_path / "sum.onnx", ("batch", 1, 280, 360))
+    chain = Chain(config(model, spec={"objects": "Event", "channels": ["ECAL"]}, max_batch=4))
+    block = chain.crops(columns_of(events_with([[1.0], [2.0], [4.0]])), 3)
+    block = block.with_columns(without_first(chain.tagger.inputs, block.columns, 1, 2))
+    assert chain.tagger.items(block) == {"eg": 2}
+    scores = chain.tagger.infer("eg", [Part(block, 0, 2)])
+    done = chain.tagger.finish(block, {"eg": scores}, {"eg": {}}).columns
+    assert done["Event_egScore"].tolist() == [-1, 2, 4]
+    assert done["error"].tolist() == [SHED + 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "way_s", "after"),
+    [
+        ({}, 0.0, None),
+        ({"feed.deadline": 0.1, "feed.rate": 5}, 0.02, 0.08),
+        ({"feed.deadline": 0.1, "feed.rate": 5, "tagger.deadline": 0.05}, 0.02, 0.05),
+        ({"tagger.deadline": 0.05}, 0.0, 0.05),
+    ],
+)
+def test_crops_have_what_the_feeds_deadline_leaves(
+    settings: dict[str, Any], way_s: float, after: float | None, tmp_path: Path
+) -> None:
+    chain = Chain(load(Config, None, {"taggers.eg.model": str(sum_model(tmp_path / "sum.onnx")), **settings}))
+    block = chain.crops(columns_of(events_with([[1.0], [2.0, 3.0]])), 2)
+    chain.tagger.way_s = way_s
+    found = chain.tagger.deadlines("eg", block)
+    if after is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found - block.columns["fedTime"][[0, 1, 1]]).tolist() == pytest.approx([after * 1e9] * 3)
+
+
+def test_a_deadline_of_the_feed_that_no_inference_meets_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"taggers.eg.model": str(sum_model(tmp_path / "sum.onnx")), "feed.deadline": 1e-9, "feed.rate": 5}
+    Tagger(load(Config, None, settings)).setup()
+    assert "feed.deadline = 1e-06 ms, but one inference of tagger eg: " in caplog.text
 
 
 def test_what_it_tells_of_itself(tmp_path: Path) -> None:

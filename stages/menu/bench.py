@@ -142,7 +142,7 @@ def _own_work(ways: dict[str, Config], folder: Path) -> tuple[dict[int, float], 
     half = len(plain) // 2
 
     def write(way: str, blocks: list[Block]) -> float:
-        tally = Tally(Stripes(), len(ways[way].menu.paths))
+        tally = Tally(Stripes(), n_paths=len(ways[way].menu.paths))
         return _seconds(lambda: write_scores(folder / "one.root", tally.count(blocks), ways[way], {}))
 
     more = [write("with", decided[:n]) - write("without", plain[:n]) for n in (half, 2 * half)]
