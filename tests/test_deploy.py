@@ -102,10 +102,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         (folder / path.name).write_text(text.replace("[1m]", "[10s]"))
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    menu = folder / "menu.toml"
+    menu.write_text('[paths]\nE2E_Photon_v1 = { expression = "Photon: pt > 20 and egScore > 50", prescale = 2 }\n')
     with Processes(folder) as streamer:
         process = streamer(
             *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 300),
             *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor", "--set", f"monitor.port={ours}"),
+            *("--menu", menu),
         )
         server = subprocess.Popen(
             ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{theirs}",

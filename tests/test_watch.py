@@ -89,6 +89,22 @@ def test_batches_by_queue_and_reason() -> None:
     assert one["closed"] == {"idle": 15.0, "full": 5.0}
 
 
+def test_paths_by_step() -> None:
+    watch = Watch(STAGES)
+
+    def seen(n: float) -> list[Seen]:
+        values = {
+            "streamer_path_events_total/E2E_A_v1,accepted": n,
+            "streamer_path_events_total/E2E_A_v1,passed": 3 * n,
+        }
+        return [Seen("writer", k, "running", 0, values) for k in range(2)]
+
+    watch.look(0.0, seen(0.0))
+    found = watch.look(2.0, seen(10.0))["paths"]
+    steps = {"accepted": {"rate": 10.0, "total": 20.0}, "passed": {"rate": 30.0, "total": 60.0}}
+    assert found == {"E2E_A_v1": steps}
+
+
 def test_latency_is_that_of_the_last_seconds() -> None:
     def seen(early: float, late: float) -> list[Seen]:
         below = np.where(np.array([float(edge) for edge in EDGES]) >= 0.01, early, 0.0)

@@ -125,6 +125,7 @@ class Watch:
                 1.0, sum(p.rate(k) for p in self._of(self.stages[0]) for k in p.keys("streamer_dead_seconds_total"))
             ),
             "batches": self._batches(),
+            "paths": self._paths(),
             "limits": {k: v for p in self._past.values() for k, v in self._limits(p)},
         }
         late = self.state["latency"]
@@ -227,6 +228,17 @@ class Watch:
                         one["closed"][reason] = one["closed"].get(reason, 0.0) + past.rate(closed)
         for one in out.values():
             one["mean"] = one["items"] / one["n"] if one["n"] else None
+        return out
+
+    def _paths(self) -> dict[str, dict[str, dict[str, float]]]:
+        """What a menu makes of events: rate and total by path and step."""
+        out: dict[str, dict[str, dict[str, float]]] = {}
+        for past in self._of(self.stages[-1]):
+            for key in past.keys("streamer_path_events_total"):
+                path, _, step = key.partition("/")[2].rpartition(",")
+                one = out.setdefault(path, {}).setdefault(step, {"rate": 0.0, "total": 0.0})
+                one["rate"] += past.rate(key)
+                one["total"] += past.value(key)
         return out
 
     @staticmethod

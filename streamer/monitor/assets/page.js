@@ -86,6 +86,30 @@ function batches(queues) {
   }));
 }
 
+function paths(menu) {
+  const names = Object.keys(menu ?? {});
+  at("menu").hidden = !names.length;
+  if (!names.length) return;
+  const steps = Object.keys(menu[names[0]]);
+  const head = element("tr");
+  for (const title of ["", ...steps.map((step) => step + "/s"), "accepted in all", ""]) head.append(element("th", "", title));
+  const most = Math.max(...names.map((name) => menu[name].accepted?.rate ?? 0), 1e-9);
+  at("paths").replaceChildren(head, ...names.map((name) => {
+    const made = element("tr");
+    made.append(element("th", "", name));
+    for (const step of steps) made.append(element("td", "", number(menu[name][step].rate)));
+    made.append(element("td", "", number(menu[name].accepted?.total ?? 0)));
+    const cell = element("td");
+    const bar = element("div", "bar");
+    const filled = element("i");
+    filled.style.width = `${(100 * (menu[name].accepted?.rate ?? 0)) / most}%`;
+    bar.append(filled);
+    cell.append(bar);
+    made.append(cell);
+    return made;
+  }));
+}
+
 function said(lines) {
   const made = lines.toReversed().map(({ at: when, level, text }) => {
     const item = element("li", level === "WARNING" ? "" : "bad");
@@ -108,6 +132,7 @@ function show(state) {
   drawChain(at("chain"), state.stages);
   ledger(state.totals);
   batches(state.batches);
+  paths(state.paths);
   showEvents(state.events);
 }
 
