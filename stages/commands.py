@@ -32,9 +32,9 @@ ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, s
 
 def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
-    from stages.bench_commands import add_bench
+    from stages.bench.commands import add_bench
+    from stages.bench.knee_command import knee
     from stages.errors_command import errors
-    from stages.knee_command import knee
     from stages.ledger_command import ledger
     from stages.menu.command import prescale
     from stages.network_commands import add_networks

@@ -9,13 +9,13 @@ import uproot
 from physics_helpers import Processes, conv_model, event, write_hits
 
 from stages import PIPELINE
-from stages.bench import WAYS, Plan, copy_events
-from stages.bench_plot import COLOURS, plot, show
-from stages.bench_unsafe import UNSAFE
-from stages.bench_ways import COPY_EVENTS, MODULES, Stream, limit, seed_way
+from stages.bench.menu import many_paths
+from stages.bench.pipeline import WAYS, Plan, copy_events
+from stages.bench.plot import COLOURS, plot, show
+from stages.bench.unsafe import UNSAFE
+from stages.bench.ways import COPY_EVENTS, MODULES, Stream, limit, seed_way
 from stages.config import TAGGERS, Config
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid
-from stages.menu.bench import many_paths
 from stages.menu.config import MenuConfig
 from stages.menu.menu import menu_of
 from streamer.errors import UsageError

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from stages import PIPELINE, bench_feed
-from stages.bench_feed import PROFILES, Plan, against_exponential, expected, measured, p_value, settings
-from stages.bench_feed_chain import recorded
-from stages.bench_feed_plot import plot, show
+from stages.bench.feed import PROFILES, Plan, against_exponential, expected, measured, p_value, settings
+from stages.bench.feed_chain import recorded
+from stages.bench.feed_plot import plot, show
 from stages.config import Config
 from streamer.arrivals import ORBIT_HZ, filling_of
 from streamer.config import changed

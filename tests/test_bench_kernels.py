@@ -10,9 +10,8 @@ import pytest
 from physics_helpers import call
 
 from stages import bench_kernels, records
-from stages.bench import Plan as BenchPlan
-from stages.bench_kernels import Plan, kernels
-from stages.bench_kernels_ways import (
+from stages.bench.kernels import Plan, kernels
+from stages.bench.kernels_ways import (
     MIX,
     N_JETS,
     STEPS,
@@ -24,6 +23,7 @@ from stages.bench_kernels_ways import (
     input_events,
     largest_difference,
 )
+from stages.bench.pipeline import Plan as BenchPlan
 from stages.config import Config, packaged
 from stages.conversion import schema_of
 from stages.detector.hcal import hcal_detid
@@ -257,8 +257,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((which, config, plan, output))
         raise StreamerError("enough")
 
-    monkeypatch.setattr("stages.bench.bench", partial(pretend, "bench"))
-    monkeypatch.setattr("stages.bench_kernels.kernels", partial(pretend, "kernels"))
+    monkeypatch.setattr("stages.bench.pipeline.bench", partial(pretend, "bench"))
+    monkeypatch.setattr("stages.bench.kernels.kernels", partial(pretend, "kernels"))
     return calls
 
 

@@ -16,10 +16,10 @@ import pytest
 from physics_helpers import call
 
 from stages import PIPELINE, bench_peers
-from stages.bench_peers import MISSING, Measured, Plan, Result
-from stages.bench_peers_client import Http, drive, poisson
-from stages.bench_peers_plot import plot, show
-from stages.bench_peers_ways import Load, Material, asked
+from stages.bench.peers import MISSING, Measured, Plan, Result
+from stages.bench.peers_client import Http, drive, poisson
+from stages.bench.peers_plot import plot, show
+from stages.bench.peers_ways import Load, Material, asked
 from stages.config import Config, packaged
 from stages.network import Network
 from streamer.errors import StreamerError, UsageError

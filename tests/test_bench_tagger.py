@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from stages import PIPELINE
-from stages.bench_crops import crops
-from stages.bench_forms import OfForm
-from stages.bench_plot import Told
-from stages.bench_policies import Rehearsed
-from stages.bench_tagger import Answered, OfTagger, Plan, Result, bench_tagger, stream
-from stages.bench_tagger_plot import plot, show
+from stages.bench.crops import crops
+from stages.bench.forms import OfForm
+from stages.bench.plot import Told
+from stages.bench.policies import Rehearsed
+from stages.bench.tagger import Answered, OfTagger, Plan, Result, bench_tagger, stream
+from stages.bench.tagger_plot import plot, show
 from stages.config import Config, packaged
 
 PLAN = Plan(seconds=0.2, rounds=1, loads=(), shares=(), items=300)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from physics_helpers import Chain, cms_open_data, columns_of, conv_model, event, infer_all, save_graph
 
 from stages import filling
-from stages.bench_crops import crops
+from stages.bench.crops import crops
 from stages.config import CHANNELS, TAGGERS, Config, packaged
 from stages.detector.ecal import eb_detid
 from stages.filling import grid_of

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from stages import PIPELINE
-from stages.bench_plot import Told
+from stages.bench.knee import Plan, of_blocks, stream
+from stages.bench.knee_command import knee
+from stages.bench.plot import Told
 from stages.config import packaged
-from stages.knee import Plan, of_blocks, stream
-from stages.knee_command import knee
 from streamer.errors import UsageError
 from streamer.knee import Knee, Probe, find
 from streamer.writing import Done

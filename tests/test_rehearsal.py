@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.bench_policies import Timeout, policies
+from stages.bench.policies import Timeout, policies
 from streamer.batcher import Batcher, DeadlineBatcher
 from streamer.costs import Costs
 from streamer.rehearsal import poisson, rehearse, switching

@@ -1,7 +1,7 @@
 """The tagger alone in a chain, for `streamer bench tagger`: crops come from memory, answers are timed and forgotten.
 
 Source and sink are processes like any others; the two hops to and from the tagger are the real ones.
-`python -m stages.bench_crops stage NAME ...` is one of the processes.
+`python -m stages.bench.crops stage NAME ...` is one of the processes.
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stages import CHAIN, records
-from stages.bench_unsafe import UNSAFE, Forgetful, main
+from stages.bench.unsafe import UNSAFE, Forgetful, main
 from stages.config import Config
 from stages.cropper import Cropper
 from stages.framer import Framer
@@ -113,11 +113,11 @@ class Answers(Forgetful):
 CROPS = replace(
     UNSAFE,
     chain=(
-        StageSpec("reader", "stages.bench_crops:Crops"),
+        StageSpec("reader", "stages.bench.crops:Crops"),
         CHAIN[3],
-        StageSpec("writer", "stages.bench_crops:Answers"),
+        StageSpec("writer", "stages.bench.crops:Answers"),
     ),
-    program="stages.bench_crops",
+    program="stages.bench.crops",
 )
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.bench import machine
-from stages.bench_feed_chain import CLOCKWORK, DEPARTURES, RECORDED_HZ
-from stages.bench_plot import Told
-from stages.bench_ways import run_through
+from stages.bench.feed_chain import CLOCKWORK, DEPARTURES, RECORDED_HZ
+from stages.bench.pipeline import machine
+from stages.bench.plot import Told
+from stages.bench.ways import run_through
 from stages.config import Config
 from stages.writer import prepare_folder
 from streamer.arrivals import ORBIT_HZ, SLOTS, Seconds, filling_of

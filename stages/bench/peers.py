@@ -5,11 +5,11 @@ What is measured
 bare
     `session.run` on a batch that is ready, at the batch size that does the most: the limit.
 zmq
-    A batching server as one writes it by hand over ZeroMQ (`stages.bench_peers_zmq`).
+    A batching server as one writes it by hand over ZeroMQ (`stages.bench.peers_zmq`).
 mosec
-    The batching server of that name over HTTP on loopback (`stages.bench_peers_mosec`); needs the extra `peers`.
+    The batching server of that name over HTTP on loopback (`stages.bench.peers_mosec`); needs the extra `peers`.
 streamer
-    The tagger's process between two real hops, by `stages.bench_tagger.stream`, with the adaptive policy.
+    The tagger's process between two real hops, by `stages.bench.tagger.stream`, with the adaptive policy.
 
 Same network, same crops, same threads of an inference, same largest batch; mosec's longest wait is `tagger.max_wait`.
 The servers are asked for one dense crop at a time, by a client in a process of its own, with at most four batches
@@ -36,10 +36,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.bench import machine
-from stages.bench_peers_ways import Load, Material, Way, asked, bare, streamed
-from stages.bench_plot import Told
-from stages.bench_tagger import answering_into, best_size, seconds_by_size
+from stages.bench.peers_ways import Load, Material, Way, asked, bare, streamed
+from stages.bench.pipeline import machine
+from stages.bench.plot import Told
+from stages.bench.tagger import answering_into, best_size, seconds_by_size
 from stages.config import Config
 from stages.inputs import shown
 from stages.network import Network

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from stages import PIPELINE
-from stages.bench import machine, sustained
-from stages.bench_plot import Told
-from stages.bench_ways import marks, run_through
+from stages.bench.pipeline import machine, sustained
+from stages.bench.plot import Told
+from stages.bench.ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
 from stages.writer import prepare_folder

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.bench_tagger import POLICIES, Answered, OfTagger, Result
+from stages.bench.tagger import POLICIES, Answered, OfTagger, Result
 from streamer.report import duration
 
 COLOURS = {"fixed": "#457b9d", "adaptive": "#e76f51"}

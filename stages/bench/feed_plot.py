@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.bench_feed import PROFILES, STEP_S, Fed, Result, Times
+from stages.bench.feed import PROFILES, STEP_S, Fed, Result, Times
 from streamer.arrivals import ORBIT_HZ, SLOTS, filling_of
 from streamer.report import duration
 

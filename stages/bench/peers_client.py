@@ -1,6 +1,6 @@
 """The client of `streamer bench peers`, in a process of its own: asks when it is time, notes when the answer came.
 
-`python -m stages.bench_peers_client KIND ADDRESS FOLDER RATE SECONDS MOST SEED`: the crops are in `FOLDER/crops.npy`,
+`python -m stages.bench.peers_client KIND ADDRESS FOLDER RATE SECONDS MOST SEED`: the crops are in `FOLDER/crops.npy`,
 and what came of them is left in `FOLDER/answers.npz`.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stages.bench_peers_zmq import Dealer
+from stages.bench.peers_zmq import Dealer
 from streamer.block import Array
 from streamer.orphan import die_with_parent
 

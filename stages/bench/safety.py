@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import PIPELINE
-from stages.bench import feeding, machine, sustained
-from stages.bench_plot import Told
-from stages.bench_unsafe import UNSAFE
-from stages.bench_ways import marks, run_through
+from stages.bench.pipeline import feeding, machine, sustained
+from stages.bench.plot import Told
+from stages.bench.unsafe import UNSAFE
+from stages.bench.ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
 from stages.writer import prepare_folder

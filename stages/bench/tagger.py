@@ -15,11 +15,11 @@ Latency is measured with events at random distances (a Poisson process), at `thi
 event, and at shares of what the stage has just done in this run. It counts from when an event was due, which knows
 nothing of how the chain does, to when its answer is at the end of the hop behind the tagger.
 
-The network's input is given as a dense image and as its non-empty pixels (`stages.bench_forms`): the time of a batch,
+The network's input is given as a dense image and as its non-empty pixels (`stages.bench.forms`): the time of a batch,
 the bytes that go to the device, and how far scores are from those of the image on the CPU. On a GPU this is the
 check of CUDA against the CPU.
 
-Deadlines: the policies are rehearsed with the costs that were just measured (`stages.bench_policies`), and then met
+Deadlines: the policies are rehearsed with the costs that were just measured (`stages.bench.policies`), and then met
 with the real thing, at `shares` of its full speed: what share of the events is answered within `deadline`, by the
 fixed policy as it was best in rehearsal, and by the adaptive one, which is told `deadline` less `way` for the hops.
 """
@@ -36,12 +36,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.bench import machine
-from stages.bench_crops import ANSWERS, CROPS
-from stages.bench_forms import OfForm, forms
-from stages.bench_plot import Told
-from stages.bench_policies import Rehearsed, policies
-from stages.bench_ways import run_through
+from stages.bench.crops import ANSWERS, CROPS
+from stages.bench.forms import OfForm, forms
+from stages.bench.pipeline import machine
+from stages.bench.plot import Told
+from stages.bench.policies import Rehearsed, policies
+from stages.bench.ways import run_through
 from stages.config import Config, TaggerConfig
 from stages.inputs import shown
 from stages.network import Network

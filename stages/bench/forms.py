@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.bench_crops import crops
+from stages.bench.crops import crops
 from stages.config import Config
 from stages.forms import Sparse
 from stages.network import Network

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stages.knee import ASKED_HZ, QUANTILES, Result
+from stages.bench.knee import ASKED_HZ, QUANTILES, Result
 from streamer.knee import Probe
 from streamer.report import duration
 

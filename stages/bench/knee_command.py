@@ -47,9 +47,9 @@ def knee(
     from pydantic import TypeAdapter, ValidationError
 
     from stages import PIPELINE
+    from stages.bench.knee import Plan, measure
+    from stages.bench.knee_plot import plot, show
     from stages.config import TAGGERS, packaged
-    from stages.knee import Plan, measure
-    from stages.knee_plot import plot, show
     from streamer.config import PositiveSeconds
 
     try:

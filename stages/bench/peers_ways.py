@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from stages import records
-from stages.bench import GPU_TOLERANCE, TOLERANCE
-from stages.bench_crops import SCORES, crops
-from stages.bench_peers_client import ANSWERS, CROPS, PATIENCE_S, START_S
-from stages.bench_peers_server import Served, end, serving, start
-from stages.bench_plot import Told
-from stages.bench_tagger import LEAST_EVENTS, bare_rate, stream
+from stages.bench.crops import SCORES, crops
+from stages.bench.peers_client import ANSWERS, CROPS, PATIENCE_S, START_S
+from stages.bench.peers_server import Served, end, serving, start
+from stages.bench.pipeline import GPU_TOLERANCE, TOLERANCE
+from stages.bench.plot import Told
+from stages.bench.tagger import LEAST_EVENTS, bare_rate, stream
 from stages.config import Config
 from stages.filling import fill_crops
 from stages.network import Network
@@ -131,7 +131,7 @@ def streamed(config: Config, material: Material, seconds: float, expected: float
     Parameters
     ----------
     config : Config
-        Whose answers have a folder (`stages.bench_tagger.answering_into`).
+        Whose answers have a folder (`stages.bench.tagger.answering_into`).
     expected : float
         Crops a second at full speed, about.
     """
@@ -183,7 +183,7 @@ def asked(kind: str, config: Config, material: Material, seconds: float, folder:
     most = min(UNANSWERED * config.tagger.max_batch, MOST_UNANSWERED)
     seeds = count()
 
-    with serving(kind, f"stages.bench_peers_{kind}", [str(settings), *options], folder / "server.log") as server:
+    with serving(kind, f"stages.bench.peers_{kind}", [str(settings), *options], folder / "server.log") as server:
 
         def offer(rate: float, lasting: float) -> Load:
             arguments = [kind, address, folder, rate, lasting, most, next(seeds)]
@@ -211,7 +211,7 @@ def _load(material: Material, kind: str, answers: Path, rate: float, seconds: fl
 
 def _client(server: Served, arguments: list[str], log: Path, seconds: float) -> None:
     with log.open("wb") as said:
-        client = start("stages.bench_peers_client", arguments, said.fileno())
+        client = start("stages.bench.peers_client", arguments, said.fileno())
     try:
         server.watch(client, log, START_S + seconds + 2 * PATIENCE_S)
     finally:

@@ -1,7 +1,7 @@
 """A peer of the tagger for `streamer bench peers`: a batching server as one writes it by hand over ZeroMQ.
 
 It takes whatever waits, up to the largest batch, and knows nothing of books, blocks, credit or deadlines.
-`python -m stages.bench_peers_zmq CONFIG ADDRESS` serves until it is ended.
+`python -m stages.bench.peers_zmq CONFIG ADDRESS` serves until it is ended.
 """
 
 import sys
@@ -31,7 +31,7 @@ def serve(address: str, answers: Callable[[Sequence[bytes]], list[bytes]], max_b
 
 
 class Dealer:
-    """The client's end; a `stages.bench_peers_client.Link`."""
+    """The client's end; a `stages.bench.peers_client.Link`."""
 
     def __init__(self, address: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -56,7 +56,7 @@ class Dealer:
 
 if __name__ == "__main__":
     die_with_parent()
-    from stages.bench_peers_server import Scorer  # the client has no need of it
+    from stages.bench.peers_server import Scorer  # the client has no need of it
 
     scorer = Scorer(Path(sys.argv[1]))
     serve(sys.argv[2], scorer.answers, scorer.max_batch)

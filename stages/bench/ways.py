@@ -1,4 +1,4 @@
-"""The file and the ways to score it that `streamer bench` compares; see `stages.bench` for what they mean."""
+"""The file and the ways to score it that `streamer bench` compares; see `stages.bench.pipeline` for what they mean."""
 
 import asyncio
 import time

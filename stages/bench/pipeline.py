@@ -65,8 +65,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from stages.bench_plot import Told, plot
-from stages.bench_ways import MODULES, Stream, copy_events, limit, pipeline, seed_way
+from stages.bench.plot import Told, plot
+from stages.bench.ways import MODULES, Stream, copy_events, limit, pipeline, seed_way
 from stages.config import Config, digest
 from stages.inputs import shown
 from stages.writer import prepare_folder

@@ -1,6 +1,6 @@
 """A reader of nothing but numbers, and somebody who notes when they left, for `streamer bench feed`.
 
-The reader's process is the real one, and so is the hop behind it. `python -m stages.bench_feed_chain stage NAME ...` is
+The reader's process is the real one, and so is the hop behind it. `python -m stages.bench.feed_chain stage NAME ...` is
 one of the two.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.bench_unsafe import UNSAFE, main
+from stages.bench.unsafe import UNSAFE, main
 from stages.config import Config
 from streamer.arrivals import Poisson, Seconds
 from streamer.block import CORE_COLUMNS, FED_TIME, Array, Block, Columns, Schema
@@ -78,10 +78,10 @@ class Departures(Sink):
 CLOCKWORK = replace(
     UNSAFE,
     chain=(
-        StageSpec("reader", "stages.bench_feed_chain:Numbers"),
-        StageSpec("writer", "stages.bench_feed_chain:Departures"),
+        StageSpec("reader", "stages.bench.feed_chain:Numbers"),
+        StageSpec("writer", "stages.bench.feed_chain:Departures"),
     ),
-    program="stages.bench_feed_chain",
+    program="stages.bench.feed_chain",
 )
 
 if __name__ == "__main__":

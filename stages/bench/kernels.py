@@ -56,9 +56,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.bench import machine
-from stages.bench_kernels_plot import plot
-from stages.bench_kernels_ways import (
+from stages.bench.kernels_plot import plot
+from stages.bench.kernels_ways import (
     BATCH,
     N_HITS,
     N_JETS,
@@ -70,7 +69,8 @@ from stages.bench_kernels_ways import (
     input_events,
     largest_difference,
 )
-from stages.bench_plot import Told
+from stages.bench.pipeline import machine
+from stages.bench.plot import Told
 from stages.config import Config
 from stages.writer import prepare_folder
 from streamer import __version__

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import PIPELINE, records
-from stages.bench import feeding, machine, sustained
-from stages.bench_plot import Told
-from stages.bench_ways import marks, run_through
+from stages.bench.pipeline import feeding, machine, sustained
+from stages.bench.plot import Told
+from stages.bench.ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
 from stages.manifest import Tally

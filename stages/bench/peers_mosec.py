@@ -1,6 +1,6 @@
 """A peer of the tagger for `streamer bench peers`: mosec, a batching server in Rust with workers in Python.
 
-`python -m stages.bench_peers_mosec CONFIG --address 127.0.0.1 --port N --path FOLDER` serves until it is ended; the
+`python -m stages.bench.peers_mosec CONFIG --address 127.0.0.1 --port N --path FOLDER` serves until it is ended; the
 options are mosec's own.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mosec import Server, Worker
 
-from stages.bench_peers_server import Scorer, load
+from stages.bench.peers_server import Scorer, load
 from streamer.orphan import die_with_parent
 
 CONFIG = "STREAMER_PEERS_CONFIG"

@@ -1,6 +1,6 @@
 """The chain without its safety, for `streamer bench safety`: the reader keeps no book, the writer no results.
 
-`python -m stages.bench_unsafe stage NAME ...` is one of its processes.
+`python -m stages.bench.unsafe stage NAME ...` is one of its processes.
 """
 
 import argparse
@@ -52,8 +52,8 @@ class Forgetful(Sink):
 UNSAFE = replace(
     PIPELINE,
     config=UnsafeConfig,
-    chain=(*CHAIN[:-1], StageSpec(CHAIN[-1].name, "stages.bench_unsafe:Forgetful")),
-    program="stages.bench_unsafe",
+    chain=(*CHAIN[:-1], StageSpec(CHAIN[-1].name, "stages.bench.unsafe:Forgetful")),
+    program="stages.bench.unsafe",
     finish="",
 )
 

@@ -1,4 +1,4 @@
-"""The events and the two ways that `streamer bench kernels` compares; see `stages.bench_kernels` for what they mean."""
+"""The events and the two ways that `streamer bench kernels` compares; see `stages.bench.kernels` for what they mean."""
 
 import time
 from collections.abc import Callable

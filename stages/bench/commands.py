@@ -80,8 +80,8 @@ def bench(
     from dataclasses import asdict
 
     from stages import PIPELINE
-    from stages.bench import Plan, bench
-    from stages.bench_plot import show
+    from stages.bench.pipeline import Plan, bench
+    from stages.bench.plot import show
     from stages.config import packaged
 
     wanted = {"input.files": inputs or [packaged("samples/egamma.root")]}
@@ -119,8 +119,8 @@ def bench_kernels(
     from dataclasses import asdict
 
     from stages import PIPELINE
-    from stages.bench_kernels import Plan, kernels
-    from stages.bench_kernels_plot import show
+    from stages.bench.kernels import Plan, kernels
+    from stages.bench.kernels_plot import show
     from stages.config import packaged
 
     wanted = {
@@ -163,7 +163,7 @@ def bench_safety(
       streamer bench safety --set writer.commit_interval='10 ms'
     """
     from stages import PIPELINE
-    from stages.bench_safety import Plan, safety, show
+    from stages.bench.safety import Plan, safety, show
     from stages.config import packaged
 
     wanted = {"input.files": inputs or [packaged("samples/egamma.root")], **chosen_taggers(tagger or [])}
@@ -195,9 +195,9 @@ def bench_menu(
       streamer bench menu qg.root --tagger qg --paths 500
     """
     from stages import PIPELINE
+    from stages.bench.menu import Plan, show
+    from stages.bench.menu import bench_menu as measured
     from stages.config import packaged
-    from stages.menu.bench import Plan, show
-    from stages.menu.bench import bench_menu as measured
 
     wanted = {"input.files": inputs or [packaged("samples/egamma.root")], **chosen_taggers(tagger or [])}
     effective: Any = PIPELINE.load_config(config, {**overrides(set_), **wanted})
@@ -238,9 +238,9 @@ def bench_tagger(
       streamer bench tagger --tagger eg --rounds 5
       streamer bench tagger qg.root --tagger qg=my.onnx --set tagger.threads=2
     """
-    from stages.bench_tagger import Plan
-    from stages.bench_tagger import bench_tagger as measured
-    from stages.bench_tagger_plot import plot, show
+    from stages.bench.tagger import Plan
+    from stages.bench.tagger import bench_tagger as measured
+    from stages.bench.tagger_plot import plot, show
     from stages.config import TAGGERS
 
     configs = dict(_alone(text, inputs, config, set_, {}) for text in tagger or TAGGERS)
@@ -283,9 +283,9 @@ def bench_peers(
       streamer bench peers --tagger qg --seconds 8
       streamer bench peers mine.root --tagger eg=my.onnx --rounds 5
     """
-    from stages.bench_peers import Plan
-    from stages.bench_peers import bench_peers as measured
-    from stages.bench_peers_plot import plot, show
+    from stages.bench.peers import Plan
+    from stages.bench.peers import bench_peers as measured
+    from stages.bench.peers_plot import plot, show
 
     name, effective = _alone(tagger, inputs, config, set_, {"tagger.policy": "adaptive"})
     result = measured(name, effective, Plan(seconds=seconds, rounds=rounds, thin=thin), output)
@@ -320,9 +320,9 @@ def bench_feed(
       streamer bench feed --set feed.block_wait='5 ms' --set 'feed.filling=36(36b 7e)'
     """
     from stages import PIPELINE
-    from stages.bench_feed import Plan
-    from stages.bench_feed import bench_feed as measured
-    from stages.bench_feed_plot import plot, show
+    from stages.bench.feed import Plan
+    from stages.bench.feed import bench_feed as measured
+    from stages.bench.feed_plot import plot, show
 
     try:
         wanted = tuple(float(rate) for rate in rates.split(","))

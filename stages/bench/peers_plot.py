@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.bench_peers import Measured, Result, median
-from stages.bench_peers_ways import Load
+from stages.bench.peers import Measured, Result, median
+from stages.bench.peers_ways import Load
 from streamer.report import duration
 
 OWN, OTHERS = "#1d3557", "#8d99ae"

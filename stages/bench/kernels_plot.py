@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.bench_plot import COLOURS
+from stages.bench.plot import COLOURS
 
 TITLES = {"frames": "detector frames", "crops": "seeds and crops", "tensor": "dense tensor", "all": "all"}
 _SHADES = {

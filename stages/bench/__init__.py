@@ -1,0 +1,1 @@
+"""What is measured: the commands `streamer bench ...` and `streamer knee`."""
