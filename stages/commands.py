@@ -219,8 +219,10 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
     folder = config.writer.dir  # type: ignore[attr-defined]
     if all(outcome.reports.values()):
         from stages.books import read_books
+        from stages.ledger_files import leave
 
         books = read_books(folder)
+        leave(folder, books, outcome.history)
         summary = summarise(PIPELINE.names, outcome.reports)
         shed, problems = dict(books.shed_at), tuple(books.why_not)
         show(replace(summary, ledger=books.ledger, problems=problems, shed=shed), outcome)

@@ -1,12 +1,12 @@
 """`streamer ledger`: what became of every event."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from stages.ledger_files import NAMES, lines_of, plain
 from streamer.errors import EXIT_FAILED
 
 MOST_LINES = 40
@@ -17,60 +17,31 @@ def ledger(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")] = Path("streamer-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every lumisection.")] = False,
     moved: Annotated[bool, typer.Option("--moved", help="Finished files may have been moved elsewhere.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the run: rates, latency and dead time, paths.")
+    ] = None,
 ) -> None:
     """What became of every event that was fed, per lumisection and in total. Works while the run goes on, too.
 
-    With a menu: what each path took and kept, and its rate over the time in which it was fed.
+    With a menu: what each path took and kept, and its rate over the time in which it was fed. A run that has ended
+    leaves the same as ledger.json, and its complete lumisections as lumi_mask.json.
 
     What the readers fed is held against what the writers have on disk. Exit code 1 when the books do not close.
     """
     from stages.books import read_books
 
     books = read_books(folder, moved=moved)
+    if picture is not None:
+        from stages.ledger_plot import draw
+
+        draw(folder, books, picture)
+        typer.echo(f"picture  {picture}", err=True)
     if as_json:
-        print(json.dumps(_plain(books), indent=1))
+        print(json.dumps(plain(books), indent=1))
     else:
         _show(books, folder)
     if books.why_not:
         raise typer.Exit(EXIT_FAILED)
-
-
-NAMES = ("run", "luminosityBlock", "fed", "scored", "late", "errors", "shed", "dropped", "in_flight")
-"""Of what is told of a lumisection; `late` are among the scored."""
-
-
-def _lines(books: Any) -> list[tuple[int, ...]]:
-    """One for each lumisection, as `NAMES` says."""
-    out: list[tuple[int, ...]] = []
-    for run, lumi in sorted(books.fed | books.kept):
-        key = run, lumi
-        fed = max(books.fed[key], books.kept[key])
-        errors, shed, dropped = books.errors[key], books.shed[key], books.dropped[key]
-        scored = books.kept[key] - errors - shed
-        in_flight = fed - books.kept[key] - dropped
-        out.append((run, lumi, fed, scored, books.late[key], errors, shed, dropped, in_flight))
-    return out
-
-
-def _plain(books: Any) -> dict[str, Any]:
-    return {
-        "total": asdict(books.ledger),
-        "dropped": dict(books.reasons),
-        "shed": dict(books.shed_at),
-        "lumisections": [dict(zip(NAMES, line, strict=True)) for line in _lines(books)],
-        "running": books.running,
-        "closes": not books.why_not,
-        "problems": books.why_not,
-        **({} if books.menu is None else {"menu": _menu(books.menu)}),
-    }
-
-
-def _menu(menu: Any) -> dict[str, Any]:
-    lumis = [
-        {"run": run, "luminosityBlock": lumi, **menu.plain(counts)}
-        for (run, lumi), counts in sorted(menu.lumis.items())
-    ]
-    return {**menu.plain(menu.total), "lumisections": lumis}
 
 
 def _show(books: Any, folder: Path) -> None:
@@ -80,7 +51,7 @@ def _show(books: Any, folder: Path) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("run", "lumisection", *(name.replace("_", " ") for name in NAMES[2:])):
         table.add_column(name, justify="right")
-    lines = _lines(books)
+    lines = lines_of(books)
     for line in lines[:MOST_LINES]:
         table.add_row(*(str(line[0]), str(line[1]), *(f"{n:,}" for n in line[2:])))
     if len(lines) > MOST_LINES:

@@ -70,11 +70,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `reports` is per process, in chain order."""
+    """How a run ended. `reports` is per process, in chain order; `history` has looks of the whole run
+    (`streamer.monitor.watch`)."""
 
     exit_code: int
     error: str
     reports: dict[str, dict[str, Any]]
+    history: list[list[float | None]]
 
 
 class Supervisor:
@@ -591,16 +593,17 @@ class Supervisor:
                 os.kill(child.process.pid, number)
 
     def _outcome(self) -> Outcome:
+        history = self._watch.whole
         reports = {child.name: child.report for child in (*self._retired, *self.children)}
         if self._failure is not None:
             code = self._failure.exit_code or EXIT_FAILED
             if len(self._failure.deaths):  # it had been running: no mistake of the start
                 code = EXIT_FAILED
             where = "" if code == 2 else f"{self._failure.name}: "
-            return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports)
+            return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports, history)
         if self._signals > 1:
-            return Outcome(130, "broken off; results that were committed are in the journal", reports)
-        return Outcome(EXIT_OK, "", reports)
+            return Outcome(130, "broken off; results that were committed are in the journal", reports, history)
+        return Outcome(EXIT_OK, "", reports, history)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamer.metrics import EDGES
-from streamer.monitor.watch import KEPT, LATENCY, Seen, Watch, quantile
+from streamer.monitor.watch import KEPT, LATENCY, MOST_OF_ALL, Seen, Watch, quantile
 
 STAGES = ["reader", "tagger", "writer"]
 
@@ -135,6 +135,12 @@ def test_what_is_kept_is_bounded() -> None:
     for second in range(KEPT + 50):
         watch.look(second, chain(second, second))
     assert len(watch.history) == KEPT
+    assert len(watch.whole) == KEPT + 50
+    for second in range(KEPT + 50, 5000):
+        watch.look(second, chain(second, second))
+    assert MOST_OF_ALL <= len(watch.whole) < 2 * MOST_OF_ALL
+    assert np.diff([row[0] for row in watch.whole]).max() <= 8, "evenly, over the whole run"  # type: ignore[arg-type]
+    assert watch.whole[-1][0] > 4990  # type: ignore[operator]
     assert all(len(past.looks) < 10 for past in watch._past.values())
-    watch.look(2000, [])
+    watch.look(6000, [])
     assert not watch._past

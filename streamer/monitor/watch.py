@@ -21,6 +21,8 @@ BEHIND = 0.95
 """A stream that writes less than this share of what is fed falls behind."""
 BUSY = 0.5
 """A stage that is busy for less of its time holds nobody up."""
+MOST_OF_ALL = 1024
+"""Of a whole run so many looks are kept; when there are twice as many, every other one goes."""
 SERIES = ("fed", "done", "p50", "p95", "p99", "dead", "in_flight")
 LATENCY = "streamer_event_latency_seconds_bucket"
 
@@ -95,6 +97,15 @@ class Watch:
     ----------
     stages : sequence of str
         In chain order.
+
+    Attributes
+    ----------
+    history : sequence of list
+        The last looks: when, and a number for each of `SERIES`.
+    whole : list of list
+        Looks of the whole run, the further apart the longer it is.
+    state : dict
+        What the last look found.
     """
 
     def __init__(self, stages: list[str]) -> None:
@@ -102,6 +113,8 @@ class Watch:
         self._past: dict[str, _Past] = {}
         self._seen: list[Seen] = []
         self.history: deque[list[float | None]] = deque(maxlen=KEPT)
+        self.whole: list[list[float | None]] = []
+        self._every = self._n_looks = 1
         self.state: dict[str, Any] = {}
 
     def look(self, now: float, processes: Iterable[Seen]) -> dict[str, Any]:
@@ -135,7 +148,15 @@ class Watch:
             *(self.state["dead"], self.state["totals"]["in_flight"]),
         )
         self.history.append([now, *values])
+        self._keep_for_ever(self.history[-1])
         return self.state
+
+    def _keep_for_ever(self, row: list[float | None]) -> None:
+        self._n_looks += 1
+        if self._n_looks % self._every == 0:
+            self.whole.append(row)
+        if len(self.whole) >= 2 * MOST_OF_ALL:
+            self.whole, self._every = self.whole[::2], 2 * self._every
 
     def _of(self, stage: str) -> list[_Past]:
         return [self._past[seen.name] for seen in self._seen if seen.stage == stage]
