@@ -78,7 +78,7 @@ def _over_time(axes: list[Any], history: Any) -> None:
     axes[1].set(ylabel="ms", yscale="log", title="latency")
     axes[2].set(ylabel="%", ylim=(0, 100), title="dead time", xlabel="time [s]")
     for one in axes[:2]:
-        one.legend(frameon=False, ncols=3, loc="upper right")
+        one.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
     for one in axes:
         one.set_xlim(0, max(1.0, at[-1]))
 
@@ -93,7 +93,7 @@ def _by_lumisection(axes: Any, lines: list[tuple[int, ...]]) -> None:
         below += counts
     _label(axes, [line[:2] for line in lines])
     axes.set(ylabel="events", title="what became of events")
-    axes.legend(frameon=False, ncols=5, loc="upper right")
+    axes.legend(frameon=False, ncols=5, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
 
 
 def _paths(axes: Any, menu: Any) -> None:
@@ -103,7 +103,7 @@ def _paths(axes: Any, menu: Any) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         rates, errors = accepted / seconds[:, None], np.sqrt(accepted) / seconds[:, None]
     places = np.arange(len(lumis))
-    for k in np.argsort(-accepted.sum(0))[:MOST_PATHS]:
+    for k in np.argsort(-accepted.sum(0), kind="stable")[:MOST_PATHS]:
         axes.errorbar(places, rates[:, k], errors[:, k], fmt="o-", ms=3, lw=1, label=menu.paths[k])
     _label(axes, lumis)
     axes.set(

@@ -122,7 +122,8 @@ def resume(streamer: Processes) -> Any:
 
     def begun(out: Path, rate: int = 0) -> Process:
         size = 8 if rate else 256
-        return streamer("run", "--resume", out, "--rate", rate, "--set", "writer.disk_patience=60",
+        feed = f"fixed {rate}" if rate else "max"
+        return streamer("run", "--resume", out, "--feed", feed, "--set", "writer.disk_patience=60",
                         "--set", f"feed.block_events={size}")  # fmt: skip
 
     return begun

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import PIPELINE, bench_feed
+from stages import PIPELINE
+from stages.bench import feed as bench_feed
 from stages.bench.feed import PROFILES, Plan, against_exponential, expected, measured, p_value, settings
 from stages.bench.feed_chain import recorded
 from stages.bench.feed_plot import plot, show

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from physics_helpers import call
 
-from stages import bench_kernels, records
+from stages import records
+from stages.bench import kernels as bench_kernels
 from stages.bench.kernels import Plan, kernels
 from stages.bench.kernels_ways import (
     MIX,

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from physics_helpers import call
 
-from stages import PIPELINE, bench_peers
+from stages import PIPELINE
+from stages.bench import peers as bench_peers
 from stages.bench.peers import MISSING, Measured, Plan, Result
 from stages.bench.peers_client import Http, drive, poisson
 from stages.bench.peers_plot import plot, show
@@ -44,7 +45,7 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def material(config: Config) -> Material:
-    return Material("eg", config, Network("eg", config))
+    return Material("eg", config, Network("eg", config, whole=True))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_server_that_cannot_start_is_told_in_one_line(config: Config, material
 def test_a_whole_frame_is_no_crop(config: Config) -> None:
     spec = config.taggers["eg"].model_copy(update={"objects": "Event", "crop": 0})
     with pytest.raises(UsageError, match="the tagger eg sees whole frames; choose one"):
-        Material("eg", config.model_copy(update={"taggers": {"eg": spec}}), Network("eg", config))
+        Material("eg", config.model_copy(update={"taggers": {"eg": spec}}), Network("eg", config, whole=True))
 
 
 def test_dense_crops_hold_what_the_sparse_ones_do(material: Material) -> None:
