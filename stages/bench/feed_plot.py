@@ -15,6 +15,10 @@ DUE, LEFT, ASKED = "#457b9d", "#f4a261", "#343a40"
 BINS = 48
 
 
+WIDTH = 140
+"""Of the table where it is not shown in a terminal."""
+
+
 def show(result: Result) -> None:
     """Print what was measured on standard output."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -48,6 +52,8 @@ def show(result: Result) -> None:
             f"{one.events_per_block:.1f}",
         )
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(table)
     for one in result.streams:
         if one.profile == "bunches":
