@@ -322,7 +322,7 @@ class Writer(Sink):
         if self._conversion is not None:
             await self._conversion
         folder, left = self.config.writer.dir, self.results.journals()
-        if left:
+        if left and (len(left) > 1 or self._journal is None or self._journal.n_events):
             log.warning(
                 "results are safe in %s; go on with: streamer run --resume %s, or save them with: streamer finish %s",
                 *(", ".join(map(str, left.values())), folder, folder),

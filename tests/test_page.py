@@ -131,7 +131,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(folder: Path) -> No
         )
         assert refused.wait() == 2
         assert f"the page cannot be served on 127.0.0.1:{port}" in refused.err
-        assert "set monitor.port to a free port" in refused.err
+        assert "monitor.port to a free port" in refused.err
 
 
 def test_a_token_is_asked_for(folder: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -187,9 +188,10 @@ class Page:
         try:
             self._socket = socket.create_server((self.config.host, self.config.port))
         except OSError as error:
+            where, why = f"{self.config.host}:{self.config.port}", os.strerror(error.errno or 0)
             raise UsageError(
-                f"the page cannot be served on {self.config.host}:{self.config.port} ({error.strerror}); set "
-                "monitor.port to a free port, or to 0 for any"
+                f"the page cannot be served on {where} ({why}); "
+                "set monitor.host to an address of this machine, and monitor.port to a free port, or to 0 for any"
             ) from None
         given = uvicorn.Config(
             self._app,
