@@ -8,7 +8,6 @@ import numpy as np
 from stages import records
 from stages.config import Config
 from stages.inputs import expand
-from stages.view import see
 from streamer.block import Block, offsets
 
 MOST_PIXELS = 8000
@@ -71,6 +70,8 @@ def draw(config: Config, one: dict[str, Any]) -> dict[str, Any]:
     StreamerError
         It cannot be read any more.
     """
+    from stages.view import see  # the writer, which only glimpses, does not load what draws
+
     path = expand(config.input.files)[one["sourceFile"]]
     seen, _ = see(path, one["sourceEntry"], config.model_copy(update={"taggers": {}}))
     channels = []

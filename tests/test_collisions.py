@@ -179,6 +179,7 @@ class TestSimulator:
             if name.endswith("_phi"):
                 assert ((array >= -np.float32(np.pi)) & (array < np.float32(np.pi))).all()
 
+    @pytest.mark.long
     def test_pile_up_adds_vertices_and_hits_and_leaves_the_truth(self) -> None:
         bare, busy = Simulator("qg", 4).make(0, 10), Simulator("qg", 4, 20.0).make(0, 10)
         assert (bare["nPV"] == 1).all()
@@ -192,6 +193,7 @@ class TestSimulator:
 
 
 class TestFile:
+    @pytest.mark.long
     def test_the_same_seed_gives_the_same_file_whatever_the_number_of_jobs(self, tmp_path: Path) -> None:
         paths = [tmp_path / f"{jobs}.root" for jobs in (1, 2)]
         steps: list[int] = []

@@ -77,6 +77,7 @@ def test_a_stage_hangs_grows_and_shrinks_while_events_flow(streamer: Processes, 
     assert "no run goes on" in alone.err
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_now_goes_on_later(streamer: Processes, tmp_path: Path) -> None:
     process = begun(streamer, tmp_path, "--replicas", "framer=2")
     elsewhere = streamer("stop", tmp_path / "other")

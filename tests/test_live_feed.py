@@ -56,6 +56,7 @@ def test_what_the_chain_cannot_take_is_dropped_and_accounted_for(streamer: Proce
     assert sum(line["dropped"] for line in json.loads(told.out)["lumisections"]) == dropped
 
 
+@pytest.mark.long
 def test_dropped_events_are_not_fed_again_when_the_run_goes_on(streamer: Processes, tmp_path: Path) -> None:
     out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
     live = ("--loop", "--events", 60_000, "--feed", "fixed 20000", *LIVE)
@@ -72,6 +73,7 @@ def test_dropped_events_are_not_fed_again_when_the_run_goes_on(streamer: Process
     assert books.n_kept + books.ledger.dropped == 60_000
 
 
+@pytest.mark.long
 def test_a_feed_that_waits_drops_nothing(streamer: Processes, tmp_path: Path) -> None:
     out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
     small = ("--set", "feed.max_in_flight=100", "--set", "feed.block_events=50")
@@ -105,6 +107,7 @@ def test_feeds_stop_by_time_and_by_lumisections(streamer: Processes, tmp_path: P
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_timed_feed_that_broke_off_goes_on_for_what_was_left(streamer: Processes, tmp_path: Path) -> None:
     out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
     timed = ("--loop", "--feed", "poisson 2000", "--for", "4 s")
@@ -171,6 +174,7 @@ def test_what_comes_too_late_is_shed_once_whatever_dies_and_is_no_error(streamer
     assert re.search(r"in time +\d+\.\d%", done.out)
 
 
+@pytest.mark.long
 def test_a_feed_that_does_not_wait_drops_what_is_too_late_before_it_is_sent(
     streamer: Processes, tmp_path: Path
 ) -> None:
@@ -181,6 +185,7 @@ def test_a_feed_that_does_not_wait_drops_what_is_too_late_before_it_is_sent(
     assert read_books(out).ledger.dropped > 0
 
 
+@pytest.mark.long
 def test_a_deadline_that_is_shorter_than_the_way(streamer: Processes, tmp_path: Path) -> None:
     out, model = tmp_path / "out", sum_model(tmp_path / "sum.onnx")
     short = ("--feed", "fixed 500", "--deadline", "10 us", "--events", 500, "--tagger", f"eg={model}")

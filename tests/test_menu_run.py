@@ -191,6 +191,7 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
     assert f"{broken_off}: the run there was begun with another menu" in err
 
 
+@pytest.mark.long
 def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes, menu: Path, tmp_path: Path) -> None:
     hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
     process = streamer(

@@ -98,6 +98,7 @@ def test_a_mix_goes_on_with_the_same_events_after_a_crash(streamer: Processes, i
     assert inside.tolist() != sorted(inside)
 
 
+@pytest.mark.long
 def test_errors_of_a_mix_name_their_file_and_can_be_tried_again(
     streamer: Processes, inputs: Path, tmp_path: Path
 ) -> None:

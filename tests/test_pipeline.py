@@ -370,7 +370,12 @@ def test_sigterm_in_the_middle_drains(streamer: Processes, model: Path, hits: Pa
     assert (scored, errors) == (fed, 0)
     assert fed >= 300
     assert_first_events(read_scores(tmp_path / "out/scores.root"), fed)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["books", "scores.root"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "books",
+        "ledger.json",
+        "lumi_mask.json",
+        "scores.root",
+    ]
 
 
 def test_a_stop_before_the_first_event_is_heard(streamer: Processes, model: Path, hits: Path, tmp_path: Path) -> None:
@@ -467,7 +472,7 @@ def test_what_was_committed_is_saved_whatever_happens(broken: dict[str, Broken],
 def test_a_stage_that_is_killed_is_started_again(broken: dict[str, Broken], folder: Path) -> None:
     process = broken["stage"].process.check()
     assert "cropper-0 died of SIGKILL; it is started again in 0.1 s" in process.err
-    assert broken["stage"].left == ["books", "scores.root"]
+    assert broken["stage"].left == ["books", "ledger.json", "lumi_mask.json", "scores.root"]
     code, said, _ = call("ledger", folder / "stage-killed")
     assert code == 0
     assert "the books close" in said

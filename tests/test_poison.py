@@ -80,6 +80,7 @@ def test_an_event_that_kills_is_set_aside_and_its_neighbours_come_out(
     assert "died of SIGFPE" in line["reason"]
 
 
+@pytest.mark.long
 def test_a_score_that_is_no_number_costs_its_event_alone(streamer: Processes, tmp_path: Path) -> None:
     out, inputs = tmp_path / "out", events(tmp_path, 500)
     process = streamer(

@@ -56,6 +56,7 @@ def test_a_resumed_run_that_is_stopped_before_it_fed_what_was_lost_says_so(
     assert_whole(tmp_path / "out", N_EVENTS)
 
 
+@pytest.mark.long
 def test_a_book_that_a_power_cut_shortened_still_closes(
     streamer: Processes, inputs: list[Path], tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_shuffled_labels_cannot_be_learned(sample: Path, tmp_path: Path) -> None
     assert "A check, not a tagger" in done.card.read_text()
 
 
+@pytest.mark.long
 def test_one_channel_alone_can_be_trained_on(jets: Path, tmp_path: Path) -> None:
     done = run(jets, tmp_path / "one.onnx", "qg", channels=("HCAL",), tests=[write_jets(tmp_path / "t.root", 60, 2)])
     card = done.card.read_text()

@@ -93,7 +93,13 @@ def test_events_that_come_again_count_once(streamed: dict[str, Process], folder:
 def test_there_is_a_picture(streamed: dict[str, Process], folder: Path) -> None:
     for name, process in streamed.items():
         assert process.complaints == []
-        assert sorted(path.name for path in (folder / name).iterdir()) == ["books", "roc_eg.png", "scores.root"]
+        assert sorted(path.name for path in (folder / name).iterdir()) == [
+            "books",
+            "ledger.json",
+            "lumi_mask.json",
+            "roc_eg.png",
+            "scores.root",
+        ]
         assert (folder / name / "roc_eg.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -136,7 +142,12 @@ def test_labels_of_all_sorts_keep_their_places(tmp_path: Path, tiny_model: Path)
     assert told(made["many"])[3:] == (2, 4)
     assert read_scores(tmp_path / "none/scores.root")["Photon_genLabel"] == [[-1], [-1]]
     assert made["none"].out.splitlines()[-1].startswith("scores ")
-    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["books", "scores.root"]
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == [
+        "books",
+        "ledger.json",
+        "lumi_mask.json",
+        "scores.root",
+    ]
 
 
 def test_no_score_is_called_as_the_label() -> None:
