@@ -12,6 +12,7 @@ import pytest
 import uproot
 from physics_helpers import Processes, call, event, sum_model, wait_until, write_hits
 
+from stages.books import read_books
 from stages.detector.ecal import eb_detid
 from streamer import control
 from streamer.errors import UsageError
@@ -135,8 +136,9 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
     streamer("stop", "--now").check()
     assert process.wait() == 130
     broken_off = Path(shutil.copytree(out, tmp_path / "broken-off"))
+    lost = sum(last - first + 1 for first, last in read_books(out).in_flight)
     again = streamer("run", "--resume", out)
-    again.wait_for_events(200)
+    again.wait_for_events(lost + 200)  # a stop before that would leave them out
     streamer("prescale", "default", out).check()
     seen = done(streamer)
     wait_until(lambda: done(streamer) > seen + 200, "events with the first column again")

@@ -9,7 +9,6 @@ that, once for the times that events were due and once for those at which they l
 """
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from stages.bench.feed_chain import CLOCKWORK, DEPARTURES, RECORDED_HZ
-from stages.bench.pipeline import machine
+from stages.bench.pipeline import begin
 from stages.bench.plot import Told
 from stages.bench.ways import run_through
 from stages.config import Config
-from stages.writer import prepare_folder
 from streamer.arrivals import ORBIT_HZ, SLOTS, Seconds, filling_of
 from streamer.config import FeedConfig, changed
 
@@ -114,10 +112,7 @@ def bench_feed(config: Config, plan: Plan, output: Path) -> Result:
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = machine()
+    about = begin(output)
     streams: list[Fed] = []
     times: list[Times] = []
     wanted = [(profile, hz) for profile in PROFILES for hz in plan.rates]

@@ -9,7 +9,6 @@ becomes of a load above it, where the feed drops and the stages shed what comes 
 """
 
 import json
-import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from stages import PIPELINE
-from stages.bench.pipeline import machine, sustained
+from stages.bench.pipeline import begin, sustained
 from stages.bench.plot import Told
 from stages.bench.ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
-from stages.writer import prepare_folder
 from streamer.errors import StreamerError, UsageError
 from streamer.knee import Knee, Probe, find
 from streamer.report import duration
@@ -79,10 +77,7 @@ def measure(config: Config, plan: Plan, output: Path) -> Result:
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = {**machine(), "taggers": list(config.taggers)}
+    about = {**begin(output), "taggers": list(config.taggers)}
     about["input"] = sorted({str(shown(file)) for file in config.input.files})
     with TemporaryDirectory(prefix=".knee-", dir=output) as folder, Told(MOST_PROBES) as told:
         writer = config.writer.model_copy(update={"dir": Path(folder).resolve() / "scores", "overwrite": True})

@@ -7,7 +7,6 @@ file of scores. What this is of the processor time that an event costs in the st
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import PIPELINE, records
-from stages.bench.pipeline import feeding, machine, sustained
+from stages.bench.pipeline import begin, feeding, sustained
 from stages.bench.plot import Told
 from stages.bench.ways import marks, run_through
 from stages.config import Config
@@ -33,7 +32,6 @@ from stages.menu.menu import menu_of
 from stages.menu.schedule import Schedule
 from stages.menu.trigger import Trigger
 from stages.results import SCORES, write_scores
-from stages.writer import prepare_folder
 from streamer.block import Block, Columns, Schema
 from streamer.ledger import Stripes
 from streamer.report import Summary, duration
@@ -91,10 +89,7 @@ def many_paths(config: Config, n: int) -> dict[str, Any]:
 
 def bench_menu(config: Config, plan: Plan, output: Path) -> Result:
     """Measure, and leave `menu.json` in the folder `output`."""
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = machine()
+    about = begin(output)
     menu = config.menu.model_validate({"paths": many_paths(config, plan.paths)})
     streams: dict[str, list[tuple[float, Summary]]] = {"with": [], "without": []}
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(2 * plan.rounds) as told:

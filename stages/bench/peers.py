@@ -25,7 +25,6 @@ of the network on the same crop.
 """
 
 import json
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -37,13 +36,12 @@ from typing import Any
 import numpy as np
 
 from stages.bench.peers_ways import Load, Material, Way, asked, bare, streamed
-from stages.bench.pipeline import machine
+from stages.bench.pipeline import begin
 from stages.bench.plot import Told
 from stages.bench.tagger import answering_into, best_size, seconds_by_size
 from stages.config import Config
 from stages.inputs import shown
 from stages.network import Network
-from stages.writer import prepare_folder
 
 PEERS = ("zmq", "mosec")
 MISSING = "missing; pip install 'e2e-streamer[peers]'"
@@ -103,10 +101,7 @@ def bench_peers(name: str, config: Config, plan: Plan, output: Path) -> Result:
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = machine()
+    about = begin(output)
     # Not in `output`: the path of a socket must be short.
     with TemporaryDirectory(prefix="streamer-peers-") as folder, Told(2 + plan.rounds * 10) as told:
         ways, facts = _measure(name, config, plan, Path(folder), told)

@@ -169,10 +169,8 @@ def bench(config: Config, plan: Plan, output: Path) -> Result:
     specs = list(config.taggers.values())
     if len(specs) != 1 or specs[0].objects != "Photon" or specs[0].channels != ("ECAL",):
         raise UsageError("streamer bench measures one tagger of photons in the ECAL, as eg; configure just that")
-    prepare_folder(output)
+    begin(output)
     keep_freed_memory()  # as the pipeline's processes do
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(4 * plan.rounds + 2) as told:
         told.step("copying the events")
         files = [str(shown(file)) for file in config.input.files]
@@ -307,6 +305,20 @@ def _about(config: Config, summary: Summary) -> dict[str, Any]:
         "provider": summary.provider,
         "processes": sum(stage.replicas for stage in summary.stages),
     }
+
+
+def begin(output: Path) -> dict[str, Any]:
+    """Make the output folder, let nothing but warnings be logged, and tell of the machine.
+
+    Raises
+    ------
+    UsageError
+        The folder cannot be written.
+    """
+    prepare_folder(output)
+    if logging.getLogger().level > logging.DEBUG:
+        logging.getLogger().setLevel(logging.WARNING)
+    return machine()
 
 
 def machine() -> dict[str, Any]:

@@ -19,7 +19,6 @@ median of the rounds, for the stages that have something to do with it and for a
 """
 
 import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,13 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from stages import PIPELINE
-from stages.bench.pipeline import feeding, machine, sustained
+from stages.bench.pipeline import begin, feeding, sustained
 from stages.bench.plot import Told
 from stages.bench.unsafe import UNSAFE
 from stages.bench.ways import marks, run_through
 from stages.config import Config
 from stages.inputs import shown
-from stages.writer import prepare_folder
 from streamer.errors import StreamerError
 from streamer.report import Summary, duration
 
@@ -92,10 +90,7 @@ def safety(config: Config, plan: Plan, output: Path) -> Result:
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = machine()
+    about = begin(output)
     streams: dict[str, list[tuple[float, Summary]]] = {way: [] for way in WAYS}
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(2 * plan.rounds) as told:
         writer = config.writer.model_copy(update={"dir": Path(folder).resolve() / "scores", "overwrite": True})

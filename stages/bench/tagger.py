@@ -25,7 +25,6 @@ fixed policy as it was best in rehearsal, and by the adaptive one, which is told
 """
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,14 +37,13 @@ import numpy as np
 
 from stages.bench.crops import ANSWERS, CROPS
 from stages.bench.forms import OfForm, forms
-from stages.bench.pipeline import machine
+from stages.bench.pipeline import begin
 from stages.bench.plot import Told
 from stages.bench.policies import Rehearsed, policies
 from stages.bench.ways import run_through
 from stages.config import Config, TaggerConfig
 from stages.inputs import shown
 from stages.network import Network
-from stages.writer import prepare_folder
 
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 POLICIES = ("fixed", "adaptive")
@@ -145,10 +143,7 @@ def bench_tagger(configs: dict[str, Config], plan: Plan, output: Path) -> Result
     KeyboardInterrupt
         The measurement was stopped. Nothing is left then.
     """
-    prepare_folder(output)
-    if logging.getLogger().level > logging.DEBUG:
-        logging.getLogger().setLevel(logging.WARNING)
-    about = machine()
+    about = begin(output)
     n_streams = plan.rounds + 2 + len(POLICIES) * (1 + len(plan.loads) + len(plan.shares))
     with TemporaryDirectory(prefix=".bench-", dir=output) as folder, Told(len(configs) * n_streams) as told:
         taggers = {name: _measure(name, config, plan, Path(folder), told) for name, config in configs.items()}

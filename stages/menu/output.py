@@ -12,7 +12,8 @@ from stages import records
 from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
 from stages.menu.flags import unpacked
-from streamer.block import Array, Columns, Schema
+from streamer.block import Columns, Schema
+from streamer.gather import gather
 from streamer.journal import Journal, steps
 
 FOLDER = "streams"
@@ -66,23 +67,6 @@ def stream_schema(config: Config, stream: str) -> Schema:
     return Schema(c for c in whole.columns if c.name not in gone)
 
 
-def chosen(schema: Schema, columns: Columns, wanted: Array) -> Columns:
-    """Some events.
-
-    Parameters
-    ----------
-    wanted : bool, shape (n_events,)
-    """
-    keep = {"event": wanted}
-    out: Columns = {}
-    for column in schema.columns:
-        mask = keep[column.per]
-        out[column.name] = columns[column.name][mask]
-        if column.counts:
-            keep[column.counts] = np.repeat(mask, columns[column.name])
-    return out
-
-
 class StreamFiles:
     """The files that one writer keeps of the streams: `streams/physics.root`, `streams/physics_1.root`, ...
 
@@ -114,7 +98,7 @@ class StreamFiles:
         path, schema = self._path(stream, segment), stream_schema(self._config, stream)
         path.parent.mkdir(exist_ok=True)
         some = (
-            chosen(schema, columns, columns[f"Stream_{stream}"])
+            gather(schema, columns, np.flatnonzero(columns[f"Stream_{stream}"]))
             for columns in output_steps(journal.blocks(), self._config)
         )
         rntuple = self._config.writer.format == "rntuple"
