@@ -83,7 +83,10 @@ class TreeFile(EventFile):
             keys = self._tree.keys()
             self._own = list(dict.fromkeys(str(name).rpartition("/")[2] for name in keys))
         except Exception as error:
-            raise UsageError(f"{self.path}: '{self._tree.name}' cannot be read ({self._trouble(error)})") from None
+            trouble = self._trouble(error)
+            raise UsageError(
+                f"{self.path}: '{self._tree.name}' cannot be read ({trouble}); if it was cut off, copy it again"
+            ) from None
         own = set(self._own)
         self.made: dict[str, Recipe] = {}
         for name, recipes in self.ways(found.config).items():
@@ -127,7 +130,10 @@ class TreeFile(EventFile):
             tree = self._file[name]
             tree.num_entries  # noqa: B018 - raises where it is no tree
         except Exception as error:
-            raise UsageError(f"{self.path}: '{name}' cannot be read ({self._trouble(error)})") from None
+            trouble = self._trouble(error)
+            raise UsageError(
+                f"{self.path}: '{name}' cannot be read ({trouble}); if it was cut off, copy it again"
+            ) from None
         return tree
 
     def _again(self, error: Exception, entry: int) -> bool:

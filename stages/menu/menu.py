@@ -102,7 +102,7 @@ def _compiled(
     first, wrong_seeds = compiled(dict(seeds), early)
     program, wrong = compiled({**dict(paths), **_apart(seeds, own)} if first else dict(paths), late,
                               {name: parse(text) for name, text in own} if first else {})  # fmt: skip
-    return (program, first), [*found, *wrong, *(f"seed of {line}" for line in wrong_seeds)]
+    return (program, first), [*found, *wrong, *(f"seed of {line}" for line in wrong_seeds if line not in wrong)]
 
 
 def _apart(seeds: tuple[tuple[str, str], ...], own: tuple[tuple[str, str], ...]) -> dict[str, str]:
