@@ -337,16 +337,22 @@ def bench_feed(
     typer.echo(f"figures  {output / 'feed.json'}  {output / 'feed.png'}")
 
 
+def own_events(tagger: str) -> str:
+    """The packaged events of a built-in tagger."""
+    from stages.config import packaged
+
+    return packaged(f"samples/{'egamma' if tagger == 'eg' else tagger}.root")
+
+
 def _alone(
     text: str, inputs: list[str] | None, config: Path | None, set_: list[str] | None, defaults: dict[str, Any]
 ) -> tuple[str, Any]:
     """A tagger by its name or `NAME=MODEL.onnx`, and a configuration with it alone, one thread, and events for it."""
     from stages import PIPELINE
-    from stages.config import TAGGERS, packaged
+    from stages.config import TAGGERS
 
     name = text.partition("=")[0].strip()
-    own = {"eg": "egamma"}.get(name, name) if name in TAGGERS else "egamma"
-    files = {"input.files": inputs or [packaged(f"samples/{own}.root")]}
+    files = {"input.files": inputs or [own_events(name if name in TAGGERS else "eg")]}
     wanted = {"tagger.threads": 1, **defaults, **overrides(set_), **files, **chosen_taggers([text])}
     effective: Any = PIPELINE.load_config(config, wanted)
     return name, effective.model_copy(update={"taggers": {name: effective.taggers[name]}})

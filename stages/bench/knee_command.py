@@ -5,12 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from stages.bench.commands import own_events
 from stages.commands import InputArgument, ReplicasOption, TaggerOption, chosen_taggers, pairs
 from streamer.cli import ConfigOption, SetOption, overrides
 from streamer.errors import UsageError
-
-OWN = {"eg": "egamma"}
-"""The packaged events of a tagger, where they have another name."""
 
 
 def knee(
@@ -49,7 +47,7 @@ def knee(
     from stages import PIPELINE
     from stages.bench.knee import Plan, measure
     from stages.bench.knee_plot import plot, show
-    from stages.config import TAGGERS, packaged
+    from stages.config import TAGGERS
     from streamer.config import PositiveSeconds
 
     try:
@@ -63,8 +61,7 @@ def knee(
     effective: Any = PIPELINE.load_config(config, wanted)
     if not effective.input.files:
         own = [name for name in TAGGERS if name in effective.taggers] or list(TAGGERS)
-        files = [packaged(f"samples/{OWN.get(name, name)}.root") for name in own]
-        effective = PIPELINE.load_config(config, {**wanted, "input.files": files})
+        effective = PIPELINE.load_config(config, {**wanted, "input.files": list(map(own_events, own))})
     result = measure(effective, Plan(within, seconds, repeats), output)
     show(result)
     plot(result, output / "knee.png")
