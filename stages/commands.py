@@ -113,6 +113,12 @@ def run(
             help="Go on with this output folder's run and configuration; INPUT is needed only if its URLs had secrets.",
         ),
     ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--go-on", help="For services: begin, or go on where there is a run; what is finished ends at once."
+        ),
+    ] = False,
 ) -> None:
     """Stream events through the chain and write their scores.
 
@@ -129,6 +135,7 @@ def run(
       streamer run qg.root --tagger qg
       streamer run events.root --menu menu.toml --prescale-column 2e34
       streamer run --resume out
+      streamer run --config /etc/streamer/stream.toml --go-on
       streamer run data/ --replicas framer=2,tagger=2 --tagger eg=my.onnx --tagger top
     """
     if resume is not None:
@@ -139,6 +146,8 @@ def run(
             if given:
                 raise UsageError(f"--resume goes on with the run's own configuration; leave {option} out")
         overwrite = False
+    if go_on and (resume is not None or overwrite):
+        raise UsageError("--go-on goes on where there is a run; leave --resume and --overwrite out")
     options = {
         "feed.events": events,
         "feed.rate": rate,
@@ -168,7 +177,7 @@ def run(
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
     wanted |= chosen_taggers(tagger or [])
     begun = {} if resume is None else resumed(resume)
-    stream(config, {**begun, **overrides(set_), **wanted}, "streamer run")
+    stream(config, {**begun, **overrides(set_), **wanted}, "streamer run", go_on=go_on)
 
 
 def demo(
@@ -198,8 +207,14 @@ def demo(
     stream(None, {**wanted, **overrides(set_)}, "streamer demo")
 
 
-def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
-    """Run the pipeline with a live line and a final table; exits with the run's code."""
+def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool = False) -> None:
+    """Run the pipeline with a live line and a final table; exits with the run's code.
+
+    Parameters
+    ----------
+    go_on : bool
+        Go on with the run of the output folder where there is one, else begin.
+    """
     from stages import PIPELINE
     from stages.inputs import expand, is_remote
     from streamer.report import LiveLine, show, summarise
@@ -214,6 +229,12 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
         wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
     wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
     config = PIPELINE.load_config(path, wanted)
+    if go_on:
+        from stages.finishing import going_on
+
+        settings, told = going_on(config)  # type: ignore[arg-type]
+        config = PIPELINE.load_config(path, {**wanted, **settings})
+        typer.echo(told, err=True)
     with LiveLine(title) as line:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
     folder = config.writer.dir  # type: ignore[attr-defined]
@@ -239,6 +260,9 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str) -> None:
 
         mix_table.tell(folder)
         truth.tell(folder)
+        if go_on:
+            how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
+            typer.echo(f"{folder}: the run is {how}", err=True)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages.config import Config
+from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest
 from stages.results import SCORES, Results
 from streamer.block import Schema
@@ -35,6 +36,38 @@ def resumed(folder: Path) -> dict[str, Any]:
         column, since = manifest.prescales["asked"]
         config["menu"] |= {"prescale_column": column, "prescale_from": since}
     return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
+
+
+def going_on(config: Config) -> tuple[dict[str, Any], str]:
+    """The settings with which a run begins in its output folder, or goes on with the one there; and which it does.
+
+    Files that have come to the input since the run began are left for another run.
+
+    Parameters
+    ----------
+    config : Config
+        What is wanted, with all files of the input.
+
+    Raises
+    ------
+    UsageError
+        What is there is no run of this version.
+    """
+    folder = config.writer.dir
+    settings: dict[str, Any] = {"writer.resume": True, "writer.overwrite": False}
+    manifest = Manifest(config.books / "writer-0.manifest")
+    if not manifest.about:
+        return settings, f"{folder}: a new run begins"
+    if manifest.prescales:  # what was asked for last holds on
+        column, since = manifest.prescales["asked"]
+        settings |= {"menu.prescale_column": column, "menu.prescale_from": since}
+    now = {str(shown(file)): file for file in config.input.files}
+    before = manifest.about["config"]["input"]["files"]
+    which = ""
+    if len(before) < len(now) and set(before) <= now.keys():
+        settings["input.files"] = [now[name] for name in before]
+        which = f" with the input files that it began with, {len(before)} of now {len(now)}"
+    return settings, f"{folder}: the run there goes on{which}"
 
 
 def finish_run(config: Config) -> None:

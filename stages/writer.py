@@ -193,14 +193,14 @@ class Writer(Sink):
 
     def _check_same(self, before: dict[str, Any], about: dict[str, Any]) -> None:
         """Another run goes on with the settings of the first. (Within a run the networks may have been changed.)"""
-        folder = self.config.writer.dir
+        folder, helps = self.config.writer.dir, "go on with the same, or choose another --output (writer.dir)"
         for key in ("taggers", "framer", "input"):
             if before["config"][key] != about["config"][key]:
-                raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]")
+                raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]; {helps}")
         if not same_menu(before["config"].get("menu", {}), about["config"]["menu"]):
-            raise UsageError(f"{folder}: the run there was begun with another menu")
+            raise UsageError(f"{folder}: the run there was begun with another menu; {helps}")
         if before["networks"] != about["networks"]:
-            raise UsageError(f"{folder}: the run there was begun with other networks")
+            raise UsageError(f"{folder}: the run there was begun with other networks; {helps}")
         old = before["config"]["replicas"].get("writer", 1), before["config"]["feed"]["block_events"]
         if old != (self.n_replicas, self.config.feed.block_events) and (old[0], self.n_replicas) != (1, 1):
             raise UsageError(

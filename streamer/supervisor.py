@@ -30,6 +30,7 @@ from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from streamer.monitor.watch import SERIES, Seen, Watch, verdict
+from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
 from streamer.runner import Run, make_private, runtime_dir
 
@@ -71,12 +72,13 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. `reports` is per process, in chain order; `history` has looks of the whole run
-    (`streamer.monitor.watch`)."""
+    (`streamer.monitor.watch`); `stopped` says that somebody ended it, and not the feed."""
 
     exit_code: int
     error: str
     reports: dict[str, dict[str, Any]]
     history: list[list[float | None]]
+    stopped: bool = False
 
 
 class Supervisor:
@@ -106,6 +108,9 @@ class Supervisor:
         self._watch, self._begun = Watch(pipeline.names), time.time()
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
         self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
+        self._manager = Notifier.of_environment()
+        patience = config.supervisor.stall_timeout + config.feed.redeliver_after + config.disk_patience
+        self._pulse = Pulse(patience)
         self.page = self._page()
 
     async def run(self) -> Outcome:
@@ -137,7 +142,10 @@ class Supervisor:
                     self._signal(child, signal.SIGKILL)
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.remove_signal_handler(number)
-        return self._outcome()
+        outcome = self._outcome()
+        ready = {"READY": "1"} if outcome.exit_code == EXIT_OK else {}  # also what was over at once had begun in order
+        self._manager.tell(**ready, STOPPING="1")
+        return outcome
 
     @contextlib.asynccontextmanager
     async def _run_dir(self) -> AsyncIterator[Path]:
@@ -441,6 +449,7 @@ class Supervisor:
             self._end_stragglers()
             self._seen = self._progress()
             self._watch.look(time.time(), self._processes())
+            self._tell_manager(self._seen)
             if self.page is not None:
                 self.page.tell()
                 self.page.tidy()
@@ -484,6 +493,21 @@ class Supervisor:
             if waiting and left and len(left) == len(before) and time.monotonic() - max(left) > patience:
                 child.error = "heard nothing of the end of the stream"
                 self._signal(child, signal.SIGKILL)
+
+    def _tell_manager(self, seen: Progress) -> None:
+        """Tell who keeps us alive whether the run goes on."""
+        settled = all(child.exit_code is None and child.state in ("running", "draining") for child in self.children)
+        if settled:
+            self._manager.tell(READY="1")
+        state = "draining" if self._signals else seen.state
+        self._manager.tell(STATUS="; ".join(text for _, text in verdict(state, self._watch.state)))
+        readers = [child for child in self.children if child.stage == self.pipeline.names[0]]
+        n_blocks = sum(child.values.get("streamer_blocks_in_flight", 0.0) for child in readers)
+        if self._pulse.beats(time.monotonic(), seen.done, n_blocks, settled=settled):
+            self._manager.beat()
+        elif self._pulse.just_stopped:
+            told = f"nothing has been written for {self._pulse.patience:g} s, and {n_blocks:.0f} blocks are under way"
+            log.error("%s; a service manager with a watchdog will start the run again", told)
 
     def _progress(self) -> Progress:
         def total(stage: str, key: str) -> float:
@@ -565,6 +589,7 @@ class Supervisor:
 
     def _signalled(self) -> None:
         self._signals += 1
+        self._manager.tell(STOPPING="1")
         if self._signals == 1:
             log.warning("stopping: what was fed comes out first (again to break off)")
             for child in self.children:
@@ -603,7 +628,7 @@ class Supervisor:
             return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports, history)
         if self._signals > 1:
             return Outcome(130, "broken off; results that were committed are in the journal", reports, history)
-        return Outcome(EXIT_OK, "", reports, history)
+        return Outcome(EXIT_OK, "", reports, history, stopped=self._signals > 0)
 
 
 @contextlib.contextmanager

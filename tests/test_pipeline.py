@@ -612,6 +612,10 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
             ["run", "--resume", "{nothing}", "-o", "x"],
             "--resume goes on with the run's own configuration; leave --output",
         ),
+        (
+            ["run", "{hits}", "--go-on", "--overwrite"],
+            "--go-on goes on where there is a run; leave --resume and --over",
+        ),
         (["ledger", "{nothing}"], "{nothing}: no run was begun there"),
         (["finish", "{nothing}"], "{nothing}: no run broke off there; there is nothing to finish"),
         (["stage", "tager"], "no stage 'tager' in reader > framer > cropper > tagger > writer; did you mean 'tagger'?"),

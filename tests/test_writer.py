@@ -19,7 +19,7 @@ from physics_helpers import fill_disk, read_scores, small_disk, sum_model
 
 from stages import records
 from stages.config import Config
-from stages.finishing import finish, finish_run, resumed
+from stages.finishing import finish, finish_run, going_on, resumed
 from stages.manifest import Manifest, OpenManifest, Segment
 from stages.results import SCORES, write_scores
 from stages.writer import Writer, prepare_folder
@@ -540,6 +540,21 @@ async def test_the_settings_of_a_run_come_back_from_its_folder(tmp_path: Path) -
     for folder in (tmp_path / "a", tmp_path / "nowhere"):
         with pytest.raises(UsageError, match="no run was begun there"):
             resumed(folder)
+
+
+async def test_a_service_begins_and_goes_on_with_what_was_asked_for_last(tmp_path: Path) -> None:
+    wanted = config(tmp_path, {"input": {"files": ["a.root", "b.root"]}}, overwrite=True)
+    assert going_on(wanted) == ({"writer.resume": True, "writer.overwrite": False}, f"{tmp_path}: a new run begins")
+    writer = started(tmp_path, more={"input": {"files": ["a.root"]}})
+    await fed(writer, [1])
+    writer.manifest.ask({"asked": ["quiet", 3]})
+    writer.close()
+    settings, told = going_on(wanted)
+    assert settings["input.files"] == ["a.root"]
+    assert (settings["menu.prescale_column"], settings["menu.prescale_from"]) == ("quiet", 3)
+    assert told == f"{tmp_path}: the run there goes on with the input files that it began with, 1 of now 2"
+    other = going_on(config(tmp_path, {"input": {"files": ["c.root", "d.root"]}}))
+    assert "input.files" not in other[0], "the writer refuses it"
 
 
 # --- What goes wrong ---
