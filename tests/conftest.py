@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST_FIRST = (
     *("pipeline", "control", "collisions", "poison", "mix", "remote", "bad_disks", "chaos", "taggers", "truth"),
     *("training_session", "recovery", "foreign_formats", "bench", "bench_peers", "training_networks", "view_plot"),
-    *("quantize", "batch_metrics", "forms", "page", "deploy", "notify", "live_feed", "mix", "skim", "bench_feed", "menu_run"),
+    *("quantize", "batch_metrics", "forms", "page", "deploy", "notify", "live_feed", "skim", "bench_feed", "menu_run"),
 )
 """Files of tests that take more than ten seconds: those that start first do not keep one worker busy at the end."""
 
