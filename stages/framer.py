@@ -13,6 +13,7 @@ from stages.config import Config
 from stages.detector.ecal import eb_pixel, ee_pixel_table, load_ee_geometry
 from stages.detector.layout import N_PIXELS, N_TOWER_COLUMNS, N_TOWERS
 from stages.kernels import njit
+from stages.quality import ChannelQuality
 from streamer.block import Block, Columns, offsets, readonly
 from streamer.errors import UsageError
 from streamer.stage import Stage
@@ -35,6 +36,8 @@ class Frame:
     index : int32, shape (counts.sum(),)
         `row * 360 + column`; in HCAL `row * 72 + column` of a tower.
     value : float32, shape (counts.sum(),)
+    totals : float64, shape (n_events, n_channels)
+        Sums of the values.
     dropped : dict of str to int
         Hits left out, by reason.
     """
@@ -42,6 +45,7 @@ class Frame:
     counts: Int32s
     index: Int32s
     value: Float32s
+    totals: npt.NDArray[np.float64]
     dropped: dict[str, int]
 
 
@@ -65,7 +69,7 @@ class Merger:
         codes = [[reasons.index(r) for r in (e.nan, e.outside, e.invalid)] for e in every]
         n_out = sum(e.pixel.size * (2 if name == "HCAL" else 1)
                     for name, channel in zip(names, channels, strict=True) for e in channel)  # fmt: skip
-        counts = np.empty((n_events, len(names)), np.int32)
+        counts, totals = np.empty((n_events, len(names)), np.int32), np.empty((n_events, len(names)))
         index, out, dropped = np.empty(n_out, np.int32), np.empty(n_out, np.float32), np.zeros(len(reasons), np.int64)
         total = _merge(
             np.cumsum([0, *map(len, channels)]),
@@ -80,9 +84,11 @@ class Merger:
             counts,
             index,
             out,
+            totals,
             dropped,
         )
-        return Frame(counts, index[:total], out[:total], dict(zip(DROPPED, dropped[1:].tolist(), strict=True)))
+        reasons_of = dict(zip(DROPPED, dropped[1:].tolist(), strict=True))
+        return Frame(counts, index[:total], out[:total], totals, reasons_of)
 
 
 def _joined(arrays: list[Any], dtype: Any) -> Any:
@@ -92,7 +98,7 @@ def _joined(arrays: list[Any], dtype: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _merge(
     sources: Any, spans: Any, pixels: Any, values: Any, codes: Any, positive: Any, n_cells: Any,
-    slot: Any, sums: Any, counts: Any, index: Any, out: Any, dropped: Any,
+    slot: Any, sums: Any, counts: Any, index: Any, out: Any, totals: Any, dropped: Any,
 ) -> int:  # fmt: skip
     # slot: where a pixel of this event and channel stands in the output, from the channel's first; -1 everywhere
     # between calls. sums: what is added up there, in double precision, as 20,000 hits may share a pixel.
@@ -133,10 +139,12 @@ def _merge(
                                 n_here += 1
                             else:
                                 sums[place] += value
+            total = 0.0
             for place in range(n_here):
                 out[used + place] = sums[place]
+                total += sums[place]
                 slot[index[used + place]] = -1
-            counts[event, channel] = n_here
+            counts[event, channel], totals[event, channel] = n_here, total
             used += n_here
     return used
 
@@ -196,6 +204,7 @@ class Framer(Stage):
         super().__init__()
         self.config = config
         self.inputs, self.outputs = records.hits(config), records.frames(config)
+        self._quality: ChannelQuality | None = None
 
     def setup(self) -> None:
         """Load the endcap geometry and compile the kernels.
@@ -216,6 +225,7 @@ class Framer(Stage):
             photon = {c.name: np.zeros(1, c.wire_dtype) for c in self.inputs.columns if c.per == "Photon"}
             columns |= {**photon, "nPhoton": np.ones(1, np.int32)}
         self.process(Block(0, 1, columns))
+        self._quality = ChannelQuality(self.config, self.registry)  # behind what has only warmed up
 
     def process(self, block: Block) -> Block:
         columns = dict(block.columns)
@@ -228,4 +238,6 @@ class Framer(Stage):
         columns |= {"nPixel": frame.counts, "Pixel_index": frame.index, "Pixel_value": frame.value}
         if "Photon" in self.config.objects:
             columns["Photon_seedDetId"] = photon_seed_detids(columns)
+        if self._quality is not None:
+            self._quality.add(columns, frame.counts, frame.totals)
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})

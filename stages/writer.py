@@ -18,6 +18,7 @@ from stages.config import Config, digest
 from stages.glimpse import glimpse
 from stages.manifest import Manifest, OpenManifest
 from stages.menu.config import same_menu
+from stages.quality import ScoreQuality
 from stages.results import Results, drop, stored_sources
 from streamer import __version__
 from streamer.block import Block
@@ -48,6 +49,7 @@ class Writer(Sink):
         self._conversion: asyncio.Task[None] | None = None
         self._files = ThreadPoolExecutor(1, "files")  # always the same one: malloc keeps memory apart for each thread
         self._trigger: Trigger | None = None
+        self._quality: ScoreQuality | None = None
         self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
@@ -82,6 +84,7 @@ class Writer(Sink):
                 self._begin(results, results.manifest, about)
             if self.config.menu.paths:
                 self._begin_menu(results.manifest)
+            self._quality = ScoreQuality(self.config, self.registry)
         except OSError as error:
             raise self._unwritable(results.manifest_path, error) from None
 
@@ -233,10 +236,12 @@ class Writer(Sink):
 
     def write(self, block: Block) -> None:
         assert self._journal is not None
+        assert self._quality is not None
         if self._trigger is not None:
             block = self._trigger.decide(block)
         self._journal.add(block)
         self.results.errors.add(block, self._segment)
+        self._quality.add(block.columns)
 
     def glimpse(self, block: Block) -> dict[str, Any] | None:
         return glimpse(block, self.config)

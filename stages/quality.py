@@ -1,0 +1,130 @@
+"""Data quality: what the detector frames hold, how many objects events have, and how the taggers score them.
+
+The framer counts channels, the writer objects and scores; only events that were worked on count, not those that failed,
+were shed, or that no path of a menu wants.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from stages import records
+from stages.config import UNITS, Config, digest
+from stages.detector.layout import N_PIXELS, N_TOWERS
+from streamer.block import Array, Columns
+from streamer.quality import Histograms, Quantity
+
+_STEPS = (1.0, 1.6, 2.5, 4.0, 6.3)  # five bins a decade
+OCCUPANCY_EDGES = (0.0, *(float(f"{step}e{decade}") for decade in range(-5, 0) for step in _STEPS), 1.0)
+ENERGY_EDGES = (0.0, *(float(f"{step}e{decade}") for decade in range(5) for step in _STEPS), 1e5)
+OBJECT_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 50.0)
+SCORE_EDGES = tuple(k / 20 for k in range(21))
+
+OCCUPANCY, ENERGY, OBJECTS, SCORE = (
+    "streamer_channel_occupancy_ratio",
+    "streamer_channel_energy_gev",
+    "streamer_event_objects",
+    "streamer_score",
+)
+
+
+def quantities(config: Config, networks: Mapping[str, str] | None = None) -> dict[str, Quantity]:
+    """What is measured, by the names of the metrics.
+
+    Parameters
+    ----------
+    networks : mapping of str to str, optional
+        SHA-256 of each tagger's network, which its scores depend on.
+    """
+    energies = [channel for channel in config.channels if UNITS[channel] == "GeV"]
+    found = (
+        Quantity(
+            OCCUPANCY,
+            "occupancy",
+            "share of a channel's pixels (HCAL: towers) in an event that are not empty",
+            "channel",
+            dict.fromkeys(config.channels, ""),
+            OCCUPANCY_EDGES,
+        ),
+        Quantity(
+            ENERGY,
+            "energy",
+            "sum of a channel in an event: energy, of tracks their transverse momenta",
+            "channel",
+            dict.fromkeys(energies, ""),
+            ENERGY_EDGES,
+        ),
+        Quantity(OBJECTS, "objects", "objects in an event", "objects", dict.fromkeys(config.objects, ""), OBJECT_EDGES),
+        Quantity(
+            SCORE,
+            "score",
+            "scores of a tagger",
+            "tagger",
+            {name: (networks or {}).get(name, "") for name in config.taggers},
+            SCORE_EDGES,
+        ),
+    )
+    return {one.name: one for one in found if one.of}
+
+
+def measured(config: Config) -> tuple[Quantity, ...]:
+    """What a run measures, with the networks that it has now."""
+    networks = {name: digest(spec.model) for name, spec in config.taggers.items()}
+    return tuple(quantities(config, networks).values())
+
+
+def worked_on(columns: Columns) -> Array | None:
+    """Which events count: bool, shape (n_events,); None where all do."""
+    bad = columns["error"] != 0
+    if records.SEEDED.name in columns:
+        bad = bad | (columns[records.SEEDED.name] == 0)
+    return ~bad if bad.any() else None
+
+
+class ChannelQuality:
+    """What a framer tells of its channels."""
+
+    def __init__(self, config: Config, registry: CollectorRegistry) -> None:
+        known = quantities(config)
+        self._occupancy = Histograms(known[OCCUPANCY], registry)
+        self._energy = Histograms(known[ENERGY], registry) if ENERGY in known else None
+        self._energies = [config.channels.index(channel) for channel in known[ENERGY].of] if self._energy else []
+        self._n_cells = np.array([[N_TOWERS if name == "HCAL" else N_PIXELS] for name in config.channels])
+
+    def add(self, columns: Columns, counts: Array, totals: Array) -> None:
+        """Take the frames of a block.
+
+        Parameters
+        ----------
+        counts : int32, shape (n_events, n_channels)
+            Pixels that are not empty.
+        totals : float64, shape (n_events, n_channels)
+            Sums over them.
+        """
+        good = worked_on(columns)
+        if good is not None:
+            counts, totals = counts[good], totals[good]
+        self._occupancy.add(*(counts.T / self._n_cells))  # axes: channel, event
+        if self._energy is not None:
+            self._energy.add(*totals.T[self._energies])
+
+
+class ScoreQuality:
+    """What a writer tells of objects and scores."""
+
+    def __init__(self, config: Config, registry: CollectorRegistry) -> None:
+        known = quantities(config)
+        self._objects = Histograms(known[OBJECTS], registry) if OBJECTS in known else None
+        self._scores = Histograms(known[SCORE], registry)
+        self._counts = [f"n{objects}" for objects in config.objects]
+        self._columns = [records.score_column(name, spec).name for name, spec in config.taggers.items()]
+
+    def add(self, columns: Columns) -> None:
+        """Take the scored events of a block."""
+        if self._objects is not None:
+            good = worked_on(columns)
+            counts = [columns[name] for name in self._counts]
+            self._objects.add(*(counts if good is None else [one[good] for one in counts]))
+        scores = [columns[name] for name in self._columns]
+        self._scores.add(*(one[one != -1] for one in scores))
