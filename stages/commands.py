@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from streamer.cli import ConfigOption, SetOption, overrides
-from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError
 from streamer.feed import feed_settings
 
 InputArgument = Annotated[
@@ -263,11 +264,22 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
             typer.echo(f"{folder}: the run is {how}", err=True)
+        if error := _complete_events(config, expand(config.input.files)):  # type: ignore[attr-defined]
+            outcome = replace(outcome, exit_code=EXIT_FAILED)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
         typer.echo(f"streamer: {text}", err=True)
     raise typer.Exit(outcome.exit_code)
+
+
+def _complete_events(config: Any, inputs: Sequence[Path | str] = ()) -> str:
+    """Copy the complete events that streams of the menu want; returns what went wrong, in lines."""
+    if not any(stream.keeps_source for stream in config.menu.streams.values()):
+        return ""
+    from stages.menu.complete import copy_complete
+
+    return "\n".join(copy_complete(config, inputs))
 
 
 def chosen_taggers(texts: list[str]) -> dict[str, Any]:
@@ -316,11 +328,14 @@ def finish(folder: Annotated[Path, typer.Argument(help="Output folder of a run t
     """Turn what a run that broke off has on disk into ROOT files. To go on with it: streamer run --resume."""
     from stages import mix_table, truth
     from stages.finishing import finish as finish_folder
+    from stages.finishing import settings_of
 
     path, n = finish_folder(folder)
     print(f"{n:,} events in {path}")
     mix_table.tell(folder)
     truth.tell(folder)
+    if error := _complete_events(settings_of(folder)):
+        raise StreamerError(error)
 
 
 def inspect(

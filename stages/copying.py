@@ -74,13 +74,15 @@ def _record(counter: str) -> str:
     return f"counted by {counter}"
 
 
-def layout_of(file: TreeFile, without: Sequence[str] = ()) -> Layout:
+def layout_of(file: TreeFile, without: Sequence[str] = (), how: str = "--without NAME") -> Layout:
     """What is copied of a file.
 
     Parameters
     ----------
     without : sequence of str
         Names or patterns (`L1_*`) of columns that are left out.
+    how : str
+        What leaves one out, for those who are told that one cannot be written.
 
     Raises
     ------
@@ -102,7 +104,7 @@ def layout_of(file: TreeFile, without: Sequence[str] = ()) -> Layout:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UsageError(
             f"{file.path}: columns of types that cannot be written to a TTree: {', '.join(unknown[:3])}{more}; leave "
-            "them out with --without NAME, which may be a pattern"
+            f"them out with {how}, which may be a pattern"
         )
     for counter in layout.lists:
         layout.plain.pop(counter, None)  # it is written with what it counts

@@ -98,6 +98,12 @@ def finish(folder: Path) -> tuple[Path, int]:
     return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments())
 
 
+def settings_of(folder: Path) -> Config:
+    """The configuration of the run in an output folder, without the passwords of its input."""
+    config = Config.model_validate(Manifest(folder / "books" / "writer-0.manifest").about["config"])
+    return config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
+
+
 def _finish(folder: Path, path: Path) -> None:
     """Finish what one writer left."""
     try:

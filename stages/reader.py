@@ -73,6 +73,7 @@ class Reader(Source):
                 choice = choose(file, self.config)
                 self._files.append((file, choice))
                 file.wanted_images = choice.images
+                self._check_copyable(file)
                 file.check(choice.columns)
             except UsageError as error:
                 name = str(shown(path))
@@ -100,6 +101,14 @@ class Reader(Source):
             self._lines, self._order = arranged(self.config, [file.n_events for file, _ in self._files])
         self._firsts = list(itertools.accumulate((file.n_events for file, _ in self._files), initial=0))
         self._tell()
+
+    def _check_copyable(self, file: EventFile) -> None:
+        """See that complete events can be copied at the end, where a stream of the menu keeps them."""
+        for name, stream in self.config.menu.streams.items():
+            if stream.keeps_source:
+                from stages.skim import check_copyable
+
+                check_copyable(file, stream.without, f"menu.streams.{name}.without = [NAME]")
 
     def _tell(self) -> None:
         """Name what is empty or stands in, once for all files alike."""

@@ -297,11 +297,61 @@ def crops(config: Config) -> Schema:
 
     The frame goes along where a tagger sees it whole.
     """
+    objects = _collections([*_objects(config), *_seeds(config)])
+    return Schema([*CORE_COLUMNS, *identity(config), *objects, *_seen(config)])
+
+
+def _seen(config: Config) -> list[Column]:
+    """What the networks see."""
     shared = dict.fromkeys(config.crops.values())
     per_tagger = [column for name in shared for column in _crops(name, config.taggers[name])]
-    frame = _frame(config) if any(spec.objects == "Event" for spec in config.taggers.values()) else []
-    objects = _collections([*_objects(config), *_seeds(config)])
-    return Schema([*CORE_COLUMNS, *identity(config), *objects, *per_tagger, *frame])
+    return [*per_tagger, *(_frame(config) if sees_frames(config) else [])]
+
+
+def sees_frames(config: Config) -> bool:
+    """Whether a tagger sees whole frames."""
+    return any(spec.objects == "Event" for spec in config.taggers.values())
+
+
+def crop_streams(config: Config) -> list[str]:
+    """The streams of the menu that keep what the networks saw."""
+    return [name for name, stream in config.menu.streams.items() if stream.keeps_crops]
+
+
+def kept_crops(config: Config) -> list[Column]:
+    """What such a stream tells of that: collections directly under the event, as files of events have them."""
+    out = []
+    for name in dict.fromkeys(config.crops.values()):
+        (crop, pixel), spec = crop_names(name), config.taggers[name]
+        _, of, _, index, _ = _crops(name, spec)
+        out += [
+            count_column(crop, doc=f"crops that the {name} tagger was given"),
+            Column(idx_column(crop, spec.objects), "i4", crop, doc=of.doc),
+            count_column(pixel, doc="non-empty pixels (HCAL: towers) of all crops"),
+            Column(f"{pixel}_cropIdx", "i4", pixel, doc="place of the crop in its event"),
+            *_kept_pixels(pixel, index),
+        ]
+    if sees_frames(config):
+        _, index, _ = _frame(config)
+        out += [
+            count_column("Pixel", doc="non-empty pixels (HCAL: towers) of the frame"),
+            *_kept_pixels("Pixel", index),
+        ]
+    return out
+
+
+def _kept_pixels(pixel: str, index: Column) -> list[Column]:
+    channels = f"place of its channel, from 0, in: {', '.join(CHANNELS)}"
+    return [
+        Column(f"{pixel}_channel", "u1", pixel, doc=channels),
+        Column(f"{pixel}_index", index.dtype, pixel, doc=index.doc),
+        Column(f"{pixel}_value", "f4", pixel, doc="what the channel holds there, in its unit"),
+    ]
+
+
+def idx_column(crop: str, objects: str) -> str:
+    """Where the place of a crop's object stands, as NanoAOD calls such a column: `EgCrop_photonIdx`."""
+    return f"{crop}_{objects[0].lower()}{objects[1:]}Idx"
 
 
 def score_column(name: str, spec: TaggerSpec) -> Column:
@@ -315,12 +365,17 @@ def model_column(name: str) -> Column:
     return Column(f"{name}Model", "u8", doc=f"first 64 bits of the SHA-256 of the {name} tagger's network")
 
 
-def scores(config: Config) -> Schema:
-    """Tagger to writer."""
+def scored(config: Config) -> list[Column]:
+    """What is known of each event when it is scored."""
     models = [model_column(name) for name in config.taggers]
-    scored = [score_column(name, spec) for name, spec in config.taggers.items()]
-    objects = _collections([*_objects(config), *_seeds(config), *scored])
-    return Schema([*CORE_COLUMNS, *identity(config), *models, *objects])
+    own = [score_column(name, spec) for name, spec in config.taggers.items()]
+    objects = _collections([*_objects(config), *_seeds(config), *own])
+    return [*CORE_COLUMNS, *identity(config), *models, *objects]
+
+
+def scores(config: Config) -> Schema:
+    """Tagger to writer; what the networks saw goes along where a stream keeps it."""
+    return Schema([*scored(config), *(_seen(config) if crop_streams(config) else [])])
 
 
 def decisions(config: Config) -> list[Column]:
@@ -337,7 +392,7 @@ def decisions(config: Config) -> list[Column]:
 
 
 def journal(config: Config) -> Schema:
-    """What the writer keeps: the scores, and what the menu decides."""
+    """What the writer keeps: the scores, what the menu decides, and the crops of events for streams that keep those."""
     return Schema([*scores(config).columns, *decisions(config)])
 
 
@@ -371,4 +426,4 @@ def prescaled(config: Config) -> list[str]:
 def output(config: Config) -> Schema:
     """The output tree `Events`: the scores without the core's bookkeeping, and the menu's decisions."""
     own = {FED_TIME.name, *(column.name for column in WHY)}
-    return Schema([*(c for c in scores(config).columns if c.name not in own), *decided(config)])
+    return Schema([*(c for c in scored(config) if c.name not in own), *decided(config)])

@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 READ_EVENTS = 100_000
 NUMBERS = ("run", "luminosityBlock", "event")
 
+
+class NothingAcceptedError(UsageError):
+    """There is nothing to copy."""
+
+
 Select = Callable[[Any], "np.ndarray[Any, np.dtype[np.bool_]]"]
 """Which events of some results are accepted: handed their columns by name as numpy arrays, gives a bool for each."""
 
@@ -214,7 +219,7 @@ def skim(folder: Path, selection: Selection, output: Path, inputs: Sequence[Path
     wanted = accepted(results_of(folder), selection)
     config, sources = sources_of(folder, inputs)
     if not wanted:
-        raise UsageError(f"{folder}: no event is accepted; nothing is written")
+        raise NothingAcceptedError(f"{folder}: no event is accepted; nothing is written")
     if selection.n_listed:
         n_found = np.unique(np.concatenate([_keys(events.numbers) for events in wanted.values()])).size
         if n_found < selection.n_listed:
@@ -241,6 +246,25 @@ def skim(folder: Path, selection: Selection, output: Path, inputs: Sequence[Path
                         copy.add(files[n], wanted[n].entries)  # type: ignore[arg-type]
             made.append((path, sum(wanted[n].entries.size for n in numbers)))
     return made
+
+
+def check_copyable(file: EventFile, without: Sequence[str], how: str) -> None:
+    """See that events of a file can be copied.
+
+    Parameters
+    ----------
+    how : str
+        What leaves a column out, for those who are told that one cannot be.
+
+    Raises
+    ------
+    UsageError
+        They cannot.
+    """
+    if isinstance(file, TreeFile):
+        layout_of(file, without, how)
+    elif not isinstance(file, IgFile):
+        raise UsageError(f"{shown(file.path)}: events of a {file.kind} file cannot be copied")
 
 
 def _opened(path: Path | str, n_events: int, config: InputConfig) -> EventFile:

@@ -28,6 +28,7 @@ from streamer.journal import Journal
 from streamer.stage import Sink
 
 if TYPE_CHECKING:
+    from stages.menu.crops import CropKeeper
     from stages.menu.trigger import Trigger  # with compiled kernels, which only a menu needs
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Writer(Sink):
         self._files = ThreadPoolExecutor(1, "files")  # always the same one: malloc keeps memory apart for each thread
         self._trigger: Trigger | None = None
         self._quality: ScoreQuality | None = None
+        self._crops: CropKeeper | None = None
         self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
 
@@ -95,6 +97,10 @@ class Writer(Sink):
         assert self._journal is not None
         self._trigger = begun_trigger(self.config, manifest, self._journal)
         MenuMetrics(self._trigger, self.registry)
+        if records.crop_streams(self.config):
+            from stages.menu.crops import CropKeeper
+
+            self._crops = CropKeeper(self.config)
 
     def prepare(self, config: Config) -> Callable[[], None]:
         """Get ready for another prescale column.
@@ -239,6 +245,8 @@ class Writer(Sink):
         assert self._quality is not None
         if self._trigger is not None:
             block = self._trigger.decide(block)
+        if self._crops is not None:
+            block = self._crops(block)
         self._journal.add(block)
         self.results.errors.add(block, self._segment)
         self._quality.add(block.columns)

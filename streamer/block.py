@@ -185,8 +185,7 @@ class Schema:
 
     def ends(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Where the members of each collection begin, for `slice`: of each entry it belongs to, and their number."""
-        return {c.counts: offsets(columns[c.name].reshape(len(columns[c.name]), -1).sum(1, dtype=np.int64))
-                for c in self.columns if c.counts}  # fmt: skip
+        return {c.counts: offsets(members(columns[c.name])) for c in self.columns if c.counts}
 
     def slice(
         self, columns: Mapping[str, Array], start: int, stop: int, ends: Mapping[str, Array] | None = None
@@ -367,6 +366,12 @@ def _clipped(text: str) -> bytes:
         return data
     half = MAX_WHY_BYTES // 2 - 4
     return data[:half] + b"\n...\n" + data[-half:]
+
+
+def members(counts: Array) -> npt.NDArray[np.int64]:
+    """How many members each entry has in all: shape (n_entries,), whatever axes a count column has behind the first."""
+    out: npt.NDArray[np.int64] = counts.sum(tuple(range(1, counts.ndim)), dtype=np.int64)
+    return out
 
 
 def offsets(counts: Array) -> npt.NDArray[np.int64]:

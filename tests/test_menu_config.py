@@ -151,8 +151,11 @@ def test_a_file_that_is_not_there_or_has_a_rival(tmp_path: Path) -> None:
                                      "b": {"datasets": {"E": ["A_v1"]}}}},
          ["'menu': dataset 'E': there is no path 'C'", "'menu': dataset 'E' names the path 'A_v1' twice",
           "'menu': dataset 'E' is in the streams 'a' and 'b'; rename one"]),
-        ({"paths": GOOD, "streams": {"a": {"content": "crops", "datasets": {"E": ["A_v1"]}}}},
-         ["'menu.streams.a.content': Input should be 'scores' or 'scores+objects' (it is 'crops')"]),
+        ({"paths": GOOD, "streams": {"a": {"content": "crop", "datasets": {"E": ["A_v1"]}}}},
+         ["'menu.streams.a.content': Input should be 'scores', 'scores+objects', 'crops', 'source' or 'crops+source' "
+          "(it is 'crop')"]),
+        ({"paths": GOOD, "streams": {"a": {"without": ["L1_*"], "datasets": {"E": ["A_v1"]}}}},
+         ["'menu': stream 'a': 'without' has no effect without content = \"source\"; leave it out"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_a_line_each(settings: dict[str, Any], why: list[str]) -> None:

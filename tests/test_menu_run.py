@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
 import numpy as np
 import pytest
 import uproot
 from physics_helpers import Processes, call, event, sum_model, wait_until, write_hits
 
 from stages.books import read_books
+from stages.config import CHANNELS
 from stages.detector.ecal import eb_detid
+from stages.finishing import settings_of
+from stages.menu.complete import copy_complete
 from streamer import control
 from streamer.errors import UsageError
 
@@ -234,6 +238,8 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
         Pair_v1 = { expression = "2 Photon: egScore > 0", seed = "2 Photon: pt > 80.5", prescale = 2 }
         Either_v1 = "High_v1 or Pair_v1"
         [streams.physics]
+        content = "crops+source"
+        without = ["Photon_eta"]
         datasets.High = ["High_v1"]
     """)
     process = streamer("run", hits, "--output", out, "--menu", path, "--loop", "--rate", 1000, "--tagger", tagger)
@@ -258,6 +264,19 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
         skimmed = file["Events"].arrays(["event", "nEBRecHit"], library="np")
     assert skimmed["event"].tolist() == np.unique(entry[rows["HLT_High_v1"]]).tolist()
     assert skimmed["nEBRecHit"].tolist() == [1] * skimmed["event"].size, "whole, from the source"
+    with uproot.open(out / "streams" / "physics-source.root") as file:
+        complete = file["Events"].arrays()
+    assert complete["event"].tolist() == skimmed["event"].tolist()
+    assert ak.flatten(complete["EBRecHit_energy"]).tolist() == [number + 1.0 for number in skimmed["event"]]
+    assert "Photon_eta" not in complete.fields
+    with uproot.open(out / "streams" / "physics.root") as file:
+        kept = file["Events"].arrays()
+    assert len(kept) == rows["HLT_High_v1"].sum()
+    assert kept["nEgCrop"].tolist() == kept["nPhoton"].tolist(), "a crop for each photon, for all were selected"
+    of_crop = kept["EgPixel_value"][kept["EgPixel_cropIdx"] == 0]
+    assert ak.sum(of_crop, axis=1).tolist() == kept["Photon_egScore"][:, 0].tolist(), "what the network has added up"
+    assert ak.all(kept["EgCrop_photonIdx"] == ak.local_index(kept["Photon_pt"]))
+    assert set(ak.flatten(kept["EgPixel_channel"]).tolist()) == {CHANNELS.index("ECAL")}
     books = books_of(out)
     paths = books["menu"]["paths"]
     assert paths["High_v1"]["seeded"] == paths["Either_v1"]["seeded"] == wanted.sum()
@@ -265,6 +284,11 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
     assert books["menu"]["rejected"] == (~(rows["HLT_High_v1"] | pairs)).sum()
     assert reader["streamer_unseeded_events_total/no_seed"] > 100
     assert 0 < tagged["streamer_batch_size_sum/eg"] < 0.6 * tagged["streamer_events_total/ok"]
+    hits.rename(tmp_path / "elsewhere.root")
+    [problem] = copy_complete(settings_of(out))
+    assert f"{out / 'streams' / 'physics-source.root'}: is not made: {hits}" in problem
+    assert f"then: streamer skim {out} --stream physics -o " in problem
+    assert not (out / "streams" / "physics-source.root").exists(), "nothing that is not of this run"
 
 
 def alive(streamer: Processes, deaths: int) -> None:

@@ -40,10 +40,23 @@ class PathSpec(Section):
 class StreamSpec(Section):
     """A file of accepted events: those of its datasets."""
 
-    content: Literal["scores", "scores+objects"] = "scores+objects"
-    """What is kept of an event: scores and decisions, or the scored objects' pt, eta, phi and truth, too."""
+    content: Literal["scores", "scores+objects", "crops", "source", "crops+source"] = "scores+objects"
+    """What is kept of an event: scores and decisions; the scored objects' pt, eta, phi and truth, too; `crops`: also
+    the pixels that the networks saw; `source`: a file beside it with the complete events, made when the run ends."""
     datasets: dict[str, tuple[str, ...]] = Field({})
     """Names to the paths whose events they hold."""
+    without: tuple[str, ...] = ()
+    """Of `source`, columns that are left out, or patterns such as 'L1_*'."""
+
+    @property
+    def keeps_crops(self) -> bool:
+        """Whether what the networks saw is kept."""
+        return "crops" in self.content
+
+    @property
+    def keeps_source(self) -> bool:
+        """Whether complete events are."""
+        return "source" in self.content
 
 
 class MenuConfig(Section):
@@ -95,6 +108,11 @@ class MenuConfig(Section):
             for name, paths in stream.datasets.items()
         }
 
+    def places_of(self, streams: Iterable[str]) -> list[int]:
+        """The places of the paths that put events into these streams."""
+        own = {name for stream in streams for name in self.streams[stream].datasets}
+        return sorted({place for name, places in self.dataset_places().items() if name in own for place in places})
+
     def _wrong_names(self) -> Iterator[str]:
         if not self.paths:
             fields = type(self).model_fields
@@ -136,6 +154,8 @@ class MenuConfig(Section):
                 )
             elif not stream.datasets:
                 yield f"stream '{name}' has no datasets"
+            if stream.without and not stream.keeps_source:
+                yield f"stream '{name}': 'without' has no effect without content = \"source\"; leave it out"
             for dataset, paths in stream.datasets.items():
                 if homes.setdefault(dataset, name) != name:
                     yield f"dataset '{dataset}' is in the streams '{homes[dataset]}' and '{name}'; rename one"

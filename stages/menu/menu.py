@@ -83,7 +83,7 @@ def problems(config: Config) -> list[str]:
 def _programs(config: Config) -> tuple[tuple[Program | None, Program | None], list[str]]:
     paths = tuple((name, spec.expression) for name, spec in config.menu.paths.items())
     models = {records.model_column(name).name for name in config.taggers}
-    columns = tuple(c for c in records.scores(config).columns if c.name not in _NOT_FOR_PATHS | models)
+    columns = tuple(c for c in records.scored(config) if c.name not in _NOT_FOR_PATHS | models)
     own = tuple((name, spec.seed) for name, spec in config.menu.paths.items() if spec.seed)
     return _compiled(paths, seeds_of(config), own, columns)
 

@@ -11,12 +11,16 @@ import numpy as np
 from stages import records
 from stages.config import Config
 from stages.formats.root import WRITE_EVENTS, write_events
+from stages.menu.crops import flat
 from stages.menu.flags import unpacked
 from streamer.block import Columns, Schema
 from streamer.gather import gather
 from streamer.journal import Journal, steps
 
 FOLDER = "streams"
+SUFFIXES = (".root", ".ig")
+SOURCE = "-source"
+"""Stands behind a stream's name in that of its file of complete events."""
 STEPS = 5
 """So many times `WRITE_EVENTS` are written at a time where there is a menu: each of its many columns costs a while."""
 
@@ -45,13 +49,22 @@ class Expander:
         }
 
 
-def output_steps(blocks: Any, config: Config) -> Iterator[Columns]:
-    """The columns of the output, in large steps."""
+def output_steps(blocks: Any, config: Config, *, crops: bool = False) -> Iterator[Columns]:
+    """The columns of the output, in large steps.
+
+    Parameters
+    ----------
+    crops : bool
+        With what the networks saw, where a stream keeps it.
+    """
     needed = {*records.output(config).by_name, *(column.name for column in records.decisions(config))}
-    schema = Schema(column for column in records.journal(config).columns if column.name in needed)
+    journal = records.journal(config)
+    schema = journal if crops else Schema(column for column in journal.columns if column.name in needed)
     if not config.menu.paths:
         return steps(blocks, schema, WRITE_EVENTS)
     expand = Expander(config)
+    if crops:
+        return (flat(expand(columns), config) for columns in steps(blocks, schema, WRITE_EVENTS))
     return (expand(columns) for columns in steps(blocks, schema, STEPS * WRITE_EVENTS))
 
 
@@ -64,7 +77,8 @@ def stream_schema(config: Config, stream: str) -> Schema:
     if spec.content == "scores":
         kept = {records.score_column(name, of).name for name, of in config.taggers.items()}
         gone |= {c.name for c in whole.columns if c.per != "event" and c.name not in kept}
-    return Schema(c for c in whole.columns if c.name not in gone)
+    crops = records.kept_crops(config) if spec.keeps_crops else []
+    return Schema([*(c for c in whole.columns if c.name not in gone), *crops])
 
 
 class StreamFiles:
@@ -97,9 +111,10 @@ class StreamFiles:
     def _write(self, journal: Journal, segment: int, stream: str, metadata: dict[str, str]) -> list[Any]:
         path, schema = self._path(stream, segment), stream_schema(self._config, stream)
         path.parent.mkdir(exist_ok=True)
+        crops = self._config.menu.streams[stream].keeps_crops
         some = (
             gather(schema, columns, np.flatnonzero(columns[f"Stream_{stream}"]))
-            for columns in output_steps(journal.blocks(), self._config)
+            for columns in output_steps(journal.blocks(), self._config, crops=crops)
         )
         rntuple = self._config.writer.format == "rntuple"
         n = write_events(path, schema, some, rntuple=rntuple, title=f"stream {stream}", metadata=metadata)
@@ -108,14 +123,14 @@ class StreamFiles:
         return [f"{FOLDER}/{path.name}", n, path.stat().st_size, digest]
 
     def all(self) -> list[Path]:
-        """Files of streams that are there, also of other menus."""
-        mine = f"-{self._replica}" if self._replica else ""
-        found = sorted(self._folder.glob("*.root"))
-        return [path for path in found if _owner(path.stem) == mine]
+        """Files of streams that are there, also of other menus; those of complete events are the first writer's."""
+        mine = [f"-{self._replica}"] if self._replica else ["", SOURCE]
+        found = sorted(path for path in self._folder.glob("*.*") if path.suffix in SUFFIXES)
+        return [path for path in found if _owner(path.stem) in mine]
 
 
 def _owner(stem: str) -> str:
-    """`-1` of `physics-1_3`, nothing of `physics_3`: names of streams have no `-`."""
+    """`-1` of `physics-1_3`, `-source` of `physics-source`, nothing of `physics_3`: names of streams have no `-`."""
     _, dash, rest = stem.partition("-")
     return f"-{rest.partition('_')[0]}" if dash else ""
 
