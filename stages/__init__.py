@@ -19,4 +19,5 @@ PIPELINE = Pipeline(
     checks="stages.commands:checks",
     finish="stages.finishing:finish_run",
     draw="stages.glimpse:draw",
+    preload=("stages.preload",),
 )

@@ -1,6 +1,5 @@
 """One process of the pipeline as its supervisor sees it."""
 
-import asyncio
 import contextlib
 import re
 import signal
@@ -11,6 +10,8 @@ from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from streamer.forkserver import Running
 
 SCRAPE_S = 2.0
 """A metrics page has so long to answer."""
@@ -40,7 +41,7 @@ class Child:
 
     stage: str
     replica: int
-    process: asyncio.subprocess.Process
+    process: Running
     state: str = "starting"
     metrics_url: str = ""
     error: str = ""

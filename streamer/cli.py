@@ -127,6 +127,16 @@ def draw(config: Annotated[Path, typer.Option("--config")]) -> None:
     draw_for_ever(installed_pipeline(), config)
 
 
+@app.command(hidden=True)
+def forkserver(
+    fd: int, modules: list[str], supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
+) -> None:
+    """Import modules, and become the processes that the socket `fd` asks for."""
+    from streamer.forkserver import serve
+
+    serve(fd, modules, lambda arguments: app(arguments, standalone_mode=False))
+
+
 for command in (status, top, stop, scale):
     app.command(rich_help_panel="Stream")(command)
 

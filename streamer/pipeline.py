@@ -42,6 +42,8 @@ class Pipeline:
         could not end in order: makes of it what it would have made.
     program : str
         The module that `python -m` runs for one of its processes.
+    preload : tuple of str
+        Modules that its stages load only when they begin: imported once, before their processes are forked.
     draw : str
         `module:function`; called with a configuration and a `Sink.glimpse`, returns what is to be seen of that event,
         as plain data. Without it there are no event displays.
@@ -58,10 +60,16 @@ class Pipeline:
     finish: str = ""
     draw: str = ""
     program: str = "streamer"
+    preload: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
         return [spec.name for spec in self.chain]
+
+    @property
+    def modules(self) -> list[str]:
+        """What its processes import."""
+        return [*dict.fromkeys(spec.target.partition(":")[0] for spec in self.chain), *self.preload]
 
     def place(self, stage: str) -> int:
         """Where a stage stands in the chain, from 0."""

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from streamer import __version__, control
 from streamer.child import SCRAPE_S, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.forkserver import ForkServer, Running
 from streamer.monitor.watch import SERIES, Seen, Watch, verdict
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
@@ -111,6 +111,7 @@ class Supervisor:
         self._manager = Notifier.of_environment()
         patience = config.supervisor.stall_timeout + config.feed.redeliver_after + config.disk_patience
         self._pulse = Pulse(patience)
+        self._forks = ForkServer(pipeline.program, pipeline.modules, MAX_LINE)
         self.page = self._page()
 
     async def run(self) -> Outcome:
@@ -119,6 +120,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
         async with contextlib.AsyncExitStack() as stack:
+            await self._forks.open()
+            stack.push_async_callback(self._forks.close)
             self._dir = await stack.enter_async_context(self._run_dir())
             await stack.enter_async_context(control.listening(self._dir, self._answer))
             stack.enter_context(heard(self._said))
@@ -128,6 +131,9 @@ class Supervisor:
             try:
                 for stage, replica in self.pipeline.replicas(self.config):
                     await self._add(stage, replica)
+                    if self._broken_off:  # already: what else there is has been ended
+                        self._signal(self.children[-1], signal.SIGKILL)
+                        break
                 poller = asyncio.create_task(self._poll())
                 while self._keepers:
                     done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
@@ -135,7 +141,7 @@ class Supervisor:
                     for keeper in done:
                         keeper.result()
                 poller.cancel()
-                if self._unfinished and self._failure is None and self._signals < 2:
+                if self._unfinished and not self._broken_off:
                     await asyncio.to_thread(resolve(self.pipeline.finish), self.config)
             finally:
                 for child in self.children:
@@ -182,8 +188,10 @@ class Supervisor:
         self.children.insert(at + 1, child)
         self._keepers.add(asyncio.create_task(self._keep(child)))
 
-    async def _start(self, stage: str, replica: int, slot: int, predecessor: str = "") -> asyncio.subprocess.Process:
+    async def _start(self, stage: str, replica: int, slot: int, predecessor: str = "") -> Running:
         arguments = [
+            "stage",
+            stage,
             "--replica",
             str(replica),
             "--config",
@@ -193,15 +201,9 @@ class Supervisor:
             "--slot",
             str(slot),
             *(("--predecessor", predecessor) if predecessor else ()),
+            "--supervised",
         ]
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self.pipeline.program, "stage", stage, *arguments, "--supervised"),
-            stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is ours alone
-            limit=MAX_LINE,
-        )
+        return await self._forks.start(arguments)
 
     async def _keep(self, child: Child) -> None:
         """Watch a process to its end, and those that are started in its place."""
@@ -211,7 +213,7 @@ class Supervisor:
             child.exit_code, child.ended_at = code, time.monotonic()
             how = child.error or died(code)
             self._said_ready(child, 0, f"{child.name} {how} while it got ready for that; everything stays as it was")
-            if self._failure is not None or self._signals >= 2:
+            if self._broken_off:
                 return
             if code == EXIT_OK and child.report.get("complete"):
                 self._tell_over(self.children)
@@ -232,7 +234,7 @@ class Supervisor:
                 return
             log.warning("%s %s; it is started again in %.1f s", child.name, child.error, wait)
             await asyncio.sleep(wait)
-            if self._failure is not None or self._signals >= 2:
+            if self._broken_off:
                 return
             if child.retiring:
                 self._retire(child)
@@ -392,6 +394,10 @@ class Supervisor:
     def _over(self) -> bool:
         """Whether every source has left in order: then all that was fed is on disk."""
         return all(c.report.get("complete") for c in self.children if c.stage == self.pipeline.names[0])
+
+    @property
+    def _broken_off(self) -> bool:
+        return self._failure is not None or self._signals >= 2
 
     def _backoff(self, child: Child) -> float | None:
         """How long to wait before a process is started again; None when it has died too often."""
@@ -605,8 +611,9 @@ class Supervisor:
         sinks = [child for child in self.children if child.stage == self.pipeline.names[-1]]
         for child in sinks:
             self._signal(child, signal.SIGTERM)
-        waits = [asyncio.ensure_future(child.process.wait()) for child in sinks]
-        await asyncio.wait(waits, timeout=STOP_GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_S):
+                await asyncio.gather(*(child.process.wait() for child in sinks))
         for child in self.children:
             self._signal(child, signal.SIGKILL)
 

@@ -464,7 +464,7 @@ def test_what_was_committed_is_saved_whatever_happens(broken: dict[str, Broken],
     if name not in broken:
         pytest.skip("a small disk cannot be mounted here")
     run = broken[name]
-    assert len(run.family) == 5
+    assert len(run.family) >= 6  # the stages, and what they are copies of
     assert len(run.found["event"]) >= run.n_seen >= 100
     assert_first_events(run.found, len(run.found["event"]))
 

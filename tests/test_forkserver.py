@@ -1,0 +1,107 @@
+"""Processes that are copies of one that has imported everything: like those that are started anew, only sooner."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from physics_helpers import wait_until
+
+from streamer.forkserver import Forked, ForkServer, Running
+
+MODULES = ["streamer.runner"]
+
+
+@pytest.fixture(autouse=True)
+def _no_orphans() -> Iterator[None]:
+    """Do not stay the parent of other tests' orphans."""
+    yield
+    ctypes.CDLL("libc.so.6").prctl(36, 0, 0, 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[ForkServer]:
+    server = ForkServer("streamer", MODULES, 1 << 20)
+    await server.open()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def ended(process: Running) -> tuple[int, bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = await asyncio.gather(process.stdout.read(), process.stderr.read())
+    return await process.wait(), *said
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["check", "missing.toml"], ["stage", "cook"], ["bake"]])
+def test_a_copy_says_and_ends_as_one_that_is_started_anew(arguments: list[str]) -> None:
+    async def both() -> None:
+        async with opened() as server:
+            copy = await server.start(arguments)
+            assert isinstance(copy, Forked)
+            anew = await ForkServer("streamer", MODULES, 1 << 20).start(arguments)
+            assert not isinstance(anew, Forked)
+            first, second = await ended(copy), await ended(anew)
+            assert first == second
+            assert first[1] or first[2]
+
+    asyncio.run(both())
+
+
+def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").touch()
+    arguments = ["draw", "--config", str(tmp_path / "run.toml")]  # is there until its standard input ends
+
+    async def live() -> None:
+        async with opened() as server:
+            first, second = await server.start(arguments), await server.start(arguments)
+            assert [type(one) for one in (first, second)] == [Forked, Forked]
+            assert psutil.Process(first.pid).ppid() == os.getpid() == psutil.Process(second.pid).ppid()
+            assert os.getsid(first.pid) == first.pid
+            for one in (first, second):
+                wait_until(lambda one=one: psutil.Process(one.pid).cmdline() == ["streamer", *arguments], "its title")
+            (theirs,) = (one.pid for one in psutil.Process().children() if "forkserver" in one.cmdline())
+            os.kill(theirs, signal.SIGKILL)
+            third = await server.start(arguments)
+            assert not isinstance(third, Forked)
+            for one in (first, third):
+                assert one.returncode is None
+                assert one.stdin is not None
+                one.stdin.close()
+            os.kill(second.pid, signal.SIGSEGV)
+            assert [await one.wait() for one in (first, second, third)] == [0, -signal.SIGSEGV, 0]
+
+    asyncio.run(live())
+
+
+def test_nobody_is_left_when_whoever_asked_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").touch()
+    arguments = ["draw", "--config", str(tmp_path / "run.toml")]
+    told, tell = os.pipe()
+    if not (asking := os.fork()):
+
+        async def ask() -> None:
+            server = ForkServer("streamer", MODULES, 1 << 20)
+            await server.open()
+            copies = [await server.start(arguments) for _ in range(2)]
+            os.kill(copies[0].pid, signal.SIGSTOP)
+            os.write(tell, b"ready")
+            await asyncio.sleep(60)
+
+        asyncio.run(ask())
+        os._exit(1)
+    assert os.read(told, 16) == b"ready"
+    family = psutil.Process(asking).children()
+    assert len(family) == 3
+    os.kill(asking, signal.SIGKILL)
+    os.waitpid(asking, 0)
+    for one in family:
+        wait_until(lambda one=one: not one.is_running() or one.status() == psutil.STATUS_ZOMBIE, "its end", 10)
