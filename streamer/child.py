@@ -15,6 +15,8 @@ from streamer.forkserver import Running
 
 SCRAPE_S = 2.0
 """A metrics page has so long to answer."""
+MOST_BYTES = 4 << 20
+"""... and is no longer than this."""
 WANTED = frozenset({"process_cpu_seconds_total", "streamer_event_latency_seconds_bucket"})
 """Samples that are looked at besides our own counters and gauges."""
 
@@ -88,6 +90,13 @@ def died(code: int) -> str:
     return f"ended with code {code}" if code else "left before the end of the stream"
 
 
+def fetched(url: str) -> bytes:
+    """A metrics page as it stands."""
+    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
+        found: bytes = page.read(MOST_BYTES)
+    return found
+
+
 def scrape(url: str, wanted: frozenset[str] = WANTED) -> dict[str, float]:
     """The samples of a metrics page: name, or name/label for the one label that is not `stage`.
 
@@ -102,8 +111,7 @@ def scrape(url: str, wanted: frozenset[str] = WANTED) -> dict[str, float]:
         name = found[0] if found else ""
         return name in wanted or (name.startswith("streamer_") and not name.endswith(("_bucket", "_created")))
 
-    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
-        lines = page.read(4 << 20).decode().splitlines(keepends=True)
+    lines = fetched(url).decode().splitlines(keepends=True)
     values: dict[str, float] = {}
     for family in text_string_to_metric_families("".join(filter(is_wanted, lines))):  # parsing is what costs
         for sample in family.samples:

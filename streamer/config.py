@@ -196,6 +196,14 @@ class MonitorConfig(Section):
     """0 = any free port."""
     token: str = ""
     """What the address must carry; made up where it is needed and none is given."""
+    token_file: Path | None = None
+    """A file that holds it instead, so that it stands in no configuration and no log."""
+
+    @model_validator(mode="after")
+    def _one_token(self) -> "MonitorConfig":
+        if self.token and self.token_file:
+            raise ValueError("'token' and 'token_file' are two tokens; leave one out")
+        return self
 
     @property
     def is_loopback(self) -> bool:

@@ -42,6 +42,26 @@ def test_promtool_is_content(command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+MOST_EXPOSED = 20
+"""Tenths of `systemd-analyze security`, which calls 2.0 OK."""
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing (Debian package systemd)"
+)
+@pytest.mark.parametrize(
+    "command",
+    [("verify", "--man=no"), ("security", "--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager")],
+    ids=["verify", "security"],
+)
+def test_systemd_is_content(command: tuple[str, ...], tmp_path: Path) -> None:
+    unit = tmp_path / "streamer@.service"
+    unit.write_text((DEPLOY / "systemd" / unit.name).read_text().replace("/opt/streamer/bin/streamer", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", *command, str(unit)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert command[0] != "verify" or not done.stdout + done.stderr
+
+
 def test_every_alert_has_a_runbook_and_both_kinds_of_cases() -> None:
     rules, cases = (RULES / "alerts.yml").read_text(), (RULES / "alerts_test.yml").read_text()
     names = re.findall(r"alert: (\w+)", rules)

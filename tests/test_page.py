@@ -19,6 +19,9 @@ from physics_helpers import Process, Processes, event, sum_model, wait_until, wr
 
 import streamer.monitor
 from stages.detector.ecal import eb_detid
+from streamer.config import MonitorConfig
+from streamer.errors import UsageError
+from streamer.monitor.server import page_token
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TOKEN = "open-sesame"
@@ -134,32 +137,67 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(folder: Path) -> No
         assert "monitor.port to a free port" in refused.err
 
 
-def test_a_token_is_asked_for(folder: Path) -> None:
+BEYOND = "2130706433"
+"""127.0.0.1 in a form that is not taken for loopback."""
+
+
+def test_beyond_loopback_a_token_is_asked_for_and_every_process_is_reached(folder: Path) -> None:
+    secret = folder / "token"
+    secret.write_text(f"{TOKEN}\n")
     with Processes(folder) as streamer:
         made = streamer(
-            *("run", folder / "events.root", "--output", folder / "guarded", "--loop", "--rate", 100),
-            *("--set", f"monitor.token={TOKEN}", "--monitor"),
+            *("run", folder / "events.root", "--output", folder / "guarded", "--loop", "--rate", 100, "--monitor"),
+            *("--set", f"monitor.token_file={secret}", "--set", f"monitor.host='{BEYOND}'"),
         )
         wait_until(lambda: address(made) != "", "the page's address")
-        assert address(made).endswith(f"/?token={TOKEN}")
-        bare = address(made).partition("?")[0]
-        link = urlsplit(bare).netloc
+        assert TOKEN not in made.err
+        assert f"?token=... (what {secret} holds)" in made.err
+        link = urlsplit(address(made)).netloc
 
-        def status(path: str, **headers: str) -> tuple[int, str]:
+        def asked_for(path: str, **headers: str) -> tuple[int, str, bytes]:
             connection = http.client.HTTPConnection(link, timeout=10)
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
-            return answer.status, answer.getheader("set-cookie") or ""
+            return answer.status, answer.getheader("set-cookie") or "", answer.read()
 
-        assert status("/state")[0] == 403
-        assert status("/state?token=wrong")[0] == 403
-        assert status("/state", Authorization=f"Bearer {TOKEN}")[0] == 200  # as Prometheus sends it
-        code, cookie = status(f"/?token={TOKEN}")
+        assert asked_for("/healthz")[0] in (200, 503)
+        for path in ("/state", "/targets", "/metrics", "/metrics/reader-0", "/state?token=wrong"):
+            assert asked_for(path)[0] == 403
+        bearer = {"Authorization": f"Bearer {TOKEN}"}  # as Prometheus sends it
+        assert asked_for("/state", **bearer)[0] == 200
+        code, cookie, _ = asked_for(f"/?token={TOKEN}")
         assert code == 200
         assert "HttpOnly" in cookie
-        assert status("/state", Cookie=cookie.partition(";")[0])[0] == 200
+        assert asked_for("/state", Cookie=cookie.partition(";")[0])[0] == 200
+
+        def targets() -> Any:
+            found = json.loads(asked_for("/targets", **bearer, Host="stream:9599")[2])
+            return found if len(found) == 6 else None
+
+        found = wait_until(targets, "six processes")
+        assert {one["targets"][0] for one in found} == {"stream:9599"}, "by the name that it is asked for by"
+        for one in found:
+            code, _, page = asked_for(one["labels"]["__metrics_path__"], **bearer)
+            stage = one["labels"]["stage"]
+            wanted = "streamer_disk_free_bytes" if stage == "supervisor" else f'streamer_state{{stage="{stage}"'
+            assert code == 200
+            assert wanted in page.decode()
+        for name in ("tagger-7", "supervisor-0", "..%2f..%2fetc"):
+            assert asked_for(f"/metrics/{name}", **bearer)[0] == 404
         made.signal(signal.SIGTERM)
         made.wait()
+
+
+def test_a_token_is_given_made_up_or_read(tmp_path: Path) -> None:
+    assert page_token(MonitorConfig()) == ""
+    assert page_token(MonitorConfig(token=TOKEN)) == TOKEN
+    assert len(page_token(MonitorConfig(host="10.0.0.1"))) > 30
+    (tmp_path / "empty").touch()
+    for name, why in (("none", "cannot be read"), ("empty", "is empty")):
+        with pytest.raises(UsageError, match=rf"monitor.token_file: {tmp_path / name} {why}"):
+            page_token(MonitorConfig(token_file=tmp_path / name))
+    with pytest.raises(ValueError, match="two tokens"):
+        MonitorConfig(token=TOKEN, token_file=tmp_path / "none")
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 `/` is the page, `/events` sends what is new once a second (server-sent events), `/history` the last minutes,
 `/display/NUMBER` has what is to be seen of one of the last events. `/targets` is for Prometheus' HTTP service
-discovery, `/metrics` tells of the run as a whole, `/healthz` is for whoever keeps it alive.
+discovery, `/metrics` tells of the run as a whole, `/healthz` is for whoever keeps it alive. Beyond loopback, where the
+processes' own pages cannot be reached, they are passed on at `/metrics/STAGE-REPLICA`.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streamer.child import fetched
 from streamer.config import MonitorConfig
 from streamer.errors import StreamerError, UsageError
 from streamer.monitor.drawing import Drawer
@@ -148,15 +150,15 @@ class Page:
         self.config, self.news = config, News()
         self._snapshot, self._run_metrics = snapshot, metrics
         self._make_drawer, self._drawer = drawer, None  # type: tuple[Callable[[], Drawer] | None, Drawer | None]
-        self.token = config.token or ("" if config.is_loopback else secrets.token_urlsafe(24))
+        self._targets = targets
+        self.token = page_token(config)
         routes = [Route(f"/{name}", self._asset(*asset)) for name, asset in ASSETS.items()]
         routes += [
             Route("/events", self._events),
-            *(
-                Route(f"/{name}", _plain(data))
-                for name, data in (("state", snapshot), ("history", history), ("targets", targets))
-            ),
+            *(Route(f"/{name}", _plain(data)) for name, data in (("state", snapshot), ("history", history))),
+            Route("/targets", self._reachable),
             Route("/metrics", self._metrics),
+            Route("/metrics/{name}", self._passed_on),
             Route("/display/{number:int}", self._display),
             Route("/healthz", self._healthz),
         ]
@@ -174,6 +176,8 @@ class Page:
     @property
     def address(self) -> str:
         """What to open in a browser."""
+        if self.config.token_file:
+            return f"http://{self.place}/?token=... (what {self.config.token_file} holds)"
         return f"http://{self.place}/{f'?token={self.token}' if self.token else ''}"
 
     @contextlib.asynccontextmanager
@@ -246,6 +250,26 @@ class Page:
     async def _metrics(self, _: Request) -> Response:
         return Response(self._run_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def _reachable(self, request: Request) -> Response:
+        """Where who asks finds each process: beyond loopback here, by the name that it has for us."""
+        targets = self._targets()
+        if not self.config.is_loopback:
+            for one in targets:
+                own = "" if one["targets"] == [self.place] else f"/{_name(one)}"
+                one["targets"], one["labels"]["__metrics_path__"] = [request.url.netloc], f"/metrics{own}"
+        return JSONResponse(targets)
+
+    async def _passed_on(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        place = next((one["targets"][0] for one in self._targets() if _name(one) == name), None)
+        if place is None or place == self.place:
+            return PlainTextResponse(f"{name} is no process of this run\n", 404)
+        try:
+            page = await asyncio.to_thread(fetched, f"http://{place}/metrics")
+        except OSError as error:
+            return PlainTextResponse(f"{name} does not answer: {error}\n", 502)
+        return Response(page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     async def _healthz(self, _: Request) -> Response:
         state = self._snapshot().get("state", "starting")
         return JSONResponse({"state": state}, 200 if state in ("running", "draining") else 503)
@@ -265,6 +289,30 @@ class Page:
                 self.news.viewers -= 1
 
         return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+def _name(target: dict[str, Any]) -> str:
+    return f"{target['labels']['stage']}-{target['labels']['replica']}"
+
+
+def page_token(config: MonitorConfig) -> str:
+    """What is to be asked for; empty for nothing.
+
+    Raises
+    ------
+    UsageError
+        The file that holds it cannot be read, or is empty.
+    """
+    if config.token_file is None:
+        return config.token or ("" if config.is_loopback else secrets.token_urlsafe(24))
+    try:
+        token = config.token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text"
+        raise UsageError(f"monitor.token_file: {config.token_file} cannot be read ({why})") from None
+    if not token:
+        raise UsageError(f"monitor.token_file: {config.token_file} is empty; put a token there")
+    return token
 
 
 def _plain(data: Callable[[], Any]) -> Endpoint:
