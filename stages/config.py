@@ -282,8 +282,8 @@ class WriterConfig(Section):
 
     dir: Path = Path("streamer-out")
     """Folder for scores.root and the ROC pictures; it is made if need be."""
-    format: Literal["ttree", "rntuple"] = "ttree"
-    """What scores.root holds."""
+    format: Literal["ttree", "rntuple", "parquet"] = "ttree"
+    """What scores.root holds; or the scores go to scores.parquet."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
     resume: bool = False

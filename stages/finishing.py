@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stages.config import Config
 from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest
-from stages.results import SCORES, Results
+from stages.results import Results
 from streamer.block import Schema
 from streamer.disk import remedy
 from streamer.errors import StreamerError, UsageError
@@ -78,7 +78,7 @@ def finish_run(config: Config) -> None:
 
 
 def finish(folder: Path) -> tuple[Path, int]:
-    """Turn the journals of a run that broke off into ROOT files; returns the path of the first and the events in all.
+    """Turn the journals of a run that broke off into files; returns the path of the first and the events in all.
 
     Raises
     ------
@@ -95,7 +95,8 @@ def finish(folder: Path) -> tuple[Path, int]:
         raise UsageError(f"{folder}: the run there has ended in order; there is nothing to finish")
     for path in left:
         _finish(folder, path)
-    return folder / SCORES, sum(segment.events for path in paths for segment in Manifest(path).segments())
+    segments = [segment for path in paths for segment in Manifest(path).segments()]
+    return folder / segments[0].file, sum(segment.events for segment in segments)
 
 
 def settings_of(folder: Path) -> Config:

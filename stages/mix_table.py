@@ -14,7 +14,6 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import typer
-import uproot
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from stages.config import Config
 from stages.inputs import shown
 from stages.manifest import Manifest
 from stages.records import SOURCE_INPUT
+from stages.stored import files_of, opened
 from streamer.block import Array
 
 READ_EVENTS = 100_000
@@ -96,20 +96,18 @@ def read(paths: Sequence[Path], names: Sequence[str], weights: Sequence[float]) 
     """
     inputs = [OfInput(name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
     for path in paths:
-        with uproot.open({str(path): None}) as file:
-            taggers = json.loads(str(file["streamer_taggers"]))
+        with opened(path) as file:
+            taggers = json.loads(file.text("streamer_taggers"))
             columns = {name: f"{spec['objects']}_{spec['score']}" for name, spec in taggers.items()}
-            tree = file["Events"]
-            for first in range(0, tree.num_entries, READ_EVENTS):
-                wanted = [SOURCE_INPUT.name, "error", *columns.values(), *paths_of(tree)]
-                last = min(first + READ_EVENTS, tree.num_entries)
-                _add(inputs, columns, tree.arrays(wanted, entry_start=first, entry_stop=last, how=dict))
+            wanted = [SOURCE_INPUT.name, "error", *columns.values(), *paths_of(file.names)]
+            for first in range(0, file.n_events, READ_EVENTS):
+                _add(inputs, columns, file.arrays(wanted, first, min(first + READ_EVENTS, file.n_events)))
     return inputs
 
 
-def paths_of(tree: Any) -> list[str]:
+def paths_of(names: Sequence[str]) -> list[str]:
     """The columns of the decisions of a menu's paths; none where there was no menu."""
-    return [name for name in map(str, tree.keys()) if name.startswith("HLT_") and not name.endswith("_prescale")]
+    return [name for name in names if name.startswith("HLT_") and not name.endswith("_prescale")]
 
 
 def _add(inputs: Sequence[OfInput], columns: dict[str, str], arrays: Any) -> None:
@@ -129,7 +127,7 @@ def tell(folder: Path) -> None:
 
     What goes wrong is one line: the scores are good without.
     """
-    paths = sorted(folder.glob("scores*.root"))
+    paths = files_of(folder, "scores")
     try:
         about = Manifest(folder / "books" / "writer-0.manifest").about
         config = Config.model_validate(about["config"])

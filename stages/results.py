@@ -1,6 +1,6 @@
-"""What a writer leaves: its journals, its ROOT files and its manifest, by their names in the output folder.
+"""What a writer leaves: its journals, its files of scores and its manifest, by their names in the output folder.
 
-    scores.root, scores_1.root, ...       finished files, as ROOT itself would number them
+    scores.root, scores_1.root, ...       finished files, as ROOT itself would number them; or scores.parquet, ...
     books/writer-0.manifest               what is in which of them
     books/writer-0.000002.journal         results that are not in one yet
     errors/                               events that failed (`stages.error_stream`)
@@ -10,18 +10,18 @@ its journal goes when the manifest has it.
 """
 
 import contextlib
-import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from stages import PIPELINE, records
 from stages.config import Config
 from stages.error_stream import ErrorStream
-from stages.formats.root import write_events
 from stages.inputs import shown
 from stages.manifest import OpenManifest, Tally
 from stages.menu.output import StreamFiles, menu_metadata, output_steps
+from stages.stored import SUFFIX, files_of, sha256_of, write
 from streamer import __version__
 from streamer.journal import Journal
 from streamer.ledger import Stripes
@@ -56,7 +56,7 @@ class Results:
         return self.books / f"{self._name}.manifest"
 
     def scores_path(self, segment: int) -> Path:
-        return self.folder / (f"{self._stem}_{segment}.root" if segment else f"{self._stem}.root")
+        return self.folder / f"{self._stem}{f'_{segment}' if segment else ''}{SUFFIX[self.config.writer.format]}"
 
     def journal_path(self, segment: int) -> Path:
         return self.books / f"{self._name}.{segment:06d}.journal"
@@ -69,9 +69,10 @@ class Results:
         return sorted(self.books.glob(f"{self._name}.??????.journal"))
 
     def all_scores(self) -> list[Path]:
-        """Files of scores and of streams that are there."""
-        found = [self.scores_path(0), *self.folder.glob(f"{self._stem}_[0-9]*.root")]
-        return [path for path in found if path.exists()] + self.streams.all()
+        """Files of scores, of any form, and of streams that are there."""
+        mine = re.compile(rf"{self._stem}(_\d+)?")
+        scores = [path for path in files_of(self.folder, self._stem) if mine.fullmatch(path.stem)]
+        return scores + self.streams.all()
 
     def stale(self) -> list[Path]:
         """Such files that the manifest does not know."""
@@ -89,7 +90,7 @@ class Results:
         return left
 
     def convert(self, closing: Journal, segment: int) -> None:
-        """Make a journal's ROOT file, enter it in the manifest, and drop the journal.
+        """Make a journal's files, enter it in the manifest, and drop the journal.
 
         Raises
         ------
@@ -101,10 +102,8 @@ class Results:
         tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths))
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
         streams = self.streams.write(closing, segment, metadata_of(self.config, self.networks))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
-        self.manifest.add(tally.segment(path, digest, streams))
+        self.manifest.add(tally.segment(path, sha256_of(path), streams))
         drop(closing)
 
     def convert_left(self, left: Journal, segment: int) -> None:
@@ -131,14 +130,9 @@ def write_scores(path: Path, blocks: Any, config: Config, networks: dict[str, st
     networks : dict of str to str
         SHA-256 of each tagger's network when the run began.
     """
-    return write_events(
-        path,
-        records.output(config),
-        output_steps(blocks, config),
-        rntuple=config.writer.format == "rntuple",
-        title="scores of the end-to-end taggers",
-        metadata=metadata_of(config, networks),
-    )
+    title, form = "scores of the end-to-end taggers", config.writer.format
+    schema, metadata = records.output(config), metadata_of(config, networks)
+    return write(path, form, schema, output_steps(blocks, config), title, metadata)
 
 
 def metadata_of(config: Config, networks: dict[str, str]) -> dict[str, str]:

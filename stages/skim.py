@@ -6,15 +6,14 @@ the input files and of the entries in them. Files of other columns than the firs
 
 import contextlib
 import logging
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
 import numpy as np
-import uproot
 from rich.console import Console
 from rich.progress import track
 
@@ -28,8 +27,9 @@ from stages.inputs import shown
 from stages.manifest import Manifest
 from stages.order import Int64s
 from stages.records import INPUT_BY_NAME
+from stages.stored import opened
 from streamer import fedbook
-from streamer.disk import sync_folder
+from streamer.disk import appearing
 from streamer.errors import UsageError, nearest
 from streamer.recordlog import read_about
 
@@ -162,17 +162,16 @@ def accepted(results: Iterable[Path], selection: Selection) -> dict[int, Accepte
     names = list(dict.fromkeys(["sourceFile", "sourceEntry", *NUMBERS, *selection.columns]))
     found: dict[int, list[Any]] = {}
     for path in results:
-        with uproot.open({str(path): None}) as file:
-            tree = file["Events"]
-            there = tree.keys()
+        with opened(path) as file:
             for name in selection.columns:
-                if name not in there:
-                    raise UsageError(f"{path}: there is no column '{name}'{nearest(name, there)}")
-            for first in range(0, tree.num_entries, READ_EVENTS):
-                columns = tree.arrays(names, entry_start=first, entry_stop=first + READ_EVENTS, library="np")
-                lists = [name for name in selection.columns if columns[name].dtype == object]
+                if name not in file.names:
+                    raise UsageError(f"{path}: there is no column '{name}'{nearest(name, file.names)}")
+            for first in range(0, file.n_events, READ_EVENTS):
+                arrays = file.arrays(names, first, min(first + READ_EVENTS, file.n_events))
+                lists = [name for name in selection.columns if arrays[name].ndim > 1]
                 if lists:
                     raise UsageError(f"{path}: '{lists[0]}' is a list an event; name a column of one value an event")
+                columns = {name: ak.to_numpy(array) for name, array in arrays.items()}
                 good = selection.select(columns)
                 rows = np.stack([columns[name][good].astype(np.uint64) for name in ("sourceEntry", *NUMBERS)])
                 files = columns["sourceFile"][good]
@@ -297,18 +296,8 @@ def _check_same(file: EventFile, events: Accepted) -> None:
 
 def _copy_archives(path: Path, files: Sequence[tuple[EventFile, Int64s]]) -> None:
     """Copy events of event-display archives into another."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file, entries in files:
-                assert isinstance(file, IgFile)
-                for name, data in file.members(entries):
-                    archive.writestr(name, data)
-        with part.open("rb") as done:
-            os.fsync(done.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    with appearing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, entries in files:
+            assert isinstance(file, IgFile)
+            for name, data in file.members(entries):
+                archive.writestr(name, data)

@@ -55,6 +55,8 @@ def skim(
 
     if bool(stream) + bool(select) + bool(events) != 1:
         raise UsageError("say which events: --stream NAME, or --select COLUMN, or --events FILE")
+    if output.suffix == ".parquet":
+        raise UsageError(f"{output}: a skim has the columns and the kind of its source; choose an --output .root")
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: exists; choose another --output, or --overwrite")
     selection = listed(events) if events else of_streams(stream) if stream else any_of(select or [])

@@ -1,6 +1,6 @@
 """What the truth says of the scores: the AUC of each tagger on labelled input, and its ROC picture.
 
-It is read back from `scores.root`, so that it tells of what was written.
+It is read back from the files of scores, so that it tells of what was written.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 import typer
-import uproot
 from rich.console import Console
 from rich.table import Table
 
 from stages.performance import auc, background_rejection, roc_png
 from stages.records import LABELS, SOURCE_INPUT
+from stages.stored import Stored, files_of, opened
 from streamer.block import Array
 
 Int64s = npt.NDArray[np.int64]
@@ -136,44 +136,43 @@ def read(paths: Sequence[Path]) -> tuple[list[Scored], int]:
     taggers: list[Scored] = []
     n_passes = 0
     with contextlib.ExitStack() as stack:
-        # A mapping, or a colon in the path would mean an object.
-        files = [stack.enter_context(uproot.open({str(path): None})) for path in paths]
-        for name, spec in json.loads(str(files[0]["streamer_taggers"])).items():
+        files = [stack.enter_context(opened(path)) for path in paths]
+        for name, spec in json.loads(files[0].text("streamer_taggers")).items():
             if (objects := spec["objects"]) in LABELS:
                 taggers.append(Scored(name, objects, LABELS[objects], f"{objects}_{spec['score']}", spec["signal"]))
-        trees = [tree for tree in (file["Events"] for file in files) if tree.num_entries]
-        if trees:
-            n_passes = 1 + max(map(_last_pass, trees))
-        for tree in trees:
-            _read(tree, taggers, several=n_passes > 1)
+        files = [file for file in files if file.n_events]
+        if files:
+            n_passes = 1 + max(map(_last_pass, files))
+        for file in files:
+            _read(file, taggers, several=n_passes > 1)
     return taggers, n_passes
 
 
-def _is_mix(tree: Any) -> bool:
+def _is_mix(file: Stored) -> bool:
     """Whether several inputs take turns, each with passes of its own."""
-    return SOURCE_INPUT.name in tree.keys()  # noqa: SIM118 - a tree is no mapping
+    return SOURCE_INPUT.name in file.names
 
 
-def _last_pass(tree: Any) -> int:
+def _last_pass(file: Stored) -> int:
     """The highest number of a pass."""
-    firsts = range(0, tree.num_entries, READ_EVENTS) if _is_mix(tree) else [tree.num_entries - 1]
-    return max(int(np.max(_columns(tree, {"replay"}, first)["replay"])) for first in firsts)
+    firsts = range(0, file.n_events, READ_EVENTS) if _is_mix(file) else [file.n_events - 1]
+    return max(int(np.max(_columns(file, {"replay"}, first)["replay"])) for first in firsts)
 
 
-def _read(tree: Any, taggers: list[Scored], *, several: bool) -> None:
+def _read(file: Stored, taggers: list[Scored], *, several: bool) -> None:
     """Add what one file holds; `several` passes over the input are told apart."""
     last = None  # the pass that added something last
-    mixed = _is_mix(tree)
-    for first in range(0, tree.num_entries, READ_EVENTS):
+    mixed = _is_mix(file)
+    for first in range(0, file.n_events, READ_EVENTS):
         wanted = [tagger for tagger in taggers if not tagger.full]
-        who = _columns(tree, {"replay", "sourceFile", "sourceEntry"} if several else set(), first)
+        who = _columns(file, {"replay", "sourceFile", "sourceEntry"} if several else set(), first)
         if who and last is None:
             last = int(who["replay"][0])
         if not wanted or (last is not None and not mixed and who["replay"][0] > last + 1):
             break
-        labels = _columns(tree, {tagger.label for tagger in wanted}, first)
+        labels = _columns(file, {tagger.label for tagger in wanted}, first)
         wanted = [tagger for tagger in wanted if ak.any(labels[tagger.label] >= 0)]
-        scores = _columns(tree, {tagger.score for tagger in wanted}, first)
+        scores = _columns(file, {tagger.score for tagger in wanted}, first)
         keys = None
         if who:
             keys = (np.asarray(who["sourceFile"], np.int64) << _FILE_BITS) + np.asarray(who["sourceEntry"])
@@ -185,13 +184,11 @@ def _read(tree: Any, taggers: list[Scored], *, several: bool) -> None:
                 last = int(who["replay"][-1])
 
 
-def _columns(tree: Any, names: set[str], first: int) -> dict[str, Any]:
+def _columns(file: Stored, names: set[str], first: int) -> dict[str, Any]:
     """Awkward arrays of some events from entry `first` on."""
     if not names:
         return {}
-    stop = min(first + READ_EVENTS, tree.num_entries)
-    found: dict[str, Any] = tree.arrays(sorted(names), entry_start=first, entry_stop=stop, how=dict)
-    return found
+    return file.arrays(sorted(names), first, min(first + READ_EVENTS, file.n_events))
 
 
 def tell(folder: Path) -> None:
@@ -199,7 +196,7 @@ def tell(folder: Path) -> None:
 
     Nothing is said where nothing is labelled. What goes wrong is one line: the scores are good without.
     """
-    paths = sorted(folder.glob("scores*.root"))
+    paths = files_of(folder, "scores")
     if not paths:
         return
     try:

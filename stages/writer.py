@@ -1,4 +1,4 @@
-"""Writer: scores to a journal, which is what commits stand on; journals become ROOT files (`stages.results`)."""
+"""Writer: scores to a journal, which is what commits stand on; journals become files (`stages.results`)."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from stages.manifest import Manifest, OpenManifest
 from stages.menu.config import same_menu
 from stages.quality import ScoreQuality
 from stages.results import Results, drop, stored_sources
+from stages.stored import require
 from streamer import __version__
 from streamer.block import Block
 from streamer.disk import DiskError, patiently, remedy
@@ -66,6 +67,8 @@ class Writer(Sink):
             It cannot be written any more.
         """
         folder = self.config.writer.dir
+        for form in (self.config.writer.format, *(s.format for s in self.config.menu.streams.values() if s.format)):
+            require(form)
         results = self._results = Results(self.config, self.replica, self.n_replicas)
         self._again = self._was_here()
         if not self._again:  # else nothing is needed of a disk that may be full now

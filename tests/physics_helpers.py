@@ -469,7 +469,12 @@ class Processes:
 
 
 def read_scores(path: Path) -> dict[str, list[Any]]:
-    """Every column of a scores.root, as one entry (a number or a list) an event."""
+    """Every column of a file of scores, as one entry (a number or a list) an event."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        found: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
+        return found
     with uproot.open(path) as file:
         arrays = file["Events"].arrays(how=dict)
     return {name: array.tolist() for name, array in arrays.items()}

@@ -18,6 +18,7 @@ from stages.config import CHANNELS
 from stages.detector.ecal import eb_detid
 from stages.finishing import settings_of
 from stages.menu.complete import copy_complete
+from stages.stored import opened
 from streamer import control
 from streamer.errors import UsageError
 
@@ -239,6 +240,7 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
         Either_v1 = "High_v1 or Pair_v1"
         [streams.physics]
         content = "crops+source"
+        format = "parquet"
         without = ["Photon_eta"]
         datasets.High = ["High_v1"]
     """)
@@ -269,8 +271,8 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
     assert complete["event"].tolist() == skimmed["event"].tolist()
     assert ak.flatten(complete["EBRecHit_energy"]).tolist() == [number + 1.0 for number in skimmed["event"]]
     assert "Photon_eta" not in complete.fields
-    with uproot.open(out / "streams" / "physics.root") as file:
-        kept = file["Events"].arrays()
+    with opened(out / "streams" / "physics.parquet") as stored:
+        kept = ak.zip(stored.arrays(stored.names, 0, stored.n_events), depth_limit=1)
     assert len(kept) == rows["HLT_High_v1"].sum()
     assert kept["nEgCrop"].tolist() == kept["nPhoton"].tolist(), "a crop for each photon, for all were selected"
     of_crop = kept["EgPixel_value"][kept["EgPixel_cropIdx"] == 0]

@@ -15,6 +15,7 @@ from stages import records, truth
 from stages.config import Config, packaged
 from stages.detector.ecal import eb_detid
 from stages.results import SCORES, write_scores
+from stages.stored import SUFFIX
 from stages.truth import read, tell
 from stages.writer import Writer
 from streamer.block import Block, Columns
@@ -184,8 +185,9 @@ def block(photons: Sequence[Rows], fat_jets: Sequence[Rows] | None = None, repla
 
 def written(folder: Path, *blocks: Block, kind: str = "ttree") -> Path:
     config = Config.model_validate({"taggers": TAGGERS, "writer": {"dir": folder, "format": kind}})
-    write_scores(folder / SCORES, iter(blocks), config, {})
-    return folder / SCORES
+    path = (folder / SCORES).with_suffix(SUFFIX[config.writer.format])
+    write_scores(path, iter(blocks), config, {})
+    return path
 
 
 def test_all_files_of_a_run_count(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def pairs(found: truth.Scored) -> list[tuple[int, float]]:
     return list(zip(found.truth.tolist(), np.round(found.scores, 6).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["ttree", "rntuple"])
+@pytest.mark.parametrize("kind", ["ttree", "rntuple", "parquet"])
 @pytest.mark.parametrize("step", [1, 2, 1000])
 def test_what_has_a_label_and_a_score_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, step: int

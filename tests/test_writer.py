@@ -22,6 +22,7 @@ from stages.config import Config
 from stages.finishing import finish, finish_run, going_on, resumed
 from stages.manifest import Manifest, OpenManifest, Segment
 from stages.results import SCORES, write_scores
+from stages.stored import SUFFIX, opened
 from stages.writer import Writer, prepare_folder
 from streamer.block import Block
 from streamer.errors import StreamerError, UsageError
@@ -119,23 +120,33 @@ def kept(writer: Writer) -> list[int]:
 # --- A run that goes well ---
 
 
-@pytest.mark.parametrize("kind", ["ttree", "rntuple"])
+@pytest.mark.parametrize("kind", ["ttree", "rntuple", "parquet"])
 async def test_every_event_has_one_entry_in_the_order_of_the_input(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "deep/out"
+    folder, scores = tmp_path / "deep/out", "scores.parquet" if kind == "parquet" else SCORES
     writer = started(folder, format=kind)
     await fed(writer, [2, 1, 4, 3])
     assert names(folder) == [journal(0), MANIFEST]
     await ended(writer)
-    assert names(folder) == [MANIFEST, SCORES]
-    assert_holds(folder / SCORES, [1, 2, 3, 4])
-    with uproot.open(folder / SCORES) as file:
-        assert ("RNTuple" in type(file["Events"]).__name__) == (kind == "rntuple")
-        assert json.loads(str(file["streamer_sources"])) == ["a.root", "b.ig"]
-        taggers = json.loads(str(file["streamer_taggers"]))
+    assert names(folder) == [MANIFEST, scores]
+    assert_holds(folder / scores, [1, 2, 3, 4])
+    if kind != "parquet":
+        with uproot.open(folder / SCORES) as root:
+            assert ("RNTuple" in type(root["Events"]).__name__) == (kind == "rntuple")
+    with opened(folder / scores) as file:
+        assert json.loads(file.text("streamer_sources")) == ["a.root", "b.ig"]
+        taggers = json.loads(file.text("streamer_taggers"))
     assert {name: tagger["sha256"] for name, tagger in taggers.items()} == {
         "eg": hashlib.sha256(Config().taggers["eg"].model.read_bytes()).hexdigest()
     }
-    assert writer.about() == {"output": str(folder / SCORES)}
+    assert writer.about() == {"output": str(folder / scores)}
+    assert Manifest(folder / MANIFEST).segments()[0].file == scores
+    if kind == "parquet":
+        with pytest.raises(UsageError, match=r"scores.parquet: exists; choose another --output, or --overwrite"):
+            started(folder, "second")
+        again = started(folder, "second", overwrite=True)  # as a TTree
+        await fed(again, [5])
+        await ended(again)
+        assert names(folder) == [MANIFEST, SCORES], "a file of another form does not stay for one of this run"
 
 
 async def test_the_manifest_says_what_is_in_the_file(tmp_path: Path) -> None:
@@ -735,9 +746,10 @@ async def test_a_journal_that_cannot_be_dropped_is_not_entered_twice(
     assert [segment.ids for segment in Manifest(tmp_path / MANIFEST).segments()] == [[[3, 5]], [[6, 8]]]
 
 
-async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ttree", "parquet"])
+async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: Path, kind: str) -> None:
     with small_disk(tmp_path / "disk", "20m") as disk:
-        writer = started(disk / "out", disk_patience=0)
+        writer = started(disk / "out", disk_patience=0, format=kind)
         await fed(writer, [1, 2])
         fill_disk(disk / "ballast")
         with pytest.raises(
@@ -747,8 +759,9 @@ async def test_a_disk_that_is_full_at_the_very_end_leaves_the_journal(tmp_path: 
         await writer.abandon()
         writer.close()
         (disk / "ballast").unlink()
-        assert (await asyncio.to_thread(finish, disk / "out"))[1] == 6
-        assert_holds(disk / "out" / SCORES, [1, 2])
+        path, n = await asyncio.to_thread(finish, disk / "out")
+        assert (path.name, n) == (f"scores{SUFFIX[writer.config.writer.format]}", 6)
+        assert_holds(path, [1, 2])
 
 
 def test_scores_of_a_stream_longer_than_one_step_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

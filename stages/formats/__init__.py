@@ -48,5 +48,7 @@ def open_events(path: Path | str, config: InputConfig) -> EventFile:
                 raise
             except Exception as error:  # whatever a broken file leads to
                 raise UsageError(f"{found.path}: not a readable {kind.kind} file ({one_line(error)})") from None
+    if found.head[:4] == b"PAR1":
+        raise UsageError(f"{found.path}: a Parquet file, as runs write scores; hits are not read from such files")
     known = ", ".join(kind.kind for kind in kinds())
     raise UsageError(f"{found.path}: not an event file (it begins with {found.head[:4]!r}); known kinds are {known}")

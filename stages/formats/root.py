@@ -1,7 +1,5 @@
 """Our own layout: a TTree or RNTuple `Events` with NanoAOD-style columns, read and written with uproot."""
 
-import contextlib
-import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from stages.formats.tree import Recipe, TreeFile, same
 from stages.records import READABLE
 from streamer.arrivals import ORBIT_HZ, SLOTS
 from streamer.block import Columns, Schema
-from streamer.disk import sync_folder
+from streamer.disk import appearing
 
 ORBIT_NS = 1e9 / ORBIT_HZ
 
@@ -96,18 +94,8 @@ def write_events(
     metadata : dict of str to str
         Written beside the tree as named strings.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        n = _write(part, schema, steps, rntuple, tree, title, metadata or {})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the disk may be full of it
-            part.unlink()
-        raise
-    return n
+    with appearing(path) as part:
+        return _write(part, schema, steps, rntuple, tree, title, metadata or {})
 
 
 def _write(

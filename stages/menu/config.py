@@ -45,6 +45,8 @@ class StreamSpec(Section):
     the pixels that the networks saw; `source`: a file beside it with the complete events, made when the run ends."""
     datasets: dict[str, tuple[str, ...]] = Field({})
     """Names to the paths whose events they hold."""
+    format: Literal["", "ttree", "rntuple", "parquet"] = ""
+    """What its files hold; empty = as `writer.format`."""
     without: tuple[str, ...] = ()
     """Of `source`, columns that are left out, or patterns such as 'L1_*'."""
 

@@ -1,6 +1,5 @@
 """The menu's decisions in the output: columns of scores.root, and the streams' own files of accepted events."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +9,15 @@ import numpy as np
 
 from stages import records
 from stages.config import Config
-from stages.formats.root import WRITE_EVENTS, write_events
+from stages.formats.root import WRITE_EVENTS
 from stages.menu.crops import flat
 from stages.menu.flags import unpacked
+from stages.stored import SUFFIX, SUFFIXES, Form, sha256_of, write
 from streamer.block import Columns, Schema
 from streamer.gather import gather
 from streamer.journal import Journal, steps
 
 FOLDER = "streams"
-SUFFIXES = (".root", ".ig")
 SOURCE = "-source"
 """Stands behind a stream's name in that of its file of complete events."""
 STEPS = 5
@@ -96,7 +95,10 @@ class StreamFiles:
 
     def _path(self, stream: str, segment: int) -> Path:
         stem = f"{stream}-{self._replica}" if self._replica else stream
-        return self._folder / (f"{stem}_{segment}.root" if segment else f"{stem}.root")
+        return self._folder / f"{stem}{f'_{segment}' if segment else ''}{SUFFIX[self._form(stream)]}"
+
+    def _form(self, stream: str) -> Form:
+        return self._config.menu.streams[stream].format or self._config.writer.format
 
     def write(self, journal: Journal, segment: int, metadata: dict[str, str]) -> list[list[Any]]:
         """Write those of a segment; returns `[file, events, bytes, sha256]` of each.
@@ -116,16 +118,13 @@ class StreamFiles:
             gather(schema, columns, np.flatnonzero(columns[f"Stream_{stream}"]))
             for columns in output_steps(journal.blocks(), self._config, crops=crops)
         )
-        rntuple = self._config.writer.format == "rntuple"
-        n = write_events(path, schema, some, rntuple=rntuple, title=f"stream {stream}", metadata=metadata)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return [f"{FOLDER}/{path.name}", n, path.stat().st_size, digest]
+        n = write(path, self._form(stream), schema, some, f"stream {stream}", metadata)
+        return [f"{FOLDER}/{path.name}", n, path.stat().st_size, sha256_of(path)]
 
     def all(self) -> list[Path]:
         """Files of streams that are there, also of other menus; those of complete events are the first writer's."""
         mine = [f"-{self._replica}"] if self._replica else ["", SOURCE]
-        found = sorted(path for path in self._folder.glob("*.*") if path.suffix in SUFFIXES)
+        found = sorted(path for path in self._folder.glob("*.*") if path.suffix in (*SUFFIXES, ".ig"))
         return [path for path in found if _owner(path.stem) in mine]
 
 
