@@ -194,12 +194,12 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
                 kept.sets[sink].add(first, last)
         for journal in sorted(path.parent.glob(f"{path.stem}.??????.journal")):
             if int(journal.suffixes[-2][1:]) >= len(segments):
-                _add_journal(journal, config, kept, sink, books)
+                _add_journal(journal, config, manifest.went_on, kept, sink, books)
     return kept
 
 
-def _add_journal(path: Path, config: Config, kept: Kept, sink: int, books: Books) -> None:
-    tally = Tally(kept.stripes, config.feed.deadline, len(config.menu.paths))
+def _add_journal(path: Path, config: Config, went_on: list[int], kept: Kept, sink: int, books: Books) -> None:
+    tally = Tally(kept.stripes, config.feed.deadline, len(config.menu.paths), went_on)
     try:
         for _ in tally.count(recover(path, records.journal(config), books.problems.append)):
             pass

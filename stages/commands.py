@@ -79,6 +79,14 @@ def run(
         str | None, typer.Option("--for", metavar="TIME", help="Feed for so long, such as '60 s' or '2 h'.")
     ] = None,
     lumisections: Annotated[int | None, typer.Option(metavar="N", help="Stop after so many lumisections.")] = None,
+    lumisection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="Count lumisections by the feed's clock, each so long: '23.31 s', as CMS, or '10000 events'.",
+            show_default="as the input tells",
+        ),
+    ] = None,
     mix: Annotated[
         list[str] | None,
         typer.Option(
@@ -157,6 +165,7 @@ def run(
         "monitor.on": monitor,
         "feed.duration": for_,
         "feed.lumisections": lumisections,
+        "feed.lumisection": lumisection,
         "input.shuffle": shuffle or None,
         "writer.overwrite": overwrite or None,
         "writer.dir": None if output is None else str(output),

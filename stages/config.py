@@ -366,12 +366,14 @@ class Config(CoreConfig):
     def _the_order_matters(self) -> "Config":
         for key, wanted in (
             ('feed.arrivals = "recorded"', self.feed.arrivals == "recorded"),
-            ("feed.lumisections", bool(self.feed.lumisections)),
+            ("feed.lumisections", bool(self.feed.lumisections) and not self.feed.lumisection),
         ):
             if wanted and not self.input.in_order:
                 raise ValueError(f"'{key}' goes by the order of the input; leave out input.weights and input.shuffle")
             if wanted and self.n_replicas("reader") > 1:
                 raise ValueError(f"'{key}' goes by the order of the input; set replicas.reader = 1")
+        if self.feed.lumisection and self.n_replicas("reader") > 1:
+            raise ValueError("'feed.lumisection' is counted by one reader; set replicas.reader = 1")
         return self
 
     @property

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,16 +72,18 @@ class Tally:
         After which an event was scored too late [s], from when it was due; 0 for none.
     n_paths : int
         Of the menu; 0 = there is none.
+    went_on : sequence of int
+        As `Manifest.went_on`: no event was fed in the pause before.
     """
 
     menu: "MenuTally | None" = None
 
-    def __init__(self, stripes: Stripes, deadline: float = 0.0, n_paths: int = 0) -> None:
+    def __init__(self, stripes: Stripes, deadline: float = 0.0, n_paths: int = 0, went_on: Sequence[int] = ()) -> None:
         self.stripes, self.ids, self._within = stripes, IdSet(), int(deadline * 1e9)
         if n_paths:
             from stages.menu.tally import MenuTally
 
-            self.menu = MenuTally(n_paths)
+            self.menu = MenuTally(n_paths, went_on)
         self.events: Counter[Lumi] = Counter()
         self.errors: Counter[Lumi] = Counter()
         self.shed: Counter[tuple[int, int, str]] = Counter()
@@ -134,6 +136,8 @@ class Manifest:
         Its first line: configuration, networks and what else was so when the run began; empty for none.
     run : str
         The run that wrote last.
+    went_on : list of int
+        When each run began that went on with another [Unix ns].
     files, streams : set of str
         Names of the finished files, and of those of streams.
     ids : IdSet
@@ -157,6 +161,7 @@ class Manifest:
     def _forget(self) -> None:
         self.about: dict[str, Any] = {}
         self.run = ""
+        self.went_on: list[int] = []
         self.files: set[str] = set()
         self.streams: set[str] = set()
         self.ids = IdSet()
@@ -193,6 +198,8 @@ class Manifest:
             self.about = line
         if "run" in line:
             self.run, self.complete = line["run"], False
+            if "at" in line:
+                self.went_on.append(line["at"])
         elif "complete" in line:
             self.complete = True
         elif "prescales" in line:
@@ -236,9 +243,9 @@ class OpenManifest(Manifest):
         self._forget()
         self._add({"format": FORMAT, **about})
 
-    def go_on(self, run: str) -> None:
-        """Another run goes on here."""
-        self._add({"run": run})
+    def go_on(self, run: str, now: int) -> None:
+        """Another run goes on here, from this time on [Unix ns]."""
+        self._add({"run": run, "at": now})
 
     def add(self, segment: Segment) -> None:
         """A file is finished; on disk when this returns."""

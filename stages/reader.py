@@ -19,7 +19,7 @@ from stages.order import Int64s, Piece
 from stages.records import INPUT_BY_NAME, SEEDED, SOURCE_INPUT
 from stages.sources import RADII, Choice, choose
 from stages.timestamps import Watch
-from streamer.block import CORE_COLUMNS, Array, Columns, Schema
+from streamer.block import CORE_COLUMNS, LUMISECTION, Array, Columns, Schema
 from streamer.errors import UsageError, nearest
 from streamer.gather import gather
 from streamer.recorded import ODDITIES
@@ -48,7 +48,7 @@ class Reader(Source):
         self.config = config
         self.outputs = records.hits(config)
         self._files: list[tuple[EventFile, Choice]] = []
-        own = {column.name for column in CORE_COLUMNS}
+        own = {column.name for column in (*CORE_COLUMNS, LUMISECTION)}  # the feed's
         self._watch = Watch(config.feed, self.count)
         self._schema = Schema(column for column in self.outputs.columns if column.name not in own)
         self._seeds: Program | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.config import CHANNELS, SEED_CHANNEL, Config, TaggerSpec
 from stages.detector.layout import TOWER
-from streamer.block import CORE_COLUMNS, FED_TIME, WHY, Column, Columns, Schema, count_column
+from streamer.block import CORE_COLUMNS, FED_TIME, LUMISECTION, WHY, Column, Columns, Schema, count_column
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,10 @@ SOURCE_INPUT = Column("sourceInput", "i4", doc="place in the mix of the input th
 
 
 def identity(config: Config) -> list[Column]:
-    """What stands first in each schema; of a mix, also which of its inputs an event is of."""
-    return [*IDENTITY, SOURCE_INPUT] if config.input.weights else [*IDENTITY]
+    """What stands first in each schema; of a mix, also which of its inputs an event is of, and where the feed counts
+    lumisections, that."""
+    mix = [SOURCE_INPUT] if config.input.weights else []
+    return [*IDENTITY, *mix, *([LUMISECTION] if config.feed.lumisection else [])]
 
 
 def needed(config: Config) -> list[InputColumn]:

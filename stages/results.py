@@ -99,7 +99,7 @@ class Results:
         """
         assert self.manifest is not None
         path = self.scores_path(segment)
-        tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths))
+        tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths), self.manifest.went_on)
         write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
         streams = self.streams.write(closing, segment, metadata_of(self.config, self.networks))
         self.errors.rewrite(segment, closing.blocks() if tally.errors else [])

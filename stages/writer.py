@@ -192,7 +192,7 @@ class Writer(Sink):
         """Take up what is there."""
         if manifest.run != self.run_id:
             self._check_same(manifest.about, about)
-            manifest.go_on(self.run_id)
+            manifest.go_on(self.run_id, time.time_ns())
         left = results.unfinished()
         self._open(max(left, default=len(manifest.files)))
         for segment, path in left.items():
@@ -209,6 +209,8 @@ class Writer(Sink):
         for key in ("taggers", "framer", "input"):
             if before["config"][key] != about["config"][key]:
                 raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]; {helps}")
+        if before["config"]["feed"].get("lumisection", "") != self.config.feed.lumisection:
+            raise UsageError(f"{folder}: the run there was begun with another feed.lumisection")
         if not same_menu(before["config"].get("menu", {}), about["config"]["menu"]):
             raise UsageError(f"{folder}: the run there was begun with another menu; {helps}")
         if before["networks"] != about["networks"]:

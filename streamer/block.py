@@ -99,6 +99,8 @@ def count_column(collection: str, per: str = "event", shape: tuple[int, ...] = (
 
 # What the core itself needs to know of every event, on every hop.
 FED_TIME = Column("fedTime", "i8", unit="ns", doc="when the event was due to leave the reader (Unix time)")
+LUMISECTION = Column("feedLumisection", "u4", doc="lumisection, counted by the feed (feed.lumisection), from 1")
+"""Where a hop has this column, lumisections are those of the feed, and not those that the input tells."""
 SHED = 128
 """What the column `error` is from here on says that an event was shed for its deadline, and has not failed."""
 

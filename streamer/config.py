@@ -7,6 +7,7 @@ key with the nearest known one.
 
 import contextlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,28 @@ PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 
 MAX_REPLICAS = 64
 
+SHORTEST_S = 0.1
+"""Lumisections are at least so long; the books hold a line for each."""
+
+
+def lumisection_of(text: str) -> tuple[float, int]:
+    """How long the feed's lumisections are: seconds, or events; the other is 0, and both are for an empty text.
+
+    Raises
+    ------
+    ValueError
+        It is neither.
+    """
+    if not text.strip():
+        return 0.0, 0
+    if match := re.fullmatch(r"\s*(\d+)\s*events?\s*", text):
+        seconds, events = 0.0, int(match[1])
+    else:
+        seconds, events = (_seconds(text) if re.search("[a-z]", text) else 0.0), 0
+    if not events and not SHORTEST_S <= seconds < math.inf:
+        raise ValueError(f"{text!r} is no length of a lumisection; write '23.31 s', '10000 events', at least 0.1 s")
+    return seconds, events
+
 
 class Section(BaseModel):
     """A table of the configuration. Unknown keys are errors, and so are numbers that are not finite."""
@@ -55,6 +78,9 @@ class FeedConfig(Section):
     duration: Seconds = 0.0
     """Stop before the first event that is due later than this after the start; 0 = never. A feed without a rate stops
     after this time, and so does one that waits for the chain."""
+    lumisection: str = ""
+    """Count lumisections by the feed's clock, each so long: '23.31 s', as CMS has them, or '10000 events'; empty = as
+    the input tells them."""
     lumisections: int = Field(0, ge=0)
     """Stop before the first event of another lumisection when so many have been fed; 0 = never."""
     rate: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -93,6 +119,12 @@ class FeedConfig(Section):
     """... and no more are fed while these hold so much [MB]."""
     redeliver_after: PositiveSeconds = 30.0
     """A block that is not on disk after this time is sent again."""
+
+    @field_validator("lumisection")
+    @classmethod
+    def _time_or_events(cls, text: str) -> str:
+        lumisection_of(text)
+        return text
 
     @field_validator("filling")
     @classmethod

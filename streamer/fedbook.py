@@ -7,14 +7,14 @@ tells why.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from streamer.block import Array, Block
+from streamer.block import LUMISECTION, Array, Block
 from streamer.errors import StreamerError, UsageError
 from streamer.ledger import IdSet
 from streamer.recordlog import Log, read_about, read_record, scan
@@ -23,6 +23,8 @@ FORMAT = "streamer book of fed events 1"
 
 Lumi = tuple[int, int]
 """Run and lumisection."""
+FEED_RUN = 1
+"""The run of lumisections that the feed counts: events of one may be of many runs of the input."""
 
 
 class Fed:
@@ -70,16 +72,21 @@ def read(path: Path) -> Fed:
         It is none.
     """
     fed = Fed()
+    for record in _records(path):
+        fed.take(record)
+    return fed
+
+
+def _records(path: Path) -> Iterator[Any]:
     if not path.stat().st_size:  # just made
-        return fed
+        return
     read_about(path, FORMAT)
     places, _ = scan(path, b"", lambda line: None)
     with path.open("rb") as file:
         for place in places:
             payload = read_record(file, place)
             if payload is not None:  # else torn
-                fed.take(msgpack.unpackb(payload))
-    return fed
+                yield msgpack.unpackb(payload)
 
 
 class FedBook:
@@ -164,6 +171,21 @@ class FedBook:
         else:
             self._dropping.append([block.id, block.id + block.n_events - 1, lumis, reason])
 
+    def lumis_before(self, missing: Callable[[int, int], Iterable[tuple[int, int]]]) -> list[tuple[int, int, int]]:
+        """`(first, last, lumisection)` of events that were fed in lumisections of the feed and are fed again.
+
+        Parameters
+        ----------
+        missing : callable
+            Which of the events `first` to `last` these are.
+        """
+        found = []
+        for first, _, lumis, *dropped in _records(self.path):
+            for _, lumi, n in lumis if not dropped else ():
+                found += [(a, b, lumi) for a, b in missing(first, first + n - 1)]
+                first += n
+        return found
+
     def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Book events that are on disk, and so were fed, although a power cut took the last lines of the books.
 
@@ -211,10 +233,17 @@ class FedBook:
 
 
 def lumis_of(block: Block, some: slice | Array = slice(None)) -> list[list[int]]:
-    """`[run, lumisection, n_events]` of some of a block's events, where it knows them."""
-    if not {"run", "luminosityBlock"} <= block.columns.keys():
+    """`[run, lumisection, n_events]` of some of a block's events, where it knows them; in rising order.
+
+    Lumisections that the feed counts are all of one run.
+    """
+    if LUMISECTION.name in block.columns:
+        counted = block.columns[LUMISECTION.name][some]
+        pairs = np.stack([np.full_like(counted, FEED_RUN), counted])
+    elif {"run", "luminosityBlock"} <= block.columns.keys():
+        pairs = np.stack([block.columns["run"][some], block.columns["luminosityBlock"][some]])
+    else:
         return []
-    pairs = np.stack([block.columns["run"][some], block.columns["luminosityBlock"][some]])
     if not pairs.size:
         return []
     if (pairs == pairs[:, :1]).all():

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from streamer.arrivals import DRAWN, Bunches, Even, Poisson, Profile, Schedule, Seconds, Steady, filling_of
 from streamer.block import Columns
-from streamer.config import FeedConfig
+from streamer.config import FeedConfig, lumisection_of
 from streamer.errors import UsageError
 
 _KINDS = {
@@ -123,7 +123,7 @@ class Feed:
 
 
 class Lumisections:
-    """Counts the lumisections that are fed, in whatever order they come.
+    """Counts the lumisections of the input that are fed, in whatever order they come.
 
     Parameters
     ----------
@@ -148,6 +148,54 @@ class Lumisections:
                 return int(firsts[place])
             self._known.add(lumi)
         return int(runs.size)
+
+
+class LumiClock:
+    """Counts lumisections by the feed's own clock, or by its events.
+
+    By time each life of a feed begins another one: none has a pause in it. An event that is fed again keeps its own.
+
+    Parameters
+    ----------
+    length : str
+        As `FeedConfig.lumisection`.
+    last : int
+        The last one that was fed before.
+    before : iterable of (first, last, lumisection)
+        Sequence numbers of events that are fed again.
+    most : int
+        No event of a later one is fed; 0: any number.
+    """
+
+    def __init__(self, length: str, last: int = 0, before: Iterable[tuple[int, int, int]] = (), most: int = 0) -> None:
+        seconds, self._events = lumisection_of(length)
+        self._ns, self._last, self._most = int(seconds * 1e9), last, most
+        self._begin: int | None = None
+        rows = np.array(sorted(before), np.int64).reshape(-1, 3)
+        self._firsts, self._ends, self._lumis = rows[:, 0], rows[:, 1], rows[:, 2]
+
+    def of(self, first: int, due: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """The lumisection of each of some events in a row, up to the first one that is not fed any more.
+
+        Parameters
+        ----------
+        first : int
+            Sequence number of the first of them.
+        due : int64, shape (n_events,)
+            When they are due [ns], not falling.
+        """
+        numbers = first + np.arange(due.size)
+        if self._events:
+            found = 1 + numbers // self._events
+        else:
+            place = np.searchsorted(self._firsts, numbers, side="right") - 1
+            again = (place >= 0) & (numbers <= np.append(self._ends, -1)[place])
+            if self._begin is None and not again.all():
+                self._begin = int(due[~again][0])
+            counted = self._last + 1 + (due - (self._begin or 0)) // self._ns
+            found = np.where(again, np.append(self._lumis, 0)[place], counted)
+        n = int(np.searchsorted(found, self._most, side="right")) if self._most else due.size
+        return found[:n].astype(np.uint32)
 
 
 def feed_settings(text: str) -> dict[str, object]:

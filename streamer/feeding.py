@@ -16,12 +16,12 @@ import numpy as np
 
 from streamer import hop, keeping
 from streamer.alarm import Alarm
-from streamer.block import FED_TIME, Array, Block, Columns, WireError, core_columns, with_failures
+from streamer.block import FED_TIME, LUMISECTION, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
 from streamer.deadline import PROBES, UNKNOWN, Way, n_before, without_first
 from streamer.disk import patiently
 from streamer.fedbook import FedBook
-from streamer.feed import Feed, Lumisections
+from streamer.feed import Feed, LumiClock, Lumisections
 from streamer.ledger import Intervals, Kept, Window
 from streamer.metrics import SourceMetrics
 from streamer.stage import Source
@@ -184,12 +184,16 @@ class Feeding:
         feed = Feed(self.config, time.time_ns(), process.replica, n_sources)
         feed.skip(self.done_before())
         limit = self.config.events or 1 << 62
-        lumisections = Lumisections(self.config.lumisections, () if self.book is None else self.book.fed.lumis)
+        clock = self.lumi_clock()
+        known = () if self.book is None else self.book.fed.lumis
+        lumisections = Lumisections(0 if clock else self.config.lumisections, known)
         async with contextlib.aclosing(self.read_ahead()) as steps:
             async for columns in steps:
                 numbers, recorded = columns.pop("sequence"), columns.pop("recorded", None)
                 n = min(int(np.searchsorted(numbers, limit)), lumisections.room(columns))
                 whole = {**columns, **core_columns(np.zeros(numbers.size, np.int64))}
+                if clock is not None:
+                    whole[LUMISECTION.name] = np.zeros(numbers.size, np.uint32)
                 ends = self.unit.outputs.ends(whole)
                 for first, end in self.pieces(numbers[:n]):
                     while first < end:
@@ -197,6 +201,9 @@ class Feeding:
                         available = min(end - first, self.stripes.room(number))
                         stamps = None if recorded is None else recorded[first : first + available]
                         due = feed.next(available, time.time_ns(), self.way(), stamps)
+                        counted = {} if clock is None else {LUMISECTION.name: clock.of(number, due)}
+                        for lumis in counted.values():
+                            due = due[: lumis.size]
                         if not due.size:
                             return
                         await self.sleep_until(int(due[-1]))
@@ -205,7 +212,7 @@ class Feeding:
                             return
                         part = self.unit.outputs.slice(whole, first, first + due.size, ends)
                         first += due.size
-                        block = self.in_time(Block(number, due.size, {**part, **core_columns(due)}), outlet)
+                        block = self.in_time(Block(number, due.size, {**part, **core_columns(due), **counted}), outlet)
                         if block is None:
                             continue
                         if not why_not and not await self.booked(block):
@@ -221,6 +228,16 @@ class Feeding:
                         process.book_done(block, self.unit)
                 if n < numbers.size or (numbers.size and numbers[-1] >= limit - 1):
                     return
+
+    def lumi_clock(self) -> LumiClock | None:
+        """What counts lumisections, where the feed does; it goes on behind those that were fed before."""
+        if not self.config.lumisection:
+            return None
+        length, most = self.config.lumisection, self.config.lumisections
+        if self.book is None:
+            return LumiClock(length, most=most)
+        last = max((lumi for _, lumi in self.book.fed.lumis), default=0)
+        return LumiClock(length, last, self.book.lumis_before(self.kept.missing), most)
 
     async def room(self, n_events: int, outlet: hop.Outlet, feed: Feed) -> str:
         """Wait until there is room for a block; or, where the feed does not wait, why there is none."""

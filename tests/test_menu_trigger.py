@@ -145,6 +145,19 @@ def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() ->
     assert "run 1, lumisection 1: path Run0_v1 has more events than were there for it" in [*books.problems(scored)]
 
 
+def test_a_pause_in_a_run_is_no_time_of_its_feed() -> None:
+    trigger, tally = trigger_of(config()), Tally(Stripes(), n_paths=len(PATHS), went_on=[100_000_000_000])
+    early, again, rest, late = (block_of([1] * 5, [lumi] * 5, first=first) for lumi, first in
+                                ((1, 0), (1, 200), (2, 5), (3, 205)))  # fmt: skip
+    numbers = iter(range(0, 20, 5))
+    blocks = [Block(next(numbers), 5, one.columns) for one in (early, again, rest, late)]
+    assert len([*tally.count([trigger.decide(one) for one in blocks])]) == 4
+    assert tally.menu is not None
+    counts = tally.menu.counts()
+    assert sum(found.seconds for found in counts.values()) == pytest.approx(20), "twenty events, a second apart"
+    assert counts[1, 2].seconds == pytest.approx(5)
+
+
 def test_rows_of_the_manifest_are_read_back() -> None:
     tally = Tally(Stripes(), n_paths=len(PATHS))
     assert len([*tally.count([trigger_of(config()).decide(block_of([3, 3], [1, 2]))])]) == 1

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from stages.menu.schedule import Section
-from streamer.block import Array, Block
+from streamer.block import LUMISECTION, Array, Block
+from streamer.fedbook import FEED_RUN
 
 OUTCOMES = ("accepted", "rejected", "prescaled")
 """What a menu makes of an event: some path accepts it; none passes it; those that pass it are prescaled away."""
@@ -17,8 +18,12 @@ FLAGS = ("pathSeeded", "pathPassed", "pathAccepted")
 
 
 def sections(block: Block) -> Iterator[tuple[Section, Any]]:
-    """The lumisections of a block, and which of its events are in each."""
-    parts = [block.columns[name] for name in ("replay", "run", "luminosityBlock")]
+    """The lumisections of a block, and which of its events are in each. Those that the feed counts know no passes."""
+    if LUMISECTION.name in block.columns:
+        counted = block.columns[LUMISECTION.name]
+        parts = [np.zeros_like(counted), np.full_like(counted, FEED_RUN), counted]
+    else:
+        parts = [block.columns[name] for name in ("replay", "run", "luminosityBlock")]
     if all((part == part[0]).all() for part in parts):
         replay, run, lumisection = (int(part[0]) for part in parts)
         yield (replay, run, lumisection), slice(None)

@@ -1,6 +1,8 @@
 """What a menu has made of events, by lumisection: counted from the journal, kept in the manifest."""
 
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,19 +52,27 @@ class _Clock:
     """How the time of the feed is shared among lumisections: what passes until an event is due is that of its own.
 
     So the times of lumisections that come again and again, as with `feed.loop`, add up to that of the whole feed. The
-    events that are due first have none; their share is what all have on average.
+    events that are due first, and first after a pause, have none; their share is what all have on average.
+
+    Parameters
+    ----------
+    went_on : sequence of int
+        When the run went on after a pause [Unix ns].
     """
 
+    went_on: Sequence[int] = ()
     seconds: dict[Lumi, float] = field(default_factory=lambda: defaultdict(float))
     n: int = 0
     n_first: int = 0
     _first: int = 0
     _last: int = 0
+    _part: int = 0
 
     def add(self, due: Array, lumis: list[tuple[Lumi, Any]]) -> None:
         """Take the next events: when each was due [ns], and which are in each lumisection."""
-        if not self.n:
-            self._first = self._last = int(due[0])
+        part = bisect_right(self.went_on, int(due[0]))
+        if not self.n or part != self._part:
+            self._first, self._last, self._part = int(due[0]), int(due[0]), part
         waits = np.maximum(np.diff(due, prepend=self._last), 0) * 1e-9  # another reader's events begin at its beginning
         for lumi, some in lumis:
             self.seconds[lumi] += float(waits[some].sum())
@@ -81,8 +91,11 @@ class MenuTally:
     """Counts the events of blocks that the menu has decided; they come in the order of the feed."""
 
     n_paths: int
+    went_on: Sequence[int] = ()
     _counts: dict[Lumi, Counts] = field(default_factory=dict)
-    _clock: _Clock = field(default_factory=_Clock)
+
+    def __post_init__(self) -> None:
+        self._clock = _Clock(self.went_on)
 
     def add(self, block: Block) -> None:
         """Count the events of a block."""
