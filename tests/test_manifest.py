@@ -64,7 +64,7 @@ def test_what_was_entered_can_be_read_meanwhile_and_later(tmp_path: Path) -> Non
 
 def test_it_is_one_json_object_a_line(tmp_path: Path) -> None:
     made = begun(tmp_path / "m", 1)
-    made.go_on("second")
+    made.go_on("second", 17)
     made.end()
     made.close()
     lines = [json.loads(line) for line in (tmp_path / "m").read_text().splitlines()]
@@ -74,11 +74,11 @@ def test_it_is_one_json_object_a_line(tmp_path: Path) -> None:
 def test_another_run_goes_on_behind_the_first(tmp_path: Path) -> None:
     begun(tmp_path / "m", 1).close()
     made = OpenManifest(tmp_path / "m")
-    made.go_on("second")
+    made.go_on("second", 17)
     made.add(segment(1))
     made.close()
     found = Manifest(tmp_path / "m")
-    assert found.run == "second"
+    assert (found.run, found.went_on) == ("second", [17])
     assert found.about["run"] == "first", "the first line stays"
     assert found.segments() == [segment(0), segment(1)]
 
@@ -89,7 +89,7 @@ def test_it_is_complete_until_another_run_goes_on(tmp_path: Path) -> None:
     made.end()
     assert made.complete
     assert Manifest(tmp_path / "m").complete
-    made.go_on("second")
+    made.go_on("second", 17)
     assert not made.complete
     assert not Manifest(tmp_path / "m").complete
     made.end()
@@ -259,7 +259,7 @@ def test_a_line_is_on_disk_when_it_was_entered(tmp_path: Path, monkeypatch: pyte
     made = begun(tmp_path / "m")
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    for enter in (lambda: made.add(segment(0)), lambda: made.go_on("second"), made.end):
+    for enter in (lambda: made.add(segment(0)), lambda: made.go_on("second", 17), made.end):
         enter()
         assert synced.pop() == made.path.stat().st_size
     made.close()
