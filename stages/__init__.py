@@ -20,4 +20,5 @@ PIPELINE = Pipeline(
     finish="stages.finishing:finish_run",
     draw="stages.glimpse:draw",
     preload=("stages.preload",),
+    quality="stages.quality:measured",
 )

@@ -9,9 +9,11 @@ from streamer.errors import UsageError
 def problems(config: Config) -> list[str]:
     """One line per problem; all of them."""
     from stages.framer import Framer
+    from stages.quality import measured
     from stages.reader import Reader
     from stages.tagger import Tagger
     from stages.writer import prepare_folder
+    from streamer.reference import fitting
 
     found: list[str] = []
 
@@ -26,4 +28,6 @@ def problems(config: Config) -> list[str]:
     attempt(Framer(config).setup)
     attempt(Tagger(config).setup)
     attempt(lambda: prepare_folder(config.writer.dir))
+    if (reference := config.quality.reference) is not None:
+        attempt(lambda: fitting(reference, measured(config)))
     return found

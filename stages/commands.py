@@ -30,6 +30,9 @@ MonitorOption = Annotated[
 ]
 ReplicasOption = Annotated[str | None, typer.Option(help="Processes per stage, such as framer=2,tagger=1.")]
 
+DEMO = {"egamma": 0.9, "qg": 0.03, "top": 0.025, "tau": 0.045}
+"""The packaged events, and which share of them is in each file; `samples/demo.json` is the reference of 50,000."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """Add this pipeline's commands to the command line."""
@@ -114,6 +117,14 @@ def run(
         str | None, typer.Option(metavar="NAME", help="The menu's prescale column to begin with.")
     ] = None,
     monitor: MonitorOption = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Hold the data against a good run's (see: streamer reference).",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier scores.root.")] = False,
     resume: Annotated[
         Path | None,
@@ -163,6 +174,7 @@ def run(
         "feed.deadline": deadline,
         "feed.loop": loop or None,
         "monitor.on": monitor,
+        "quality.reference": None if reference is None else str(reference),
         "feed.duration": for_,
         "feed.lumisections": lumisections,
         "feed.lumisection": lumisection,
@@ -200,12 +212,15 @@ def demo(
     """Stream the packaged events through the four packaged networks: five processes, no setting, no GPU needed.
 
     The packaged events are made by `streamer generate`: electrons and photons, jets of quarks and gluons, and top
-    quarks and tau leptons against QCD. They come again and again until there are enough.
+    quarks and tau leptons against QCD. They come at random, again and again until there are enough, and are held
+    against a packaged reference (see: streamer reference).
     """
     from stages.config import TAGGERS, packaged
 
     wanted: dict[str, Any] = {
-        "input.files": [packaged(f"samples/{name}.root") for name in ("egamma", "qg", "top", "tau")],
+        "input.files": [packaged(f"samples/{name}.root") for name in DEMO],
+        "input.weights": list(DEMO.values()),
+        "quality.reference": packaged("samples/demo.json"),
         "feed.loop": True,
         "feed.events": events,
         "monitor.on": monitor,
@@ -214,16 +229,21 @@ def demo(
     }
     wanted |= chosen_taggers(list(TAGGERS))
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
-    stream(None, {**wanted, **overrides(set_)}, "streamer demo")
+    own = overrides(set_)
+    if any(key.startswith("taggers.") for key in own):
+        del wanted["quality.reference"]  # it is that of the packaged networks
+    stream(None, {**wanted, **own}, "streamer demo", shares=False)
 
 
-def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool = False) -> None:
+def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool = False, shares: bool = True) -> None:
     """Run the pipeline with a live line and a final table; exits with the run's code.
 
     Parameters
     ----------
     go_on : bool
         Go on with the run of the output folder where there is one, else begin.
+    shares : bool
+        Tell what became of each input of a mix.
     """
     from stages import PIPELINE
     from stages.inputs import expand, is_remote
@@ -238,6 +258,8 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
     else:
         wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
     wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
+    if config.quality.reference is not None:
+        wanted |= {"quality.reference": str(config.quality.reference.resolve())}
     config = PIPELINE.load_config(path, wanted)
     if go_on:
         from stages.finishing import going_on
@@ -253,7 +275,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         from stages.ledger_files import leave
 
         books = read_books(folder)
-        leave(folder, books, outcome.history)
+        leave(folder, books, outcome)
         summary = summarise(PIPELINE.names, outcome.reports)
         shed, problems = dict(books.shed_at), tuple(books.why_not)
         show(replace(summary, ledger=books.ledger, problems=problems, shed=shed), outcome)
@@ -268,7 +290,8 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
     if outcome.exit_code == EXIT_OK:
         from stages import mix_table, truth
 
-        mix_table.tell(folder)
+        if shares:
+            mix_table.tell(folder)
         truth.tell(folder)
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"

@@ -2,10 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from streamer.reference import FILE as QUALITY
+
+if TYPE_CHECKING:
+    from streamer.supervisor import Outcome
 
 LEDGER, MASK, HISTORY = "ledger.json", "lumi_mask.json", "history.json"
 
@@ -64,9 +68,10 @@ def lumi_mask(books: Any) -> dict[str, list[list[int]]]:
     return out
 
 
-def leave(folder: Path, books: Any, history: Iterable[list[float | None]]) -> None:
+def leave(folder: Path, books: Any, outcome: "Outcome") -> None:
     """Write the files of a run that has ended. A full disk costs these files and nothing else."""
     with contextlib.suppress(OSError):
         (folder / LEDGER).write_text(json.dumps(plain(books), indent=1) + "\n")
         (folder / MASK).write_text(json.dumps(lumi_mask(books)) + "\n")
-        (folder / "books" / HISTORY).write_text(json.dumps(list(history)) + "\n")
+        (folder / "books" / HISTORY).write_text(json.dumps(outcome.history) + "\n")
+        outcome.quality.write(folder / QUALITY)

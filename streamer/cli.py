@@ -12,6 +12,7 @@ from streamer import __version__
 from streamer.control_commands import scale, status, stop, top
 from streamer.errors import EXIT_USAGE, StreamerError, UsageError
 from streamer.pipeline import installed_pipeline, resolve
+from streamer.reference_command import reference
 
 app = typer.Typer(
     name="streamer",
@@ -137,7 +138,7 @@ def forkserver(
     serve(fd, modules, lambda arguments: app(arguments, standalone_mode=False))
 
 
-for command in (status, top, stop, scale):
+for command in (status, top, stop, scale, reference):
     app.command(rich_help_panel="Stream")(command)
 
 

@@ -242,6 +242,17 @@ class MonitorConfig(Section):
         return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
 
+class QualityConfig(Section):
+    """How the data are held against those of a good run."""
+
+    reference: Path | None = None
+    """The file of a good run, made by `streamer reference`; without one nothing is compared."""
+    window: PositiveSeconds = 60.0
+    """The distributions of the last so many seconds are compared."""
+    events: int = Field(500, ge=50)
+    """With fewer entries in the window, or in the reference, nothing is said."""
+
+
 class CoreConfig(Section):
     """What every pipeline can be told. Pipelines add the sections of their stages."""
 
@@ -249,6 +260,7 @@ class CoreConfig(Section):
     hop: HopConfig = HopConfig()
     metrics: MetricsConfig = MetricsConfig()
     monitor: MonitorConfig = MonitorConfig()
+    quality: QualityConfig = QualityConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""

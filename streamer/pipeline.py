@@ -10,6 +10,7 @@ from typing import Any
 
 from streamer.config import CoreConfig, load
 from streamer.errors import UsageError, nearest
+from streamer.quality import Quantity
 from streamer.stage import Unit
 
 ENTRY_POINTS = "streamer.pipeline"
@@ -40,6 +41,9 @@ class Pipeline:
     finish : str
         `module:function`; called with a configuration after everything is on disk and a process of the last stage
         could not end in order: makes of it what it would have made.
+    quality : str
+        `module:function`; called with a configuration, returns the `streamer.quality.Quantity` that its stages measure.
+        Without it nothing is held against a reference.
     program : str
         The module that `python -m` runs for one of its processes.
     preload : tuple of str
@@ -59,6 +63,7 @@ class Pipeline:
     checks: str
     finish: str = ""
     draw: str = ""
+    quality: str = ""
     program: str = "streamer"
     preload: tuple[str, ...] = ()
 
@@ -76,6 +81,10 @@ class Pipeline:
         if stage not in self.names:
             raise UsageError(f"no stage '{stage}' in {' > '.join(self.names)}{nearest(stage, self.names)}")
         return self.names.index(stage)
+
+    def quantities(self, config: CoreConfig) -> tuple[Quantity, ...]:
+        """What the stages measure of the data."""
+        return tuple(resolve(self.quality)(config)) if self.quality else ()
 
     def load_config(self, path: Path | None, overrides: dict[str, Any] | None = None) -> CoreConfig:
         """The effective configuration, with the replicas checked against the chain."""

@@ -25,13 +25,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from streamer import __version__, control
-from streamer.child import SCRAPE_S, Child, died, scrape
+from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
 from streamer.forkserver import ForkServer, Running
+from streamer.monitor.drift import Drift
 from streamer.monitor.watch import SERIES, Seen, Watch, verdict
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
+from streamer.reference import Taken, fitting
 from streamer.runner import Run, make_private, runtime_dir
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+QUALITY_POLLS = 2
+"""Of so many looks at a process, one takes in the distributions: their many buckets cost more than all the rest."""
 LOCK = "supervisor"
 """A file in a run's folder, locked while its supervisor lives."""
 FRESH_S = 60.0
@@ -72,12 +76,14 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. `reports` is per process, in chain order; `history` has looks of the whole run
-    (`streamer.monitor.watch`); `stopped` says that somebody ended it, and not the feed."""
+    (`streamer.monitor.watch`); `quality` is what its data looked like; `stopped` says that somebody ended it, and not
+    the feed."""
 
     exit_code: int
     error: str
     reports: dict[str, dict[str, Any]]
     history: list[list[float | None]]
+    quality: Taken
     stopped: bool = False
 
 
@@ -106,6 +112,9 @@ class Supervisor:
         self._seen: Progress | None = None
         self._dir = Path()
         self._watch, self._begun = Watch(pipeline.names), time.time()
+        quantities, reference = pipeline.quantities(config), config.quality.reference
+        self._drift = Drift(quantities, config.quality, fitting(reference, quantities) if reference else None)
+        self._n_polls = 0
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
         self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
         self._manager = Notifier.of_environment()
@@ -267,6 +276,8 @@ class Supervisor:
             return self.status()
         if what == "watch":
             return {**self._shown(), **(self._history() if request.get("history") is True else {})}
+        if what == "quality":
+            return self._drift.whole().plain()
         if what == "stop":
             self.stop(now=request.get("now") is True)
             return {}
@@ -279,7 +290,7 @@ class Supervisor:
                 raise UsageError("a change needs settings")
             await self.change(str(request.get("stage")), settings, at_lumisection=request.get("at_lumisection") is True)
             return {}
-        raise UsageError(f"a run cannot {what!r}; it knows status, watch, stop, scale and change")
+        raise UsageError(f"a run cannot {what!r}; it knows status, watch, quality, stop, scale and change")
 
     def status(self) -> dict[str, Any]:
         """How the run does, for people: totals, and a row for each process."""
@@ -366,6 +377,7 @@ class Supervisor:
             raise UsageError(refused[0])
         self.config = config.model_copy(update={"replicas": self.config.replicas})
         self._save_config(self._dir)
+        self._drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
         self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
         log.warning("%s: %s from the next %s on", stage, told, "lumisection" if at_lumisection else "block")
@@ -378,6 +390,7 @@ class Supervisor:
 
     def _retire(self, child: Child) -> None:
         """A replica has left for good; the last of those that were to leave makes it known."""
+        self._drift.take(self._as_seen(child))
         self.children.remove(child)
         self._retired.append(child)
         if not any(other.retiring for other in self.children):
@@ -420,7 +433,9 @@ class Supervisor:
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
             child.again = news.get("again", child.again)
-            child.report = news.get("report", child.report)
+            if "report" in news:
+                child.report = news["report"]
+                child.values = {**child.values, **child.report.get("metrics", {})}  # its last words are exact
             if news.get("glimpse"):
                 self._glimpses.append(news["glimpse"])
             if "prepared" in news:
@@ -449,12 +464,14 @@ class Supervisor:
         while True:
             begin = time.monotonic()
             await asyncio.sleep(POLL_S)
+            self._n_polls += 1
             alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
             await asyncio.gather(*(self._look_at(child, begin) for child in alive))
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
             self._watch.look(time.time(), self._processes())
+            self._drift.look(time.time(), self._processes())
             self._tell_manager(self._seen)
             if self.page is not None:
                 self.page.tell()
@@ -465,12 +482,13 @@ class Supervisor:
     async def _look_at(self, child: Child, begin: float) -> None:
         process = child.process
         try:
-            values = await asyncio.to_thread(scrape, child.metrics_url)
+            wanted = WANTED if self._n_polls % QUALITY_POLLS else WANTED | self._drift.names
+            values = await asyncio.to_thread(scrape, child.metrics_url, wanted)
         except (OSError, ValueError):
             # No more than a scrape may take: while we were stopped ourselves, nobody is to blame.
             child.silent_s += min(time.monotonic() - begin, POLL_S + SCRAPE_S)
         else:
-            if child.process is process:
+            if child.process is process and not child.report:
                 child.silent_s, child.values = 0.0, values
 
     def _end_stalled(self) -> None:
@@ -506,7 +524,7 @@ class Supervisor:
         if settled:
             self._manager.tell(READY="1")
         state = "draining" if self._signals else seen.state
-        self._manager.tell(STATUS="; ".join(text for _, text in verdict(state, self._watch.state)))
+        self._manager.tell(STATUS="; ".join(text for _, text in self._verdict(state)))
         readers = [child for child in self.children if child.stage == self.pipeline.names[0]]
         n_blocks = sum(child.values.get("streamer_blocks_in_flight", 0.0) for child in readers)
         if self._pulse.beats(time.monotonic(), seen.done, n_blocks, settled=settled):
@@ -549,7 +567,7 @@ class Supervisor:
         from streamer.monitor.run_metrics import RunMetrics
         from streamer.monitor.server import Page  # a web server takes time to load
 
-        metrics = RunMetrics(lambda: self._watch.state, self.config.output)
+        metrics = RunMetrics(lambda: self._watch.state, self._drift.metrics, self.config.output)
         return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page, self._drawer())
 
     def _drawer(self) -> "Callable[[], Drawer] | None":
@@ -559,13 +577,14 @@ class Supervisor:
         return (lambda: Drawer(program, self._dir / "config.toml")) if self.pipeline.draw else None
 
     def _processes(self) -> list[Seen]:
-        found = []
-        for child in self.children:
-            row = child.status()
-            about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
-            state = "restarting" if row["state"] == "starting" and child.restarts else row["state"]
-            found.append(Seen(child.stage, child.replica, state, child.restarts, child.values, about))
-        return found
+        return [self._as_seen(child) for child in self.children]
+
+    @staticmethod
+    def _as_seen(child: Child) -> Seen:
+        row = child.status()
+        about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
+        state = "restarting" if row["state"] == "starting" and child.restarts else row["state"]
+        return Seen(child.stage, child.replica, state, child.restarts, child.values, about)
 
     def _shown(self) -> dict[str, Any]:
         output = self.config.output
@@ -577,8 +596,13 @@ class Supervisor:
             "version": __version__,
         }
         seen = self._watch.state
-        told = {"verdict": verdict(state, seen)} if seen else {}
+        told: dict[str, Any] = {}
+        if seen:
+            told = {"verdict": self._verdict(state), "quality": self._drift.shown, "window": self.config.quality.window}
         return {"state": state, "run": run, **seen, **told, "said": list(self._said), "events": list(self._glimpses)}
+
+    def _verdict(self, state: str) -> list[tuple[str, str]]:
+        return verdict(state, self._watch.state, self._drift.largest_now())
 
     def _history(self) -> dict[str, Any]:
         return {"series": SERIES, "rows": list(self._watch.history)}
@@ -626,16 +650,21 @@ class Supervisor:
 
     def _outcome(self) -> Outcome:
         history = self._watch.whole
+        for child in self.children:
+            self._drift.take(self._as_seen(child))
+        quality = self._drift.whole()
         reports = {child.name: child.report for child in (*self._retired, *self.children)}
         if self._failure is not None:
             code = self._failure.exit_code or EXIT_FAILED
             if len(self._failure.deaths):  # it had been running: no mistake of the start
                 code = EXIT_FAILED
             where = "" if code == 2 else f"{self._failure.name}: "
-            return Outcome(code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports, history)
+            return Outcome(
+                code if code in (1, 2) else EXIT_FAILED, where + self._failure.error, reports, history, quality
+            )
         if self._signals > 1:
-            return Outcome(130, "broken off; results that were committed are in the journal", reports, history)
-        return Outcome(EXIT_OK, "", reports, history, stopped=self._signals > 0)
+            return Outcome(130, "broken off; results that were committed are in the journal", reports, history, quality)
+        return Outcome(EXIT_OK, "", reports, history, quality, stopped=self._signals > 0)
 
 
 @contextlib.contextmanager

@@ -22,10 +22,11 @@ import psutil
 import uproot
 from onnx import TensorProto, helper, numpy_helper
 
-from stages import records
+from stages import PIPELINE, quality, records
 from stages.config import Config
 from stages.conversion import schema_of
 from stages.cropper import Cropper
+from stages.detector.layout import N_PIXELS
 from stages.formats.root import write_events
 from stages.framer import Framer
 from stages.records import INPUT
@@ -34,6 +35,7 @@ from streamer import cli
 from streamer.batcher import Part
 from streamer.block import Block, Columns, core_columns
 from streamer.child import scrape
+from streamer.reference import Distribution, Taken
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED_MODEL = ROOT / "stages/models/eg.onnx"
@@ -288,6 +290,28 @@ def per_event(columns: Columns, name: str, collection: str = "Photon") -> list[l
     """A collection's column as one list an event."""
     ends = np.cumsum(columns[f"n{collection}"])
     return [part.tolist() for part in np.split(columns[name], ends[:-1])]
+
+
+# ---- data quality
+
+
+def reference_of(config: Config, values: Callable[[str, str], Any]) -> Taken:
+    """A reference with these values of each quantity, by the name of its metric and the value of its label."""
+    found = {}
+    for quantity in PIPELINE.quantities(config):
+        for value, of in quantity.of.items():
+            some = np.asarray(values(quantity.name, value), np.float64)
+            counts = np.bincount(np.searchsorted(quantity.edges, some), minlength=len(quantity.edges) + 1)
+            found[quantity.name, value] = Distribution(counts, float(some.sum()), of, quantity.edges)
+    return Taken(found)
+
+
+def single_hits(model: Path, events: int) -> Taken:
+    """The reference of events with a hit (1, 2, ... GeV) and a photon each, whose score is its energy (`sum_model`)."""
+    config = Config.model_validate({"taggers": {"eg": {"model": model}}})
+    own = {quality.OCCUPANCY: 1 / N_PIXELS, quality.OBJECTS: 1}
+    energies = np.tile(np.arange(1, events + 1), -(-1000 // events))
+    return reference_of(config, lambda name, _: np.full(energies.size, own[name]) if name in own else energies)
 
 
 # ---- real processes

@@ -13,7 +13,9 @@ import uproot
 from stages.config import TAGGERS, Config, packaged
 from stages.model import Model
 from stages.performance import auc
+from stages.quality import OBJECTS, OCCUPANCY
 from stages.simulation.sample import command_of, generate_file, settings_of
+from streamer.reference import FILE, NOTABLE, compared, read
 
 PROCESS = {"eg": "egamma", "qg": "qg", "top": "top", "tau": "tau"}
 FIGURE = {"eg": 0.80, "qg": 0.75, "top": 0.93, "tau": 0.93}
@@ -125,6 +127,10 @@ def test_the_demo_tells_of_all_four(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "2,775 fed = 2,775 scored + 0 errors" in done.stdout
+    measured = read(tmp_path / "out" / FILE)
+    reference = read(Path(packaged("samples/demo.json")))
+    assert {one.entries for (name, _), one in measured.found.items() if name in (OCCUPANCY, OBJECTS)} == {2775}
+    assert max(dict(compared(measured, reference, 200)).values()) < NOTABLE
     for tagger in TAGGERS:
         found = re.search(rf"^{tagger} +(0\.\d+) \+- (0\.\d+)", done.stdout, re.MULTILINE)
         assert found, done.stdout

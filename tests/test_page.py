@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from physics_helpers import Process, Processes, event, sum_model, wait_until, write_hits
+from physics_helpers import Process, Processes, event, single_hits, sum_model, wait_until, write_hits
 
 import streamer.monitor
 from stages.detector.ecal import eb_detid
@@ -43,9 +43,11 @@ def process(processes: Processes, folder: Path) -> Process:
     """A run that goes on, with its page."""
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    network = sum_model(folder / "sum.onnx")
+    single_hits(network, 100).write(folder / "good.json")
     made = processes(
         *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
-        *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor"),
+        *("--tagger", f"eg={network}", "--monitor", "--reference", folder / "good.json"),
     )
     wait_until(lambda: address(made) != "", "the page's address")
     made.wait_for_events(200)
@@ -111,6 +113,22 @@ def test_prometheus_finds_every_process(process: Process) -> None:
             assert re.search(r"streamer_disk_free_bytes [1-9]", text)
         else:
             assert f'streamer_state{{stage="{one["labels"]["stage"]}"' in text
+
+
+def test_the_data_are_held_against_the_reference(process: Process, processes: Processes, folder: Path) -> None:
+    wait_until(lambda: got(process, "state")["quality"][0]["drift"] is not None, "enough entries")
+    found = {(one["quantity"], one["value"]): one for one in got(process, "state")["quality"]}
+    assert list(found) == [("occupancy", "ECAL"), ("energy", "ECAL"), ("objects", "Photon"), ("score", "eg")]
+    assert max(one["drift"] for one in found.values()) < 0.05
+    assert found["objects", "Photon"]["mean"] == 1.0
+    assert found["score", "eg"]["mean"] == pytest.approx(50.5, rel=0.1)
+    assert ["good", "as the reference"] in got(process, "state")["verdict"]
+    with urlopen(address(process) + "metrics", timeout=10) as page:
+        assert re.search(r'streamer_drift\{quantity="score",value="eg"\} 0\.0', page.read().decode())
+    good, kept = folder / "good.json", folder / "kept.json"
+    told = processes("reference", folder / "out", "--against", good, "-o", kept).check()
+    assert "score" in told.out, "while the run goes on"
+    assert kept.exists()
 
 
 def test_it_is_read_only_and_keeps_others_out(process: Process) -> None:
@@ -228,6 +246,9 @@ def test_in_a_browser(process: Process, browser: Any) -> None:
     before = fed()
     page.wait_for_timeout(2500)
     assert fed() > before, "numbers move"
+    score = page.wait_for_selector("#quantities figure[data-quantity=score][data-value=eg] .good")
+    assert float(score.inner_text()) < 0.05
+    assert page.query_selector_all("#quantities figure path").__len__() == 8, "each distribution and its reference"
     charts = page.query_selector_all(".chart canvas")
     assert len(charts) == 2
     pixels = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v); }"
@@ -293,6 +314,7 @@ def test_in_a_terminal(process: Process, processes: Processes, folder: Path, ter
         "reader", "framer", "cropper", "tagger", "writer"
     ]  # fmt: skip
     assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ 0 error", shown)
+    assert re.search(r"drift +score eg 0\.0", shown)
     terminal("resize-window", "-x", 70, "-y", 30)
     wait_until(lambda: "credits" not in screen(), "fewer columns")
     assert max(map(len, screen().splitlines())) <= 70

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,19 @@ class RunMetrics(Collector):
     ----------
     seen : callable
         As `Watch.look` gave it last; empty before the first look.
+    drift : callable
+        As `Drift.metrics`.
     output : Path or None
         The folder whose disk is looked at.
     """
 
-    def __init__(self, seen: Callable[[], Mapping[str, Any]], output: Path | None) -> None:
-        self._seen, self._output = seen, output
+    def __init__(
+        self,
+        seen: Callable[[], Mapping[str, Any]],
+        drift: Callable[[], Iterable[tuple[str, str, float]]],
+        output: Path | None,
+    ) -> None:
+        self._seen, self._drift, self._output = seen, drift, output
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -59,6 +66,14 @@ class RunMetrics(Collector):
                 restarts.add_metric([stage["name"]], sum(one.get("restarts", 0) for one in stage["replicas"]))
             yield processes
             yield restarts
+        drift = GaugeMetricFamily(
+            "streamer_drift",
+            "how far data are from those of the reference: population stability index over the window",
+            labels=["quantity", "value"],
+        )
+        for quantity, value, apart in self._drift():
+            drift.add_metric([quantity, value], apart)
+        yield drift
         if self._output is not None and self._output.exists():
             disk = shutil.disk_usage(self._output)
             yield GaugeMetricFamily("streamer_disk_free_bytes", "free where the results are written", value=disk.free)

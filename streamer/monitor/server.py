@@ -40,6 +40,7 @@ ASSETS = {
     "chain.js": ("chain.js", "text/javascript"),
     "charts.js": ("charts.js", "text/javascript"),
     "display.js": ("display.js", "text/javascript"),
+    "quality.js": ("quality.js", "text/javascript"),
     "page.css": ("page.css", "text/css"),
     "uplot.js": ("uplot.js", "text/javascript"),
     "uplot.css": ("uplot.css", "text/css"),

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from streamer.reference import LARGE, NOTABLE
 from streamer.report import duration
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "": ""}
@@ -73,6 +74,8 @@ def screen_of(state: dict[str, Any], rates: deque[float], console: Console) -> R
         _chain(state, wide=wide),
     ]
     parts += [Text(), _ledger(state["totals"]), Text(), _batches(state["batches"], wide=wide)]
+    if drift := _drift(state["quality"], console.width):
+        parts += [Text(), drift]
     if state["said"]:
         said = [
             Text(f"{time.strftime('%H:%M:%S', time.localtime(one['at']))} {one['text']}") for one in state["said"][-5:]
@@ -85,6 +88,20 @@ def _spark(rates: deque[float], width: int) -> Text:
     shown = list(rates)[-width:]
     most = max(shown, default=0.0) or 1.0
     return Text("".join(BARS[round(rate / most * (len(BARS) - 1))] for rate in shown), "cyan", no_wrap=True)
+
+
+def _drift(quality: list[dict[str, Any]], width: int) -> Text | None:
+    """The scores of each tagger against the reference, and what else is far from it; in a line, as much as fits."""
+    known = sorted((one for one in quality if one["drift"] is not None), key=lambda one: -one["drift"])
+    if not known:
+        return None
+    line = Text("drift ", "dim", no_wrap=True, overflow="ellipsis")
+    for one in known:
+        if one["quantity"] == "score" or one["drift"] >= NOTABLE:
+            style = "bold red" if one["drift"] >= LARGE else "yellow" if one["drift"] >= NOTABLE else "green"
+            line.append(f"  {one['quantity']} {one['value']} ", "").append(f"{one['drift']:.2f}", style)
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 def _table(*titles: str) -> Table:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamer.metrics import EDGES
+from streamer.reference import NOTABLE
 
 SPAN_S = 5.0
 """Rates are over about so long."""
@@ -267,7 +268,7 @@ class Watch:
         return [(key.partition("/")[2], past.value(key)) for key in past.keys("streamer_limit")]
 
 
-def verdict(state: str, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
+def verdict(state: str, seen: Mapping[str, Any], drift: tuple[str, float] | None = None) -> list[tuple[str, str]]:
     """What a look at the page must tell: lines, each `good`, `warn`, `bad` or neither.
 
     Parameters
@@ -276,6 +277,8 @@ def verdict(state: str, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
         The run's.
     seen : mapping
         As `Watch.look` gives it.
+    drift : (str, float), optional
+        What is furthest from its reference, and how far.
     """
     totals, rates, stages = seen["totals"], seen["rates"], seen["stages"]
     said = []
@@ -295,6 +298,9 @@ def verdict(state: str, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
         said.append(("warn", f"{totals['error']:,} errors"))
     lost = sum(totals["dropped"].values()) + totals.get("shed", 0)
     said.append(("warn", f"{lost:,} lost") if lost else ("good", "nothing lost"))
+    if drift is not None:
+        what, apart = drift
+        said.append(("good", "as the reference") if apart < NOTABLE else ("warn", f"drift {apart:.2f}: {what}"))
     return said
 
 

@@ -3,6 +3,7 @@
 import { Charts } from "./charts.js";
 import { drawChain, duration, element, number, percent } from "./chain.js";
 import { showEvents } from "./display.js";
+import { showQuality } from "./quality.js";
 
 const REASONS = { full: "#2a9d8f", idle: "#457b9d", deadline: "#e76f51", max_wait: "#e9c46a", drain: "#8d99a8", alone: "#9b5de5" };
 const STALE_MS = 5000;
@@ -133,6 +134,7 @@ function show(state) {
   ledger(state.totals);
   batches(state.batches);
   paths(state.paths);
+  showQuality(state.quality, state.window);
   showEvents(state.events);
 }
 
