@@ -50,6 +50,8 @@ LOCK = "supervisor"
 FRESH_S = 60.0
 """A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
+SHOWN_DOWN_S = 3.0
+"""A process that has just been started again is shown so: it is back sooner than anybody looks."""
 MAX_LINE = 1 << 20
 GLIMPSES = 24
 """So many events can be looked at."""
@@ -583,7 +585,8 @@ class Supervisor:
     def _as_seen(child: Child) -> Seen:
         row = child.status()
         about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
-        state = "restarting" if row["state"] == "starting" and child.restarts else row["state"]
+        back = bool(child.restarts) and row["up_s"] < SHOWN_DOWN_S and child.exit_code is None
+        state = "restarting" if back or (row["state"] == "starting" and child.restarts) else row["state"]
         return Seen(child.stage, child.replica, state, child.restarts, child.values, about)
 
     def _shown(self) -> dict[str, Any]:
