@@ -11,6 +11,7 @@ import typer
 from streamer import __version__
 from streamer.control_commands import scale, status, stop, top
 from streamer.errors import EXIT_USAGE, StreamerError, UsageError
+from streamer.folders import give_caches_a_place
 from streamer.pipeline import installed_pipeline, resolve
 from streamer.reference_command import reference
 
@@ -108,7 +109,8 @@ def stage(
 
     Give all of them the same configuration and run folder. Each tells its state on standard output.
     """
-    from streamer.runner import Run, run_stage, runtime_dir
+    from streamer.folders import runtime_dir
+    from streamer.runner import Run, run_stage
 
     pipeline = installed_pipeline()
     effective = pipeline.load_config(config, overrides(set_))
@@ -154,6 +156,7 @@ def leave(code: int) -> NoReturn:
 def main() -> None:
     """Entry point: every foreseen error is one line (or one line a problem) and an exit code."""
     setup_logging(logging.INFO)
+    give_caches_a_place()
     try:
         resolve(installed_pipeline().add_commands)(app)
         app()

@@ -19,7 +19,7 @@ RunOption = Annotated[
 def the_run(output: Path | None) -> tuple[Path, dict[str, Any]]:
     """The one run that goes on, or that of an output folder: its private folder and its status."""
     from streamer.control import runs
-    from streamer.runner import runtime_dir
+    from streamer.folders import runtime_dir
 
     found = runs(runtime_dir())
     if output is not None:

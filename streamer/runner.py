@@ -11,7 +11,6 @@ The states are those of `streamer.lifecycle`.
 import asyncio
 import contextlib
 import ctypes
-import errno
 import hashlib
 import json
 import logging
@@ -36,6 +35,7 @@ from streamer.changes import Changes
 from streamer.commits import report_death
 from streamer.config import MAX_REPLICAS, CoreConfig, changed
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
+from streamer.folders import make_private
 from streamer.ledger import Stripes
 from streamer.lifecycle import LifeCycle
 from streamer.metrics import StageMetrics, serve
@@ -89,19 +89,6 @@ class Run:
             raise UsageError(
                 f"{path}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
             ) from None
-
-
-def make_private(path: Path) -> None:
-    """Make a folder that only we can enter; in /tmp somebody else may have been quicker to take its name."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "it belongs to somebody else", str(path))
-
-
-def runtime_dir() -> Path:
-    """`$XDG_RUNTIME_DIR/streamer`, or a private folder in /tmp: short, because socket paths must be."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "streamer" if base else Path(f"/tmp/streamer-{os.getuid()}")
 
 
 def run_stage(

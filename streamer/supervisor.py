@@ -28,13 +28,14 @@ from streamer import __version__, control
 from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.folders import make_private, runtime_dir
 from streamer.forkserver import ForkServer, Running
 from streamer.monitor.drift import Drift
 from streamer.monitor.watch import SERIES, Seen, Watch, verdict
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
 from streamer.reference import Taken, fitting
-from streamer.runner import Run, make_private, runtime_dir
+from streamer.runner import Run
 
 if TYPE_CHECKING:
     from streamer.monitor.drawing import Drawer
