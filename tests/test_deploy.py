@@ -15,7 +15,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-from physics_helpers import Process, Processes, event, sum_model, wait_until, write_hits
+from physics_helpers import Process, Processes, event, single_hits, sum_model, wait_until, write_hits
 
 from stages import PIPELINE
 from stages.detector.ecal import eb_detid
@@ -29,6 +29,7 @@ promtool = pytest.mark.skipif(
 MAY_BE_EMPTY = {
     "StreamerNoData", "StreamerNotKeepingUp", "StreamerLedgerDoesNotClose", "StreamerDeadTime", "StreamerSlow",
     "StreamerStageDown", "StreamerUnreachable", "StreamerErrors", "StreamerSmallBatches", "StreamerDiskFilling",
+    "StreamerScoreDrift", "StreamerChannelDrift",
 }  # fmt: skip
 """Alerts of which a healthy run is to give nothing; the others are made to fire here."""
 
@@ -124,11 +125,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
     menu = folder / "menu.toml"
     menu.write_text('[paths]\nE2E_Photon_v1 = { expression = "Photon: pt > 20 and egScore > 50", prescale = 2 }\n')
+    network = sum_model(folder / "sum.onnx")
+    single_hits(network, 100).write(folder / "good.json")
     with Processes(folder) as streamer:
         process = streamer(
             *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 300),
-            *("--tagger", f"eg={sum_model(folder / 'sum.onnx')}", "--monitor", "--set", f"monitor.port={ours}"),
-            *("--menu", menu),
+            *("--tagger", f"eg={network}", "--monitor", "--set", f"monitor.port={ours}", "--menu", menu),
+            *("--reference", folder / "good.json"),
         )
         server = subprocess.Popen(
             ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{theirs}",
@@ -147,6 +150,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
             wait_until(all_up, "six targets")
             wait_until(lambda: made.query("streamer:written:rate1m > 0") != [], "the recording rules")
+            wait_until(lambda: made.query("streamer_drift") != [], "enough entries to compare")
             time.sleep(5)  # rates want some scrapes
             yield made
         finally:
@@ -166,7 +170,9 @@ def test_targets_are_told_apart(watched: Watched) -> None:
 def test_every_panel_has_data(watched: Watched, board: Path) -> None:
     for panel in json.loads(board.read_text())["panels"]:
         for target in panel["targets"]:
-            expression = re.sub(r"\$(run|stage|replica|queue|path)\b", ".*", target["expr"]).replace("[1m]", "[10s]")
+            expression = re.sub(r"\$(run|stage|replica|queue|path|tagger|channel)\b", ".*", target["expr"]).replace(
+                "[1m]", "[10s]"
+            )
             assert "$" not in expression
             assert watched.query(expression), f"{panel['title']}: {expression}"
 
