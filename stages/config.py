@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.menu.config import MenuConfig
+from stages.menu.config import SEVERAL, MenuConfig
 from streamer.config import CoreConfig, PositiveSeconds, Seconds, Section
 from streamer.errors import nearest
 
@@ -360,6 +360,12 @@ class Config(CoreConfig):
 
             if found := problems(self):
                 raise ValueError("\n".join(found))
+        return self
+
+    @model_validator(mode="after")
+    def _writers_agree(self) -> "Config":
+        if self.menu.prescale_from and self.n_replicas("writer") > 1 and not self.feed.lumisection:
+            raise ValueError(f"'menu.prescale_from': {SEVERAL}")
         return self
 
     @model_validator(mode="after")

@@ -32,10 +32,18 @@ def resumed(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = manifest.about.get("config", {})
     if not config:
         raise UsageError(f"{folder}: no run was begun there (there is no {path})")
-    if manifest.prescales:  # what was asked for last holds on
-        column, since = manifest.prescales["asked"]
-        config["menu"] |= {"prescale_column": column, "prescale_from": since}
+    if asked := _asked_last(path.parent):
+        config["menu"] |= asked
     return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
+
+
+def _asked_last(books: Path) -> dict[str, Any]:
+    """The prescale column that was asked for last, which holds on; a writer that was killed may not know of it yet."""
+    last = max(map(Manifest, books.glob("writer-*.manifest")), key=lambda one: one.n_asked)
+    if not last.prescales:
+        return {}
+    column, since = last.prescales["asked"]
+    return {"prescale_column": column, "prescale_from": since}
 
 
 def going_on(config: Config) -> tuple[dict[str, Any], str]:
@@ -58,9 +66,7 @@ def going_on(config: Config) -> tuple[dict[str, Any], str]:
     manifest = Manifest(config.books / "writer-0.manifest")
     if not manifest.about:
         return settings, f"{folder}: a new run begins"
-    if manifest.prescales:  # what was asked for last holds on
-        column, since = manifest.prescales["asked"]
-        settings |= {"menu.prescale_column": column, "menu.prescale_from": since}
+    settings |= {f"menu.{key}": value for key, value in _asked_last(config.books).items()}
     now = {str(shown(file)): file for file in config.input.files}
     before = manifest.about["config"]["input"]["files"]
     which = ""

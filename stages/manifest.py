@@ -146,6 +146,8 @@ class Manifest:
         Whether the last run ended in order.
     prescales : dict
         What `stages.menu.schedule.Schedule.state` told when a prescale column was asked for last; empty for never.
+    n_asked : int
+        How often one was.
     """
 
     def __init__(self, path: Path) -> None:
@@ -167,6 +169,7 @@ class Manifest:
         self.ids = IdSet()
         self.complete = False
         self.prescales: dict[str, Any] = {}
+        self.n_asked = 0
         self.size = 0
 
     def knows(self, path: Path) -> bool:
@@ -203,7 +206,7 @@ class Manifest:
         elif "complete" in line:
             self.complete = True
         elif "prescales" in line:
-            self.prescales = line["prescales"]
+            self.prescales, self.n_asked = line["prescales"], self.n_asked + 1
         else:
             segment = Segment(**line)
             self.files.add(segment.file)

@@ -52,6 +52,7 @@ class Writer(Sink):
         self._files = ThreadPoolExecutor(1, "files")  # always the same one: malloc keeps memory apart for each thread
         self._trigger: Trigger | None = None
         self._quality: ScoreQuality | None = None
+        self._promised = 0  # from this lumisection on the prescale column may be another
         self._crops: CropKeeper | None = None
         self._again = False  # whether a process of this run was here before
         self._stale: list[Path] = []  # files of an earlier run, which go when there are new results
@@ -124,6 +125,29 @@ class Writer(Sink):
             self.config = self.config.model_copy(update={"menu": config.menu})
 
         return make
+
+    def promise(self, config: Config) -> None:
+        """See that the lumisection has not begun from which on another prescale column is asked for.
+
+        Raises
+        ------
+        UsageError
+            It has.
+        """
+        from stages.menu.switching import promise
+
+        assert self._trigger is not None
+        self._promised = promise(self._trigger, config)
+
+    def must_wait(self, block: Block) -> bool:
+        """Whether an event begins a lumisection that may get another prescale column."""
+        if not self._promised:
+            return False
+        from stages.menu.flags import sections
+
+        assert self._trigger is not None
+        schedule = self._trigger.schedule
+        return any(schedule.begins(section, self._promised) for section, _ in sections(block))
 
     def _was_here(self) -> bool:
         """Whether a process of this run has begun in this place before."""

@@ -1,10 +1,13 @@
 """Other settings while a run goes on: prepared beside the work, and put into force between two blocks.
 
 The supervisor asks all replicas of a stage to get ready. When all are, it tells all to make the change; when one
-refuses, all forget it, and everything stays as it was.
+refuses, all forget it, and everything stays as it was. What must not be worked on in between, as it may depend on the
+change, waits (`streamer.stage.Unit.must_wait`): so all replicas of a sink make it at the same place of the stream.
 """
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,12 +37,15 @@ class Changes:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self._prepared: dict[int, _Change] = {}
-        self._next: _Change | None = None
+        self._next: deque[_Change] = deque()  # to be made, in this order
+        self._decided = asyncio.Event()
 
     async def prepare(self, number: int, config: CoreConfig) -> str:
         """Get ready for a change; returns why not, or nothing."""
         try:
-            self._prepared[number] = _Change(config, await in_own_thread(self._unit.prepare, config))
+            change = _Change(config, await in_own_thread(self._unit.prepare, config))
+            self._unit.promise(config)
+            self._prepared[number] = change
         except StreamerError as error:
             return str(error)
         except Exception as error:
@@ -49,26 +55,36 @@ class Changes:
 
     def drop(self, number: int) -> None:
         """Forget what was prepared."""
-        self._prepared.pop(number, None)
+        if self._prepared.pop(number, None) is not None:
+            self._decided.set()
 
     def make(self, number: int, *, at_lumisection: bool) -> None:
         """Make the change before the next block, or before the first one that begins with another lumisection."""
         if (change := self._prepared.pop(number, None)) is not None:
             change.at_lumisection = at_lumisection
-            self._next = change
+            self._next.append(change)
+            self._decided.set()
+
+    async def settled(self, block: Block) -> None:
+        """Wait until it is known whether a change is made that this block must wait for."""
+        while self._prepared and self._unit.must_wait(block):
+            self._decided.clear()
+            await self._decided.wait()
 
     def before(self, block: Block) -> CoreConfig | None:
-        """Make the change that is to be made before this block; returns the configuration since then."""
-        change = self._next
-        if change is None:
-            return None
-        if change.at_lumisection:
-            lumi = [part[:2] for part in lumis_of(block, slice(0, 1))]
-            if change.lumi is None:
-                change.lumi = lumi
-            if lumi == change.lumi:
-                return None
-        change.apply()
-        self._next = None
-        log.info("other settings from event %d on", block.id)
-        return change.config
+        """Make the changes that are to be made before this block; returns the configuration since then."""
+        config = None
+        while self._next and self._is_time(self._next[0], block):
+            self._next[0].apply()
+            config = self._next.popleft().config
+            log.info("a change is made before event %d", block.id)
+        return config
+
+    @staticmethod
+    def _is_time(change: _Change, block: Block) -> bool:
+        if not change.at_lumisection:
+            return True
+        lumi = [part[:2] for part in lumis_of(block, slice(0, 1))]
+        if change.lumi is None:
+            change.lumi = lumi
+        return lumi != change.lumi

@@ -449,6 +449,11 @@ class Process:
         self.tell("draining")
         await inlet.leave()
 
+    async def settled(self, block: Block) -> None:
+        """Wait where a change that is being prepared may decide what becomes of a block."""
+        if self._changes is not None:
+            await self._changes.settled(block)
+
     def book_arrival(self, block: Block, inlet: hop.Inlet) -> None:
         """Count a block that came in; a change that waits for the next block is made before it."""
         if self._changes is not None and (config := self._changes.before(block)) is not None:

@@ -86,6 +86,19 @@ class Unit:
         """
         raise UsageError("none of these settings can be changed while a run goes on")
 
+    def promise(self, config: Any) -> None:
+        """Called in the loop when `prepare` is done: until it is made or forgotten, the change must stay possible.
+
+        Raises
+        ------
+        UsageError
+            It comes too late.
+        """
+
+    def must_wait(self, block: Block) -> bool:
+        """Whether work on a block must wait until it is known if all replicas make the change that was promised."""
+        return False
+
     def about(self) -> dict[str, Any]:
         """Facts for the start-up log and the final report, such as the provider in use."""
         return {}

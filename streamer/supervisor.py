@@ -364,6 +364,7 @@ class Supervisor:
                 raise UsageError(f"{child.name} is not running now; try again in a moment")
         if self._asked:
             raise UsageError("another change is just being prepared; try again in a moment")
+        asked = {child.name: child.process for child in children}
         self._n_changes += 1
         number = {"prepare": self._n_changes}
         self._asked = {child.name: asyncio.get_running_loop().create_future() for child in children}
@@ -375,6 +376,8 @@ class Supervisor:
             refused = [f"{stage} was not ready for it after {self.config.supervisor.start_timeout:g} s"]
         finally:
             self._asked = {}
+        again = [c.name for c in children if c.process is not asked[c.name] or c.exit_code is not None]
+        refused += [f"{name} was started again meanwhile; everything stays as it was, try again" for name in again]
         if refused:
             self._tell(children, {"drop": self._n_changes})
             raise UsageError(refused[0])
@@ -383,7 +386,7 @@ class Supervisor:
         self._drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
         self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
-        log.warning("%s: %s from the next %s on", stage, told, "lumisection" if at_lumisection else "block")
+        log.warning("%s: %s%s", stage, told, ", from the next lumisection on" if at_lumisection else "")
 
     def _said_ready(self, child: Child, number: int, refused: str) -> None:
         """A replica is ready for a change, or is not and never will be."""

@@ -84,6 +84,7 @@ class Writing:
             process.metrics.limits(commit_events=unit.commit_events)
             while (item := await inlet.receive()) is not None:
                 block, link = item
+                await process.settled(block)
                 process.book_arrival(block, inlet)
                 self.take(block)
                 if self.within:

@@ -1,6 +1,7 @@
 """A menu in running pipelines: real processes, sockets, files; decisions are worked out again from the input."""
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -199,32 +200,56 @@ def test_each_nth_accept_is_kept_over_deaths_switches_and_resumes(
 
 
 @pytest.mark.long
-def test_with_several_writers_each_keeps_each_nth_of_its_own(streamer: Processes, menu: Path, tmp_path: Path) -> None:
+def test_several_writers_keep_each_nth_of_their_own_and_switch_at_the_same_lumisection(
+    streamer: Processes, menu: Path, tmp_path: Path
+) -> None:
     hits, out = write_lumis(tmp_path / "events.root"), tmp_path / "out"
-    process = streamer(
+    several = (
         *("run", hits, "--output", out, "--menu", menu, "--loop", "--rate", 1000),
         *("--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--replicas", "writer=2"),
         *("--set", "feed.block_events=16", "--prescale-column", "quiet", "--set", "menu.prescale_from=3"),
     )
+    code, _, err = call(*several)
+    assert code == 2
+    assert "several writers agree on lumisections that the feed counts; run with --lumisection '23.31 s'" in err
+    process = streamer(*several, "--lumisection", "25 events")
     process.wait_for_events(100)
     refused = streamer("prescale", "default")
     assert refused.wait() == 2
     assert "with several writers, name the lumisection from which on it holds: --at-lumisection N" in refused.err
     wait_until(lambda: done(streamer) > 600, "events")
+    switched = [(3, "quiet")]
+    first = 1
+    for k in range(60):
+        column, since = ("default", "quiet")[len(switched) % 2], first + k % 3
+        settings = {"menu.prescale_column": column, "menu.prescale_from": since}
+        try:
+            control.ask(streamer.run_dir(), {"do": "change", "stage": "writer", "settings": settings})
+        except UsageError as error:
+            told = re.findall(r"has begun already; the first that can .* is (\d+)", str(error))
+            first = int(told[0]) if told else first + 1  # the same was asked for
+        else:
+            switched.append((since, column))
+    assert len(switched) > 10
     streamer("stop").check()
     process.check()
     books = books_of(out)
     lumis = {one["luminosityBlock"]: one for one in books["menu"]["lumisections"]}
     seconds = sum(one["seconds"] for one in lumis.values())
     assert seconds == pytest.approx(books["total"]["fed"] / 1000, rel=0.5), "of the same time, not twice"
+    held: dict[int, set[int]] = {}
     for writer in range(2):
         rows = rows_of([out / ("scores-1.root" if writer else "scores.root")])
         passed = passed_by(rows)
         assert rows["HLT_Third_v1"].sum() == passed["Third_v1"].sum() // 3
-        begun = (rows["replay"] > 0) | (rows["luminosityBlock"] >= 3)
-        np.testing.assert_array_equal(rows["HLT_High_v1_prescale"], np.where(begun, 0, 1))
+        for lumi, prescale in zip(rows["feedLumisection"].tolist(), rows["HLT_High_v1_prescale"].tolist(), strict=True):
+            held.setdefault(lumi, set()).add(prescale)
         mine = rows_of([out / "streams" / ("physics-1.root" if writer else "physics.root")])
         assert mine["event"].size == rows["Stream_physics"].sum()
+    in_force = {
+        lumi: next((column for since, column in reversed(switched) if since <= lumi), "default") for lumi in held
+    }
+    assert held == {lumi: {0 if column == "quiet" else 1} for lumi, column in in_force.items()}
     assert call("ledger", out)[1].count("High_v1") == 1
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages import records
 from stages.config import Config
+from stages.finishing import resumed
 from stages.manifest import Manifest, OpenManifest, Tally
 from stages.menu.books import MenuBooks
 from stages.menu.config import DEFAULT
@@ -143,6 +144,20 @@ def test_what_is_counted_from_blocks_is_what_the_trigger_counted_and_closes() ->
     assert told[0] == "run 1, lumisection 1: 4 events were scored, and 8 accepted, 0 rejected, 0 prescaled"
     books.lumis[1, 1].paths[2, 0] += 9
     assert "run 1, lumisection 1: path Run0_v1 has more events than were there for it" in [*books.problems(scored)]
+
+
+def test_a_run_goes_on_with_the_column_that_any_writer_was_told_last(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for writer, columns in enumerate((["off"], ["off", DEFAULT])):
+        manifest = OpenManifest(tmp_path / "books" / f"writer-{writer}.manifest")
+        manifest.begin({"run": "x", "config": config().model_dump(mode="json")})
+        schedule = Schedule(DEFAULT, 10)
+        for since, column in enumerate(columns, 5):
+            schedule.ask(Asked(column, since))
+            manifest.ask(schedule.state())
+        manifest.close()
+    menu = resumed(tmp_path)["menu"]
+    assert (menu["prescale_column"], menu["prescale_from"]) == (DEFAULT, 6), "the first writer was killed before that"
 
 
 def test_a_pause_in_a_run_is_no_time_of_its_feed() -> None:

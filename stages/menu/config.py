@@ -14,6 +14,8 @@ from streamer.errors import nearest
 
 DEFAULT = "default"
 """The prescale column that holds the paths' own prescales."""
+SEVERAL = "several writers agree on lumisections that the feed counts; run with --lumisection '23.31 s'"
+"""Why a prescale column cannot hold from some lumisection on."""
 MOST_COLUMNS = 256
 MOST_PATHS = 1000
 RESERVED = ("and", "or", "not", "true")

@@ -99,9 +99,12 @@ class Schedule:
 
     def begun_since(self, lumisection: int) -> Section | None:
         """The last lumisection with this number or a higher one that has begun in the run that goes on."""
-        sections = list(self._begun)  # asked for in another thread than events come in
-        now = {section[:2] for section in sections[-1:]}
-        return max((s for s in sections if s[:2] in now and s[2] >= lumisection), default=None)
+        now = {section[:2] for section in [*self._begun][-1:]}
+        return max((s for s in self._begun if s[:2] in now and s[2] >= lumisection), default=None)
+
+    def begins(self, section: Section, lumisection: int) -> bool:
+        """Whether an event would begin a lumisection with this number or a higher one."""
+        return section[2] >= lumisection and section not in self._begun
 
     def last(self) -> Section | None:
         """The lumisection of which an event came last."""

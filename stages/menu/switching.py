@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from stages.config import Config
 from stages.manifest import OpenManifest
-from stages.menu.config import DEFAULT, MenuConfig, same_menu
+from stages.menu.config import DEFAULT, SEVERAL, MenuConfig, same_menu
 from stages.menu.menu import Menu, menu_of
 from stages.menu.schedule import Asked, Schedule
 from stages.menu.tally import read_row
@@ -71,22 +71,35 @@ def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> C
     asked, schedule = _asked(wanted.menu), trigger.schedule
     if asked == schedule.asked:
         raise UsageError(f"the prescale column '{asked.column}' was asked for already")
+    if n_writers > 1 and not now.feed.lumisection:
+        raise UsageError(f"the prescale column cannot be switched: {SEVERAL}")
     if n_writers > 1 and not asked.since:
         raise UsageError("with several writers, name the lumisection from which on it holds: --at-lumisection N")
-    if asked.since and (begun := schedule.begun_since(asked.since)) is not None:
-        raise UsageError(
-            f"lumisection {begun[2]} of run {begun[1]} has begun already; the first that can have another prescale "
-            f"column is {begun[2] + 1}"
-        )
 
     def change(manifest: OpenManifest) -> None:
-        last, late = schedule.last(), schedule.begun_since(asked.since) if asked.since else None
+        last = schedule.last()
         schedule.ask(asked)
         manifest.ask(schedule.state())
         when = f"from lumisection {asked.since} on" if asked.since else "from the next lumisection on"
         keeps = f"; run {last[1]}, lumisection {last[2]}, which has begun, keeps '{schedule.at(last)}'" if last else ""
-        if late is not None:
-            log.warning("run %d, lumisection %d has begun meanwhile and keeps '%s'", *late[1:], schedule.at(late))
         log.info("prescale column '%s' %s%s", asked.column, when, keeps)
 
     return change
+
+
+def promise(trigger: Trigger, wanted: Config) -> int:
+    """The lumisection from which on a prescale column is asked for, if none has begun that it would come too late for;
+    0 = from the next one on. Until all writers have agreed, no event of it is decided.
+
+    Raises
+    ------
+    UsageError
+        One has begun.
+    """
+    since = wanted.menu.prescale_from
+    if since and (begun := trigger.schedule.begun_since(since)) is not None:
+        raise UsageError(
+            f"lumisection {begun[2]} of run {begun[1]} has begun already; the first that can have another prescale "
+            f"column is {begun[2] + 1}"
+        )
+    return since
