@@ -15,6 +15,7 @@ import logging
 import queue
 import shlex
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 SETTINGS = "pipeline.toml"
 _WAITING = 64
 """Events that wait to become files; what does not fit is done at the end."""
+_SHOWN, _MOST_SHOWN = 20, 1000
+"""So many events are shown to who looks, and so many characters of what is said of each."""
 
 
 class ErrorStream:
@@ -50,6 +53,7 @@ class ErrorStream:
         self.folder = config.writer.dir / "errors"
         self._stem = f"errors-{replica}" if replica else "errors"
         self._pending: dict[int, list[dict[str, Any]]] = {}
+        self._shown: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._inputs: list[Path | str] | None = None
         self._wanted: queue.Queue[tuple[int, int] | None] = queue.Queue(_WAITING)
         self._saver: threading.Thread | None = None
@@ -78,6 +82,13 @@ class ErrorStream:
                 log.error("%s: cannot be written (%s)", self.path(segment), error.strerror or error)
             for line in lines:
                 self._want(line)
+            self._shown.extend(lines)
+
+    def take_shown(self) -> list[dict[str, Any]]:
+        """The last events that were told since the last call, without what is too long to be shown."""
+        lines = [self._shown.popleft() for _ in range(len(self._shown))]
+        names = ("number", "run", "luminosityBlock", "event", "source", "sourceEntry", "stage", "reason", "again")
+        return [{name: _short(line[name]) for name in names} for line in lines]
 
     def rewrite(self, segment: int, blocks: Iterable[Block]) -> None:
         """Tell of all events of a segment anew.
@@ -222,6 +233,10 @@ def save_event(source: Path | str, entry: int, config: InputConfig, path: Path) 
         write_events(path, schema, [schema.slice(step.columns, 0, 1)])
     finally:
         file.close()
+
+
+def _short(value: Any) -> Any:
+    return value if not isinstance(value, str) or len(value) <= _MOST_SHOWN else value[: _MOST_SHOWN - 1] + "…"
 
 
 def _replay(config: Config) -> Config:

@@ -283,6 +283,9 @@ class Writer(Sink):
     def glimpse(self, block: Block) -> dict[str, Any] | None:
         return glimpse(block, self.config)
 
+    def failures(self) -> list[dict[str, Any]]:
+        return self.results.errors.take_shown()
+
     async def sync(self) -> None:
         """Bring everything to disk. A disk that takes nothing is tried again for `writer.disk_patience`.
 

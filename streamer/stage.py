@@ -250,6 +250,11 @@ class Sink(Unit, ABC):
         """One event of a block for people to look at, as plain data with its sequence `number`."""
         return None
 
+    def failures(self) -> list[dict[str, Any]]:
+        """The last events that failed since the last call, for people to look at: plain data, with the command that
+        tries one `again`."""
+        return []
+
     @abstractmethod
     async def sync(self) -> None:
         """Bring everything that was written to disk."""

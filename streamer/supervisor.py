@@ -56,6 +56,8 @@ SHOWN_DOWN_S = 3.0
 MAX_LINE = 1 << 20
 GLIMPSES = 24
 """So many events can be looked at."""
+FAILURES = 20
+"""So many of the last events that failed are shown."""
 SAID, MOST_SAID = 50, 500
 """So many warnings are kept for the page, and so many characters of each."""
 
@@ -120,6 +122,7 @@ class Supervisor:
         self._n_polls = 0
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
         self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
+        self._failures: dict[str, dict[str, Any]] = {}  # the last ones, by the command that tries each again
         self._manager = Notifier.of_environment()
         patience = config.supervisor.stall_timeout + config.feed.redeliver_after + config.disk_patience
         self._pulse = Pulse(patience)
@@ -444,6 +447,11 @@ class Supervisor:
                 child.values = {**child.values, **child.report.get("metrics", {})}  # its last words are exact
             if news.get("glimpse"):
                 self._glimpses.append(news["glimpse"])
+            for one in news.get("failures", ()):
+                self._failures.pop(one["again"], None)  # it has failed before, in an earlier pass over the input
+                self._failures[one["again"]] = one
+                while len(self._failures) > FAILURES:
+                    del self._failures[next(iter(self._failures))]
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
@@ -606,7 +614,8 @@ class Supervisor:
         told: dict[str, Any] = {}
         if seen:
             told = {"verdict": self._verdict(state), "quality": self._drift.shown, "window": self.config.quality.window}
-        return {"state": state, "run": run, **seen, **told, "said": list(self._said), "events": list(self._glimpses)}
+        last = {"said": list(self._said), "events": list(self._glimpses), "failures": [*self._failures.values()]}
+        return {"state": state, "run": run, **seen, **told, **last}
 
     def _verdict(self, state: str) -> list[tuple[str, str]]:
         return verdict(state, self._watch.state, self._drift.largest_now())

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 QUANTILES = ("0.5", "0.95", "0.99")
 GLIMPSE_NS = 1_000_000_000
-"""The live page is shown an event so often."""
+"""The live page is shown an event so often, and those that failed."""
 DONE_BLOCKS = 4096
 """The last blocks of which the writer's report tells one by one."""
 
@@ -49,7 +49,7 @@ class Writing:
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
         self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
-        self.glimpsed = 0
+        self.glimpsed = self.failures_told = 0
         self.wake = asyncio.Event()
         self.over = False
         self.within = int(process.config.feed.deadline * 1e9)
@@ -148,6 +148,14 @@ class Writing:
             self.wake.clear()
             over = self.over  # looked at before the sync: what comes during one is left for the next
             await self.sync()
+            self.tell_failures(now=over)
+
+    def tell_failures(self, *, now: bool) -> None:
+        """Show the live page which events failed: at once, or when it was not told for a while."""
+        if self.process.config.monitor.on and (now or time.time_ns() - self.failures_told >= GLIMPSE_NS):
+            self.failures_told = time.time_ns()
+            if failures := self.unit.failures():
+                self.process.tell(self.process.life.state, failures=failures)
 
     async def sync(self) -> None:
         times, self.fresh_times, self.n_fresh = self.fresh_times, [], 0

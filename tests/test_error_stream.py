@@ -75,6 +75,21 @@ def test_lines_are_told_at_once_and_made_anew_with_their_file(tmp_path: Path) ->
     assert not errors.folder.exists()
 
 
+def test_the_last_ones_are_shown_once_and_not_at_length(tmp_path: Path) -> None:
+    errors = stream(tmp_path, n_files=0)
+    long = block(errors.config, 0, 25)
+    why = dict.fromkeys(range(25), "no good " + "and so on " * 1000 + "\nand its traceback")
+    errors.add(long.with_columns(with_failures(long.columns, why, 4)), 0)
+    assert errors.take_shown() == [], "not before they are told"
+    errors.flush()
+    shown = errors.take_shown()
+    assert [one["number"] for one in shown] == [*range(5, 25)]
+    assert all(len(one["reason"]) == 1000 and "traceback" not in one for one in shown)
+    assert shown[-1]["again"].startswith("streamer run ")
+    assert errors.take_shown() == []
+    errors.close()
+
+
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     errors = stream(tmp_path)
     errors.rewrite(0, [block(errors.config, 0, 5, 1)])

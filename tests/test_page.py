@@ -43,7 +43,7 @@ def process(processes: Processes, folder: Path) -> Process:
     """A run that goes on, with its page."""
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
-    network = sum_model(folder / "sum.onnx")
+    network = sum_model(folder / "sum.onnx", limit=99.5)  # the last event fails
     single_hits(network, 100).write(folder / "good.json")
     made = processes(
         *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
@@ -129,6 +129,22 @@ def test_the_data_are_held_against_the_reference(process: Process, processes: Pr
     told = processes("reference", folder / "out", "--against", good, "-o", kept).check()
     assert "score" in told.out, "while the run goes on"
     assert kept.exists()
+
+
+def test_events_that_failed_are_shown_with_their_command(process: Process, folder: Path) -> None:
+    wait_until(lambda: got(process, "state")["failures"], "a failure")
+    (first,) = got(process, "state")["failures"]
+    assert (first["event"], first["sourceEntry"], first["stage"]) == (99, 99, "tagger")
+    assert first["reason"] == "the score of the eg tagger is nan"
+    assert first["again"].startswith(f"streamer run {folder / 'out' / 'errors' / '0-99.root'} --config ")
+    lines = (folder / "out" / "errors" / "errors.jsonl").read_text().splitlines()
+    assert {json.loads(line)["again"] for line in lines} == {first["again"]}
+
+    def again() -> bool:
+        (last,) = got(process, "state")["failures"]
+        return bool(last["number"] > first["number"])
+
+    wait_until(again, "the same event in another pass, once")
 
 
 def test_it_is_read_only_and_keeps_others_out(process: Process) -> None:
@@ -249,6 +265,9 @@ def test_in_a_browser(process: Process, browser: Any) -> None:
     score = page.wait_for_selector("#quantities figure[data-quantity=score][data-value=eg] .good")
     assert float(score.inner_text()) < 0.05
     assert page.query_selector_all("#quantities figure path").__len__() == 8, "each distribution and its reference"
+    command = page.query_selector("#failures li:first-child code")
+    assert command.inner_text().startswith("streamer run ")
+    assert "0-99.root" in command.inner_text()
     charts = page.query_selector_all(".chart canvas")
     assert len(charts) == 2
     pixels = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v); }"
@@ -313,7 +332,7 @@ def test_in_a_terminal(process: Process, processes: Processes, folder: Path, ter
     assert [line.split()[0] for line in shown.splitlines() if "●" in line] == [
         "reader", "framer", "cropper", "tagger", "writer"
     ]  # fmt: skip
-    assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ 0 error", shown)
+    assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ [1-9]\d* error", shown)
     assert re.search(r"drift +score eg 0\.0", shown)
     terminal("resize-window", "-x", 70, "-y", 30)
     wait_until(lambda: "credits" not in screen(), "fewer columns")

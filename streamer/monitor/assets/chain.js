@@ -3,7 +3,7 @@
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (value >= 1e6) return (value / 1e6).toFixed(2) + " M";
-  if (value >= 100 || Number.isInteger(value)) return Math.round(value).toLocaleString("en-US");
+  if (value >= 99.5 || Number.isInteger(value)) return Math.round(value).toLocaleString("en-US");
   return value.toPrecision(2);
 }
 

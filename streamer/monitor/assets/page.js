@@ -111,6 +111,23 @@ function paths(menu) {
   }));
 }
 
+function failures(lines, output) {
+  at("errors").hidden = !lines?.length;
+  if (at("errors").hidden) return;
+  const marked = getSelection();
+  if (!marked.isCollapsed && at("failures").contains(marked.anchorNode)) return; // a command is just being copied
+  at("errors-note").textContent = `the last ${lines.length}, each with the command that tries it again; all of them: streamer errors ${output}`;
+  at("failures").replaceChildren(...lines.toReversed().map((one) => {
+    const item = element("li");
+    const again = element("code", "", one.again);
+    again.title = "a click marks it";
+    item.append(element("b", "", `run ${one.run}, ls ${one.luminosityBlock}, event ${one.event}`),
+      element("span", "quiet", `  entry ${one.sourceEntry} of ${one.source}`),
+      element("div", "", `${one.stage}: ${one.reason}`), again);
+    return item;
+  }));
+}
+
 function said(lines) {
   const made = lines.toReversed().map(({ at: when, level, text }) => {
     const item = element("li", level === "WARNING" ? "" : "bad");
@@ -127,6 +144,7 @@ function show(state) {
   const { run } = state;
   at("run").textContent = `${run.output}  ·  ${duration(Date.now() / 1000 - run.begun)}  ·  pid ${run.pid}  ·  ${run.version}`;
   said(state.said);
+  failures(state.failures, run.output);
   if (!state.stages) return;
   verdict(state.verdict);
   tiles(state);

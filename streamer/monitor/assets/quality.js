@@ -1,14 +1,15 @@
 // What the data look like: a small histogram for each channel, kind of object and tagger, against the reference.
 
-import { duration, element, number } from "./chain.js";
+import { element, number } from "./chain.js";
 
 const NOTABLE = 0.1, LARGE = 0.25; // as in streamer/reference.py
 const TITLES = {
   score: ["Scores", "of each tagger"],
-  occupancy: ["Occupancy", "share of a channel's pixels in an event that are not empty"],
-  energy: ["Energy", "sum of a channel in an event, of tracks their transverse momenta; GeV"],
   objects: ["Objects", "in an event"],
+  energy: ["Energy", "of a channel in an event [GeV]; of tracks, transverse momenta"],
+  occupancy: ["Occupancy", "share of a channel's pixels in an event that are not empty"],
 };
+const WIDE = 10.2; // of a plot [rem]
 const HEIGHT = 100;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -23,17 +24,20 @@ export function showQuality(all, window) {
   if (at("quality").hidden) return;
   const judged = all.some((one) => one.reference);
   at("quality-note").textContent = judged
-    ? `the last ${duration(window)}; the line is the reference, the number how far from it: 0.1 is worth a look, at 0.25 something has changed`
-    : `the last ${duration(window)}; of a good run, keep it as a reference: streamer reference -o FILE`;
+    ? `the last ${window} s; the line is the reference, the number how far from it: 0.1 is worth a look, at 0.25 something has changed`
+    : `the last ${window} s; of a good run, keep it as a reference: streamer reference -o FILE`;
   const order = Object.keys(TITLES);
   const kinds = [...new Set(all.map((one) => one.quantity))].sort((a, b) => order.indexOf(a) - order.indexOf(b));
-  at("quantities").replaceChildren(...kinds.flatMap((kind) => {
+  at("quantities").replaceChildren(...kinds.map((kind) => {
     const [title, more] = TITLES[kind] ?? [kind, ""];
     const head = element("h3", "", title + " ");
     head.append(element("small", "", more));
     const plots = element("div", "plots");
     plots.append(...all.filter((one) => one.quantity === kind).map(plot));
-    return [head, plots];
+    const group = element("div");
+    group.style.flex = `1 1 ${WIDE * plots.childElementCount}rem`;
+    group.append(head, plots);
+    return group;
   }));
 }
 
@@ -65,11 +69,13 @@ function plot(one) {
   return made;
 }
 
-// Bins with content, and one more on either side.
+// Bins with content, and one more on either side where there is one with two ends.
 function range(...all) {
   const full = all.filter(Boolean).flatMap((shares) => shares.flatMap((share, k) => (share ? [k] : [])));
-  if (!full.length) return [0, all[0].length];
-  return [Math.max(0, Math.min(...full) - 1), Math.min(all[0].length, Math.max(...full) + 2)];
+  const last = all[0].length - 1;
+  if (!full.length) return [0, last + 1];
+  const [first, end] = [Math.min(...full), Math.max(...full)];
+  return [first ? Math.max(1, first - 1) : 0, end < last ? Math.min(last, end + 2) : last + 1];
 }
 
 // By the root of the share, so that small ones are seen.
