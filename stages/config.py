@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.machine import n_cores, n_gpus
 from stages.menu.config import SEVERAL, MenuConfig
-from streamer.config import CoreConfig, PositiveSeconds, Seconds, Section
+from streamer.config import MAX_REPLICAS, CoreConfig, PositiveSeconds, Seconds, Section
 from streamer.errors import nearest
 
 CHANNELS = (
@@ -39,6 +40,10 @@ OBJECT_DEFAULTS: dict[str, dict[str, Any]] = {
     "Event": {"channels": ("TrackPt", "ECAL", "HCAL"), "crop": 0, "pt_min": 0.0, "eta_max": 10.0},
 }
 """What a tagger of these objects is where nothing else is said."""
+
+
+MOST_TAGGERS = 16
+"""More are not started unless asked for: one reader feeds no more of the fastest networks."""
 
 
 def packaged(name: str) -> str:
@@ -247,7 +252,7 @@ class TaggerConfig(Section):
     provider: Literal["auto", "cuda", "tensorrt", "cpu"] = "auto"
     """ONNX Runtime provider; `auto` takes the best that truly loads, a provider asked for by name must."""
     threads: int = Field(0, ge=0, le=256)
-    """Threads of one inference on the CPU; 0 = one for each two cores, at least one."""
+    """Threads of one inference on the CPU; 0 = the taggers share one for each two cores, at least one each."""
     cpus: str = Field("", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")
     """The cores that inference may use, such as '2-5,8', so that stages do not fight for them; empty = any."""
     max_batch: int = Field(64, ge=1, le=65536)
@@ -399,6 +404,11 @@ class Config(CoreConfig):
     def deadline(self) -> float:
         return self.tagger.deadline or self.feed.deadline
 
+    def for_this_machine(self) -> "Config":
+        if "tagger" in self.replicas:
+            return self
+        return self.model_copy(update={"replicas": {**self.replicas, "tagger": n_taggers(self.tagger)}})
+
     @property
     def output(self) -> Path:
         """Where the results are."""
@@ -426,3 +436,10 @@ class Config(CoreConfig):
             for name, spec in self.taggers.items()
             if spec.crop
         }
+
+
+def n_taggers(settings: TaggerConfig) -> int:
+    """Taggers for this machine: one for each GPU, or else for each core, unless cores or threads are shared out."""
+    if settings.provider != "cpu" and (gpus := n_gpus()):
+        return min(gpus, MAX_REPLICAS)
+    return 1 if settings.threads or settings.cpus else min(n_cores(), MOST_TAGGERS)

@@ -287,11 +287,6 @@ def provider_options(provider: str, device: int) -> dict[str, Any]:
     return {}
 
 
-def n_gpus() -> int:
-    """NVIDIA devices of this machine."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
 def _fits(shape: list[Any], wanted: tuple[Any, ...]) -> bool:
     """Whether each axis is open or as long as it must be."""
     if len(shape) != len(wanted):

@@ -1,7 +1,6 @@
 """A tagger's network at work: its batch, what batches cost, and whose score is whose."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,6 +12,7 @@ from stages.config import Config
 from stages.filling import grid_of
 from stages.forms import Entries, Form, Images, Points, Sparse, bytes_of, typical
 from stages.graph import normalised
+from stages.machine import cores, n_cores
 from stages.model import Model, one_line
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, offsets, readonly
@@ -295,30 +295,9 @@ class Network:
         return failed | {int(events[i]): text for i, text in why.items()}
 
 
-def cores(text: str) -> set[int]:
-    """Those that a setting such as '2-5,8' names.
-
-    Raises
-    ------
-    UsageError
-        This process may not use one of them.
-    """
-    named: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        named |= set(range(int(first), int(last or first) + 1))
-    ours = os.sched_getaffinity(0)
-    if not named <= ours:
-        raise UsageError(
-            f"tagger.cpus = '{text}': there is no core {min(named - ours)} here; there are "
-            f"{', '.join(map(str, sorted(ours)))}"
-        )
-    return named
-
-
 def threads_of(config: Config) -> int:
-    """Threads of one inference; by default one for each two cores: the other stages need the rest. Or, where cores are
-    named for it, one for each of these."""
+    """Threads of one inference: by default taggers share one for each two cores, as other stages need the rest; where
+    cores are named for it, one for each of these."""
     if config.tagger.cpus and not config.tagger.threads:
         return len(cores(config.tagger.cpus))
-    return config.tagger.threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    return config.tagger.threads or max(1, n_cores() // 2 // config.n_replicas("tagger"))

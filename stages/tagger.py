@@ -10,8 +10,8 @@ import numpy as np
 
 from stages import records
 from stages.config import Config, digest
-from stages.model import n_gpus
-from stages.network import Network, cores, threads_of
+from stages.machine import cores, n_gpus
+from stages.network import Network, threads_of
 from stages.second import OpinionMetrics, SecondOpinion, second_networks
 from streamer.background import give_way
 from streamer.batcher import Part

@@ -293,6 +293,11 @@ class CoreConfig(Section):
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)
 
+    def for_this_machine(self) -> "CoreConfig":
+        """With what is left open filled in, for a run on one machine. Processes that are started one by one, perhaps on
+        several machines, must agree without that."""
+        return self
+
 
 C = TypeVar("C", bound=CoreConfig)
 

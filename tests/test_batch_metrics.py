@@ -47,7 +47,7 @@ def test_every_crop_is_accounted_for(deadline: float, streamer: Processes, tmp_p
     process = streamer(
         *("run", *samples, "--output", out, "--rate", 200, "--set", f"tagger.deadline={deadline}"),
         *(part for name in TAGGERS for part in ("--tagger", name)),
-        *("--set", "feed.block_events=16", "--set", "writer.error_files=0"),
+        *("--set", "feed.block_events=16", "--set", "writer.error_files=0", "--replicas", "tagger=1"),
     )
     process.wait_for_events(350)
     process.stage("reader-0").send_signal(signal.SIGSTOP)

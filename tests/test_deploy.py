@@ -130,6 +130,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with Processes(folder) as streamer:
         process = streamer(
             *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 300),
+            *("--replicas", "tagger=1"),
             *("--tagger", f"eg={network}", "--monitor", "--set", f"monitor.port={ours}", "--menu", menu),
             *("--reference", folder / "good.json"),
         )

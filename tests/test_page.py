@@ -47,6 +47,7 @@ def process(processes: Processes, folder: Path) -> Process:
     single_hits(network, 100).write(folder / "good.json")
     made = processes(
         *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
+        *("--replicas", "tagger=1"),
         *("--tagger", f"eg={network}", "--monitor", "--reference", folder / "good.json"),
     )
     wait_until(lambda: address(made) != "", "the page's address")

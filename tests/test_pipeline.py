@@ -39,6 +39,8 @@ from physics_helpers import (
     write_ig,
 )
 
+from stages import PIPELINE
+from stages.config import TaggerConfig, n_taggers
 from stages.detector.ecal import eb_detid
 from streamer.block import MAGIC
 
@@ -207,8 +209,8 @@ def test_the_table_keeps_the_books_and_tells_what_was_left_out(three_ways: Any, 
     assert "provider CPU" in process.out
     assert "scores" in process.out.splitlines()[-1]
     replicas = {line.split()[0]: line.split()[1] for line in process.out.splitlines() if " MB" in line}
-    twice = {"framer", "cropper", "tagger"} if kind == "ig" else set()
-    assert replicas == {n: "2" if n in twice else "1" for n in ("reader", "framer", "cropper", "tagger", "writer")}
+    asked = {"framer": 2, "cropper": 2, "tagger": 2} if kind == "ig" else {"tagger": n_taggers(TaggerConfig())}
+    assert replicas == {name: str(asked.get(name, 1)) for name in PIPELINE.names}
 
 
 def test_the_output_is_of_the_kind_that_was_asked_for(three_ways: Any, folder: Path) -> None:

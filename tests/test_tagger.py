@@ -17,7 +17,8 @@ from stages import model as model_module
 from stages.config import Config
 from stages.detector.ecal import eb_detid
 from stages.filling import fill_crops
-from stages.network import cores, threads_of
+from stages.machine import cores
+from stages.network import threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import SHED, failures
