@@ -182,6 +182,7 @@ def test_beyond_loopback_a_token_is_asked_for_and_every_process_is_reached(folde
     with Processes(folder) as streamer:
         made = streamer(
             *("run", folder / "events.root", "--output", folder / "guarded", "--loop", "--rate", 100, "--monitor"),
+            *("--replicas", "tagger=1"),
             *("--set", f"monitor.token_file={secret}", "--set", f"monitor.host='{BEYOND}'"),
         )
         wait_until(lambda: address(made) != "", "the page's address")

@@ -376,6 +376,7 @@ def test_sigterm_in_the_middle_drains(streamer: Processes, model: Path, hits: Pa
         "books",
         "ledger.json",
         "lumi_mask.json",
+        "quality.json",
         "scores.root",
     ]
 
@@ -474,7 +475,7 @@ def test_what_was_committed_is_saved_whatever_happens(broken: dict[str, Broken],
 def test_a_stage_that_is_killed_is_started_again(broken: dict[str, Broken], folder: Path) -> None:
     process = broken["stage"].process.check()
     assert "cropper-0 died of SIGKILL; it is started again in 0.1 s" in process.err
-    assert broken["stage"].left == ["books", "ledger.json", "lumi_mask.json", "scores.root"]
+    assert broken["stage"].left == ["books", "ledger.json", "lumi_mask.json", "quality.json", "scores.root"]
     code, said, _ = call("ledger", folder / "stage-killed")
     assert code == 0
     assert "the books close" in said
