@@ -247,6 +247,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
     """
     from stages import PIPELINE
     from stages.inputs import expand, is_remote
+    from streamer.config import changed
     from streamer.report import LiveLine, show, summarise
     from streamer.supervisor import Supervisor
 
@@ -254,18 +255,18 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
     files = expand(config.input.files)  # type: ignore[attr-defined]
     if config.input.weights:  # type: ignore[attr-defined]  # as many inputs as weights, whatever files each one means
         absolute = (text if is_remote(text) else str(Path(text).expanduser().absolute()) for text in config.input.files)  # type: ignore[attr-defined]
-        wanted |= {"input.files": list(absolute)}
+        where: dict[str, Any] = {"input.files": list(absolute)}
     else:
-        wanted |= {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
-    wanted |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
+        where = {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
+    where |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
     if config.quality.reference is not None:
-        wanted |= {"quality.reference": str(config.quality.reference.resolve())}
-    config = PIPELINE.load_config(path, wanted)
+        where |= {"quality.reference": str(config.quality.reference.resolve())}
+    config = changed(config, where)  # not read again: a file may be a pipe, as in `--menu <(command)`
     if go_on:
         from stages.finishing import going_on
 
         settings, told = going_on(config)  # type: ignore[arg-type]
-        config = PIPELINE.load_config(path, {**wanted, **settings})
+        config = changed(config, settings)
         typer.echo(told, err=True)
     with LiveLine(title) as line:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())

@@ -1,6 +1,8 @@
 """Lumisections that the feed counts: by its clock or its events, over passes, deaths and resumed runs."""
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +94,9 @@ def rows_of(out: Path) -> dict[str, Any]:
 
 def test_a_looped_feed_repeats_no_lumisection_and_a_pause_is_in_none(streamer: Processes, tmp_path: Path) -> None:
     out, menu = tmp_path / "out", tmp_path / "menu.toml"
-    menu.write_text('[paths]\nAll_v1 = "true"\n[columns.other]\nAll_v1 = 3\n')
+    os.mkfifo(menu)  # as `--menu <(command)` is: it can be read once
+    text = '[paths]\nAll_v1 = "true"\n[columns.other]\nAll_v1 = 3\n'
+    threading.Thread(target=menu.write_text, args=(text,), daemon=True).start()
     first = streamer(
         *("run", packaged("samples/egamma.root"), "-o", out, "--loop", "--rate", 2500, "--lumisection", "0.3 s"),
         *("--menu", menu, "--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}", "--set", "feed.block_events=64"),
