@@ -1,6 +1,7 @@
 """The commands that know events: run, demo, finish, inspect, convert, view; those of networks and bench are apart."""
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from streamer.cli import ConfigOption, SetOption, overrides
+from streamer import logs
+from streamer.cli import ConfigOption, LogFormatOption, LogLevelOption, SetOption, log_settings, overrides
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError
 from streamer.feed import feed_settings
 
@@ -139,6 +141,8 @@ def run(
             "--go-on", help="For services: begin, or go on where there is a run; what is finished ends at once."
         ),
     ] = False,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Stream events through the chain and write their scores.
 
@@ -197,7 +201,7 @@ def run(
             raise UsageError("--mix names inputs of its own; leave INPUT out")
         wanted |= mixed(mix)
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
-    wanted |= chosen_taggers(tagger or [])
+    wanted |= chosen_taggers(tagger or []) | log_settings(log_level, log_format)
     begun = {} if resume is None else resumed(resume)
     stream(config, {**begun, **overrides(set_), **wanted}, "streamer run", go_on=go_on)
 
@@ -208,6 +212,8 @@ def demo(
     replicas: ReplicasOption = None,
     monitor: MonitorOption = True,
     set_: SetOption = None,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Stream the packaged events through the four packaged networks: five processes, no setting, no GPU needed.
 
@@ -229,7 +235,7 @@ def demo(
     }
     wanted |= chosen_taggers(list(TAGGERS))
     wanted |= pairs("--replicas", "replicas.{}", (replicas or "").split(",") if replicas else [], int)
-    own = overrides(set_)
+    own = {**overrides(set_), **log_settings(log_level, log_format)}
     if any(key.startswith("taggers.") for key in own):
         del wanted["quality.reference"]  # it is that of the packaged networks
     stream(None, {**wanted, **own}, "streamer demo", shares=False)
@@ -267,8 +273,9 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
 
         settings, told = going_on(config)  # type: ignore[arg-type]
         config = changed(config, settings)
-        typer.echo(told, err=True)
-    with LiveLine(title) as line:
+        logs.set_up(config.log)
+        logs.say(told, logging.INFO, who="")
+    with LiveLine(title, config.log) as line:
         outcome = asyncio.run(Supervisor(PIPELINE, config, line.update).run())
     folder = config.writer.dir  # type: ignore[attr-defined]
     if all(outcome.reports.values()):
@@ -284,7 +291,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
             books.menu.show()
         if books.ledger.errors:
             told = f"{books.ledger.errors:,} events could not be processed; see which, and why: streamer errors {{}}"
-            typer.echo(told.format(shlex.quote(str(folder))), err=True)
+            logs.say(told.format(shlex.quote(str(folder))), logging.WARNING, who="")
         if outcome.exit_code == EXIT_OK and books.why_not:  # stopped before what an earlier run lost was fed again
             outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(books.why_not))
     error = outcome.error
@@ -296,13 +303,13 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         truth.tell(folder)
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
-            typer.echo(f"{folder}: the run is {how}", err=True)
+            logs.say(f"{folder}: the run is {how}", logging.INFO, who="")
         if error := _complete_events(config, expand(config.input.files)):  # type: ignore[attr-defined]
             outcome = replace(outcome, exit_code=EXIT_FAILED)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"
     for text in error.splitlines():
-        typer.echo(f"streamer: {text}", err=True)
+        logs.say(text)
     raise typer.Exit(outcome.exit_code)
 
 

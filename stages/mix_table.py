@@ -5,6 +5,7 @@ again: the shares are those of the feed.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from typing import Any
 
 import awkward as ak
 import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +22,7 @@ from stages.inputs import shown
 from stages.manifest import Manifest
 from stages.records import SOURCE_INPUT
 from stages.stored import files_of, opened
+from streamer import logs
 from streamer.block import Array
 
 READ_EVENTS = 100_000
@@ -137,7 +138,7 @@ def tell(folder: Path) -> None:
         inputs = read(paths, [str(shown(name)) for name in given.files], given.weights)
     except Exception as error:  # whatever a disk or a reader of ROOT files can come up with
         why = " ".join(f"{error!r}".split())[:160]
-        typer.echo(f"streamer: {folder}: the scores cannot be read back for the table of the mix ({why})", err=True)
+        logs.say(f"{folder}: the scores cannot be read back for the table of the mix ({why})", logging.WARNING)
         return
     console = Console()
     console.print(_of_inputs(inputs))

@@ -5,6 +5,7 @@ It is read back from the files of scores, so that it tells of what was written.
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from stages.performance import auc, background_rejection, roc_png
 from stages.records import LABELS, SOURCE_INPUT
 from stages.stored import Stored, files_of, opened
+from streamer import logs
 from streamer.block import Array
 
 Int64s = npt.NDArray[np.int64]
@@ -252,4 +253,4 @@ def _draw(tagger: Scored, picture: Path) -> str:
 
 def _complain(what: str, error: Exception) -> None:
     why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(f"{error!r}".split())[:160]
-    typer.echo(f"streamer: {what} ({why}); the scores are complete", err=True)
+    logs.say(f"{what} ({why}); the scores are complete", logging.WARNING)

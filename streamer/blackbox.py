@@ -15,6 +15,7 @@ from pathlib import Path
 
 from streamer.block import Block
 from streamer.ledger import IdSet, Intervals
+from streamer.logs import working
 
 _SIZE = 4096
 _HEAD = struct.Struct("<16s q")  # the life that wrote it, and how many intervals follow
@@ -69,8 +70,10 @@ class BlackBox:
 
     @contextmanager
     def working(self, blocks: Iterable[Block]) -> Iterator[None]:
-        """Work on these blocks. An error that leaves this ends the process, and so it stays written down."""
-        ids = IdSet((block.id, block.id + block.n_events - 1) for block in blocks)
+        """Work on these blocks, which the log names meanwhile. An error that leaves this ends the process, and so it
+        stays written down."""
+        at = tuple(blocks)
+        ids = IdSet((block.id, block.id + block.n_events - 1) for block in at)
         n = 0
         _HEAD.pack_into(self._map, 0, self._life, 0)
         for n, interval in enumerate(ids, 1):
@@ -79,7 +82,9 @@ class BlackBox:
             _INTERVAL.pack_into(self._map, _HEAD.size + (n - 1) * _INTERVAL.size, *interval)
         _HEAD.pack_into(self._map, 0, self._life, min(n, MOST))
         self.since = time.monotonic()
+        told = working.set(at)
         yield
+        working.reset(told)
         self.since = None
         _HEAD.pack_into(self._map, 0, self._life, 0)
 

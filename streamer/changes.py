@@ -77,7 +77,7 @@ class Changes:
         while self._next and self._is_time(self._next[0], block):
             self._next[0].apply()
             config = self._next.popleft().config
-            log.info("a change is made before event %d", block.id)
+            log.info("a change is made before event %d", block.id, extra={"event": block.id})
         return config
 
     @staticmethod

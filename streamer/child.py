@@ -12,6 +12,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.forkserver import Running
+from streamer.logs import Passing
 
 SCRAPE_S = 2.0
 """A metrics page has so long to answer."""
@@ -39,6 +40,8 @@ class Child:
         How many were started in its place.
     retiring : bool
         It is to leave for good, because fewer replicas are wanted.
+    log : Passing
+        Passes on what it says on standard error.
     """
 
     stage: str
@@ -58,6 +61,10 @@ class Child:
     deaths: list[float] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
+    log: Passing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = Passing(self.stage, self.replica)
 
     @property
     def name(self) -> str:

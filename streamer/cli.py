@@ -8,7 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from streamer import __version__
+from streamer import __version__, logs
+from streamer.config import LogConfig, load, parse_set, to_toml
 from streamer.control_commands import scale, status, stop, top
 from streamer.errors import EXIT_USAGE, StreamerError, UsageError
 from streamer.folders import give_caches_a_place
@@ -35,6 +36,19 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one value, such as tagger.max_batch=32"),
 ]
+LogLevelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[PACKAGE=]LEVEL",
+        help="The least that is logged, such as WARNING or streamer.hop=DEBUG; may be repeated.",
+        show_default="INFO",
+    ),
+]
+LogFormatOption = Annotated[
+    str | None, typer.Option(metavar="FORMAT", help="pretty, or json: a JSON object a line.", show_default="pretty")
+]
+
+_asked: dict[str, Any] = {}  # of the log, before the command's name
 
 
 def version(value: bool) -> None:
@@ -45,26 +59,27 @@ def version(value: bool) -> None:
 
 @app.callback()
 def root(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more in the log.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more in the log: --log-level DEBUG.")] = False,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
     version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Tell the version.")
     ] = False,
 ) -> None:
-    setup_logging(logging.DEBUG if verbose else logging.INFO)
+    _asked.clear()
+    _asked.update(log_settings(log_level or (["DEBUG"] if verbose else None), log_format))
+    logs.set_up(load(installed_pipeline().config, None, _asked).log if _asked else LogConfig())
 
 
-def setup_logging(level: int) -> None:
-    """One line a record on standard error."""
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
-    for noisy in ("numba", "asyncio", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def log_settings(level: list[str] | None, form: str | None) -> dict[str, Any]:
+    """What `--log-level` and `--log-format` ask for, as dotted configuration keys."""
+    given = {"log.level": ",".join(level) if level else None, "log.format": form}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def overrides(sets: list[str] | None) -> dict[str, Any]:
-    """What `--set` asks for."""
-    from streamer.config import parse_set
-
-    return dict(parse_set(text) for text in sets or [])
+    """What `--set` asks for, and the options of the log before the command's name."""
+    return {**_asked, **dict(parse_set(text) for text in sets or [])}
 
 
 @app.command(rich_help_panel="Configuration")
@@ -73,8 +88,6 @@ def config(config: ConfigOption = None, set_: SetOption = None) -> None:
 
     streamer config > my.toml
     """
-    from streamer.config import to_toml
-
     print(to_toml(installed_pipeline().load_config(config, overrides(set_))), end="")
 
 
@@ -104,6 +117,8 @@ def stage(
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
     predecessor: Annotated[str, typer.Option(hidden=True)] = "died",
     slot: Annotated[int | None, typer.Option(hidden=True)] = None,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
 ) -> None:
     """Run one process of the pipeline, as systemd, Slurm or Kubernetes would start it.
 
@@ -113,7 +128,7 @@ def stage(
     from streamer.runner import Run, run_stage
 
     pipeline = installed_pipeline()
-    effective = pipeline.load_config(config, overrides(set_))
+    effective = pipeline.load_config(config, {**overrides(set_), **log_settings(log_level, log_format)})
     pipeline.place(name)
     if not 0 <= replica < effective.n_replicas(name):
         raise UsageError(f"--replica {replica}: the configuration has replicas.{name} = {effective.n_replicas(name)}")
@@ -155,14 +170,14 @@ def leave(code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point: every foreseen error is one line (or one line a problem) and an exit code."""
-    setup_logging(logging.INFO)
+    logs.set_up(LogConfig())
     give_caches_a_place()
     try:
         resolve(installed_pipeline().add_commands)(app)
         app()
     except StreamerError as error:
         for line in str(error).splitlines():
-            print(f"streamer: {line}", file=sys.stderr)
+            logs.say(line)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,10 +8,12 @@ key with the nearest known one.
 import contextlib
 import json
 import math
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date, time
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -253,17 +255,84 @@ class QualityConfig(Section):
     """With fewer entries in the window, or in the reference, nothing is said."""
 
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+class LogConfig(Section):
+    """What is told on standard error, and how."""
+
+    level: str = "INFO"
+    """The least that is told: DEBUG, INFO, WARNING, ERROR or CRITICAL; of some packages apart, as in
+    'INFO,streamer.hop=DEBUG'."""
+    format: Literal["pretty", "json"] = "pretty"
+    """For people, or a JSON object a line."""
+
+    @field_validator("level")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        levels_of(text)
+        return text
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """The level of each package that is named, and under "" that of all others."""
+        return levels_of(self.level)
+
+
+def levels_of(text: str) -> dict[str, str]:
+    """`WARNING,streamer.hop=DEBUG` as a level for each package; "" stands for all others.
+
+    Raises
+    ------
+    ValueError
+        It names a level that there is not.
+    """
+    levels = {"": "INFO"}
+    for part in text.split(","):
+        package, _, level = part.rpartition("=")
+        name = level.strip().upper()
+        if name not in LEVELS:
+            known = f"{', '.join(LEVELS)}, or streamer.hop=DEBUG for a package"
+            raise ValueError(f"{level.strip()!r} is no level{nearest(name, LEVELS)}; write {known}")
+        levels[package.strip()] = name
+    return levels
+
+
+def _modules(package: str) -> list[str]:
+    """A package and all that is in it, by name; nothing is imported but the package."""
+    paths = getattr(import_module(package), "__path__", ())
+    found = [package]
+    for module in pkgutil.iter_modules(paths, f"{package}."):
+        found += _modules(module.name) if module.ispkg else [module.name]
+    return found
+
+
 class CoreConfig(Section):
     """What every pipeline can be told. Pipelines add the sections of their stages."""
 
     feed: FeedConfig = FeedConfig()
     hop: HopConfig = HopConfig()
+    log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
     monitor: MonitorConfig = MonitorConfig()
     quality: QualityConfig = QualityConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""
+
+    @model_validator(mode="after")
+    def _our_packages(self) -> "CoreConfig":
+        names = [name for name in self.log.levels if name]
+        if names:
+            ours = {kind.__module__.partition(".")[0] for kind in type(self).__mro__ if issubclass(kind, CoreConfig)}
+            known = [name for package in sorted(ours) for name in _modules(package)]
+            for name in names:
+                if name not in known:
+                    packages = " and ".join(sorted(ours))
+                    raise ValueError(
+                        f"'log.level' names '{name}', which is no package or module of {packages}{nearest(name, known)}"
+                    )
+        return self
 
     @property
     def books(self) -> Path | None:

@@ -209,7 +209,7 @@ class Engine(Generic[L]):
                 return self._stage.infer(queue, parts), True
             except Exception as error:
                 why = one_line(error)
-        log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, why)
+                log.warning("%s: a batch of %d failed (%s); trying its items one by one", queue, batch.size, why)
         ones = [self._infer_one(queue, part.key, i) for part in batch.parts for i in range(part.start, part.stop)]
         return np.concatenate(ones), False
 

@@ -85,7 +85,7 @@ class Feeding:
             raise WireError("header", "a death of somebody who does not belong to this run")
         for block in self.window.died(working, schema):
             why = f"poison: {name} {how}, and so did another before it, while it worked on nothing but this event"
-            log.error("event %d is set aside: %s", block.id, why)
+            log.error("event %d is set aside: %s", block.id, why, extra={"event": block.id})
             left = with_failures(schema.emptied(block.columns), {0: why}, pipeline.place(stage) + 1)
             self.window.replace(block.with_columns(left))
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from streamer import logs
+from streamer.config import LogConfig
 from streamer.ledger import Ledger
 from streamer.metrics import OUTCOMES
 from streamer.supervisor import Outcome, Progress
@@ -166,37 +167,42 @@ def _batches(metrics: list[tuple[str, float]]) -> dict[str, QueueSummary]:
 
 
 class LiveLine:
-    """One line that tells how the stream does; on a terminal it is redrawn, else a line is logged now and then."""
+    """One line that tells how the stream does; on a terminal it is redrawn, else a line is told now and then. Sets the
+    log up to go with it."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, log: LogConfig) -> None:
+        self.title, self._log = title, log
         self.console = Console(stderr=True)
         self._live = Live(console=self.console, refresh_per_second=8, transient=True)
         self._spinner = Spinner("dots", text=f"{title}: starting the processes")
         self._told = time.monotonic()
+        self._redrawn = self.console.is_terminal and log.format == "pretty"
 
     def __enter__(self) -> "LiveLine":
-        if self.console.is_terminal:
+        if self._redrawn:
             handler = RichHandler(console=self.console, show_path=False, show_time=False, markup=False)
-            logging.basicConfig(level=logging.getLogger().level, format="%(message)s", handlers=[handler], force=True)
+            handler.setFormatter(logs.Pretty(level=False))
+            logs.set_up(self._log, handler)
             self._live.start()
             self._live.update(self._spinner)
+        else:
+            logs.set_up(self._log, time=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self._redrawn:
             self._live.stop()
 
     def update(self, progress: Progress) -> None:
         """Show the latest figures."""
         line = progress_line(progress)
-        if self.console.is_terminal:
+        if self._redrawn:
             self._spinner.update(text=Text.assemble((f"{self.title}  ", "bold"), line))
         elif time.monotonic() - self._told >= PLAIN_EVERY_S:
             self._told = time.monotonic()
-            print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+            logs.say(line, logging.INFO, f"{self.title}: ")
 
 
 def progress_line(progress: Progress) -> str:

@@ -133,7 +133,8 @@ def _one_by_one(unit: Stage, block: Block) -> Block:
         try:
             parts.append(unit.process(one).columns)
         except Exception as error:
-            log.error("event %d could not be processed: %s", block.id + i, one_line(error))
+            number = block.id + i
+            log.error("event %d could not be processed: %s", number, one_line(error), extra={"event": number})
             left = with_failures(unit.inputs.emptied(one.columns), {0: told(error)}, unit.mark)
             parts.append(unit.process(one.with_columns(left)).columns)
     return block.with_columns(unit.outputs.concat(parts))

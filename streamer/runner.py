@@ -3,13 +3,14 @@
 The asyncio loop only moves blocks and always answers; the stage works in a thread (its kernels release the GIL).
 A process tells its life on standard output, one JSON object a line: `{"state": "ready", "metrics": "http://..."}`,
 at the end `{"state": "stopped", "report": {...}}` or `{"state": "failed", "error": "..."}`. Its log goes to
-standard error.
+standard error (`streamer.logs`).
 
 The states are those of `streamer.lifecycle`.
 """
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import hashlib
 import json
@@ -22,13 +23,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
-from streamer import hop
+from streamer import hop, logs
 from streamer.blackbox import BlackBox
 from streamer.block import SHED, Block
 from streamer.changes import Changes
@@ -111,6 +113,7 @@ def run_stage(
     slot : int, optional
         Its metrics are at so many ports behind the first; by default its place in the chain.
     """
+    logs.set_up_stage(config.log, run.id, name, replica, supervised=supervised)
     keep_freed_memory()
     fill_numpy_cache()
     process = Process(pipeline, name, replica, config, run, supervised=supervised, predecessor=predecessor, slot=slot)
@@ -232,9 +235,10 @@ class Process:
             self._worker.shutdown(wait=False)
 
     async def _tick(self) -> None:
-        """Show that the loop goes round."""
+        """Show that the loop goes round, and tell which lines of the log were left out."""
         while True:
             self._ticked = time.monotonic()
+            logs.tidy()
             await asyncio.sleep(TICK_S)
 
     def _work_age(self) -> float:
@@ -269,7 +273,8 @@ class Process:
     def _fail(self, line: str, code: int, *, again: bool = True) -> int:
         self.tell("failed", error=line, exit=code, again=again)
         if not self._supervised:
-            log.error(line)
+            for part in line.splitlines():
+                log.error("%s", part)
         return code
 
     def _hear_supervisor(self) -> None:
@@ -354,8 +359,9 @@ class Process:
         return task
 
     async def in_worker(self, function: Callable[..., T], *args: Any) -> T:
-        """Call `function` in the worker thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+        """Call `function` in the worker thread, in our context."""
+        run = contextvars.copy_context().run  # the log there names the same block
+        return await asyncio.get_running_loop().run_in_executor(self._worker, run, partial(function, *args))
 
     async def or_stopped(self, work: Awaitable[Any]) -> None:
         """Await `work`, but no longer than until we are told to stop."""

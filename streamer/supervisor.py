@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from streamer import __version__, control
+from streamer import __version__, control, logs
 from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
@@ -60,8 +59,6 @@ FAILURES = 20
 """So many of the last events that failed are shown."""
 SAID, MOST_SAID = 50, 500
 """So many warnings are kept for the page, and so many characters of each."""
-
-_LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ class Supervisor:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._save_config(path)
-            Run.open(path)
+            logs.identify(run=Run.open(path).id, stage=logs.SUPERVISOR, replica=0)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
@@ -437,7 +434,7 @@ class Supervisor:
                 news = json.loads(line)
                 child.state = news["state"]
             except (ValueError, KeyError, TypeError):
-                log.warning("[%s] %s", child.name, line.decode(errors="replace").rstrip())
+                child.log.line(line)
                 continue
             child.metrics_url = news.get("metrics", child.metrics_url)
             child.error = news.get("error", child.error)
@@ -465,13 +462,9 @@ class Supervisor:
 
     async def _pass_log(self, child: Child) -> None:
         assert child.process.stderr is not None
-        level = logging.WARNING
-        async for line in child.process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            if match := _LEVEL.match(text):
-                level = logging.getLevelNamesMapping()[match[1]]
-                text = text[match.end() :]
-            log.log(level, "[%s] %s", child.name, text)
+        async for line in logs.lines(child.process.stderr):
+            child.log.line(line)
+        child.log.tidy(all_=True)
 
     async def _poll(self) -> None:
         """Read every process's own metrics, as Prometheus would."""
@@ -481,6 +474,8 @@ class Supervisor:
             self._n_polls += 1
             alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
             await asyncio.gather(*(self._look_at(child, begin) for child in alive))
+            for child in self.children:
+                child.log.tidy()
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
@@ -689,7 +684,7 @@ def heard(said: deque[dict[str, Any]]) -> Iterator[None]:
 
     class Hearing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append({"at": record.created, "level": record.levelname, "text": record.getMessage()[:MOST_SAID]})
+            said.append({"at": record.created, "level": record.levelname, "text": logs.to_text(record)[:MOST_SAID]})
 
     handler = Hearing(logging.WARNING)
     logging.getLogger().addHandler(handler)

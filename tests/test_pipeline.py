@@ -579,9 +579,9 @@ def test_what_goes_wrong_at_the_start_is_one_line_and_exit_code_2(
         for name, (process, said) in cases.items():
             process.check(2)
             assert "Traceback" not in process.err, name
-            lines = [line for line in process.err.splitlines() if line.startswith(("ERROR ", "streamer: "))]
+            lines = re.findall(r"^(?:streamer:|[-\d]+ [:.\d]+Z ERROR \[\w+-0\]) (.*)", process.err, re.MULTILINE)
             assert len(lines) == 1, (name, process.err)
-            assert lines[0].removeprefix("ERROR ").removeprefix("streamer: ").startswith(said), name
+            assert lines[0].startswith(said), name
             told = [json.loads(line) for line in process.out.splitlines() if line.startswith("{")]
             assert not told or (told[-1]["state"], told[-1]["exit"]) == ("failed", 2), name
 

@@ -1,6 +1,7 @@
 """Events that fail: one that kills whoever works on it, one whose score is no number, one that a stage refuses."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import uproot
 from physics_helpers import Processes, call, deadly_model, event, sum_model, write_hits
 
+from stages import PIPELINE
 from stages.detector.ecal import eb_detid
 
 N_EVENTS, DEADLY = 10_000, 4321
@@ -48,14 +50,34 @@ def failed(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said.splitlines()]
 
 
+def assert_log_tells_all(text: str) -> None:
+    """Of the run with the deadly event, each line is an object that says who speaks and of what."""
+    log = [json.loads(line) for line in text.splitlines()]
+    assert len({line["run"] for line in log}) == 1
+    for line in log:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+        assert {line["level"], line["stage"]} <= {"INFO", "WARNING", "ERROR", "supervisor", *PIPELINE.names}
+    said = {line["message"]: line for line in log}
+    (aside,) = (line for text, line in said.items() if "is set aside: poison" in text)
+    about = {name: aside[name] for name in ("level", "logger", "stage", "replica", "event")}
+    place = {"stage": "reader", "replica": 0, "event": DEADLY}
+    assert about == {"level": "ERROR", "logger": "streamer.feeding", **place}
+    died = [line for text, line in said.items() if re.match(r"tagger-\d died of SIGFPE; it is started again", text)]
+    assert {(line["stage"], line["logger"]) for line in died} == {("supervisor", "streamer.supervisor")}
+    words = [line for line in log if "Fatal Python error: Floating point exception" in line["message"]]
+    assert {(line["stage"], line["logger"]) for line in words} == {("tagger", "stderr")}
+    assert {line["replica"] for line in words} <= {0, 1}
+
+
 def test_an_event_that_kills_is_set_aside_and_its_neighbours_come_out(
-    streamer: Processes, inputs: Path, tmp_path: Path
+    streamer: Processes, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")  # the interpreter's own words, beside the log
     out, model = tmp_path / "out", deadly_model(tmp_path / "deadly.onnx", DEADLY + 1)
-    fast = ["--set", "supervisor.backoff_max=0.1"]
+    fast = ["--set", "supervisor.backoff_max=0.1", "--log-format", "json"]
     process = streamer("run", inputs, "--output", out, "--tagger", f"eg={model}", "--replicas", "tagger=2", *fast)
     process.check()
-    assert "died of SIGFPE" in process.err
+    assert_log_tells_all(process.err)
     errors, found = scores(out)
     assert np.flatnonzero(errors).tolist() == [DEADLY]
     good = np.delete(np.arange(N_EVENTS), DEADLY)

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from stages import CHAIN, PIPELINE, records
 from stages.config import Config
 from streamer.block import Block
-from streamer.cli import setup_logging
 from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Run, run_stage
 from streamer.stage import Sink
@@ -70,7 +68,6 @@ def main(pipeline: Pipeline) -> int:
     parser.add_argument("--predecessor", default="died")
     parser.add_argument("--slot", type=int)
     given = parser.parse_args()
-    setup_logging(logging.WARNING)
     config, run = pipeline.load_config(given.config), Run.open(given.run_dir)
     told = {name: getattr(given, name) for name in ("supervised", "predecessor", "slot")}
     return run_stage(pipeline, given.name, given.replica, config, run, **told)
