@@ -213,11 +213,10 @@ def test_beyond_loopback_a_token_is_asked_for_and_every_process_is_reached(folde
         found = wait_until(targets, "six processes")
         assert {one["targets"][0] for one in found} == {"stream:9599"}, "by the name that it is asked for by"
         for one in found:
-            code, _, page = asked_for(one["labels"]["__metrics_path__"], **bearer)
-            stage = one["labels"]["stage"]
+            path, stage = one["labels"]["__metrics_path__"], one["labels"]["stage"]
+            assert asked_for(path, **bearer)[0] == 200
             wanted = "streamer_disk_free_bytes" if stage == "supervisor" else f'streamer_state{{stage="{stage}"'
-            assert code == 200
-            assert wanted in page.decode()
+            wait_until(lambda path=path, wanted=wanted: wanted in asked_for(path, **bearer)[2].decode(), stage)
         for name in ("tagger-7", "supervisor-0", "..%2f..%2fetc"):
             assert asked_for(f"/metrics/{name}", **bearer)[0] == 404
         made.signal(signal.SIGTERM)
