@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +45,25 @@ def test_promtool_is_content(command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is missing (Debian package prometheus-alertmanager)")
+def test_amtool_is_content() -> None:
+    command = ["amtool", "check-config", str(DEPLOY / "alertmanager/alertmanager.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_promtool_is_content_with_what_the_containers_have(tmp_path: Path) -> None:
+    shutil.copytree(RULES, tmp_path / "rules")
+    (tmp_path / "token").write_text("open-sesame")
+    text = (DEPLOY / "compose/prometheus.yml").read_text().replace("/run/secrets/token", str(tmp_path / "token"))
+    (tmp_path / "prometheus.yml").write_text(text)
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 MOST_EXPOSED = 20
 """Tenths of `systemd-analyze security`, which calls 2.0 OK."""
 
@@ -61,6 +82,56 @@ def test_systemd_is_content(command: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", *command, str(unit)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert command[0] != "verify" or not done.stdout + done.stderr
+
+
+def composed(name: str) -> dict[str, Any]:
+    """A compose file as it is read, with the defaults of its variables."""
+    compose_spec = pytest.importorskip("compose_spec", reason="needs the extra 'test'")
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / name).read_text())
+    read = compose_spec.PyOptions(apply_merge=True).from_yaml(text)
+    read.validate()
+    found: dict[str, Any] = read.to_dict()
+    return found
+
+
+def test_the_containers_are_reached_from_this_machine_alone_and_find_their_files() -> None:
+    services = composed("compose.yaml")["services"]
+    assert services.keys() == {"stream", "prometheus", "alertmanager", "grafana"}
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        assert re.fullmatch(r".+:v?[\d.]+|streamer:local", service["image"]), "pinned"
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert name == "stream" or service["healthcheck"]
+        for volume in service["volumes"]:
+            source, inside, *_ = volume.split(":")
+            assert not source.startswith(".") or (DEPLOY / source).exists(), source
+            assert inside.startswith("/")
+    assert composed("compose/gpu.yaml")["services"]["stream"]["build"]["args"] == {"EXTRAS": "cuda"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Words of the Dockerfile, and what follows them."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines()) if word.isupper()]
+
+
+def health_check() -> list[str]:
+    (rest,) = [rest for word, rest in instructions() if word == "HEALTHCHECK"]
+    command: list[str] = json.loads(rest.partition("CMD")[2])
+    return command
+
+
+def test_the_image_is_made_of_what_is_here_and_fits_its_configuration() -> None:
+    allowed = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"]
+    copied = [one for word, rest in instructions() if word == "COPY" for one in shlex.split(rest)[:-1]]
+    sources = [one for one in copied if not one.startswith(("--from", "/opt/"))]
+    assert sorted(sources) == sorted(allowed)
+    assert all((DEPLOY.parent / one).exists() for one in sources)
+    config = PIPELINE.load_config(DEPLOY / "compose/stream.toml", {})
+    assert f"127.0.0.1:{config.monitor.port}/healthz" in health_check()[-1]
+    assert ("EXPOSE", str(config.monitor.port)) in instructions()
+    assert ("USER", "streamer") in instructions()
 
 
 def test_every_alert_has_a_runbook_and_both_kinds_of_cases() -> None:
@@ -95,6 +166,7 @@ class Watched:
 
     process: Process
     at: str
+    alertmanager: str
 
     def asked(self, path: str) -> Any:
         with urlopen(self.at + path, timeout=10) as answer:
@@ -117,9 +189,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is missing (Debian package prometheus)")
     folder = tmp_path_factory.mktemp("deploy")
-    ours, theirs = free_port(), free_port()
+    ours, theirs, manager = free_port(), free_port(), free_port()
     for path in RULES.glob("*.yml"):
-        text = path.read_text().replace(":9599/", f":{ours}/").replace(": 5s", ": 1s")
+        text = path.read_text().replace(":9599/", f":{ours}/").replace(":9093", f":{manager}").replace(": 5s", ": 1s")
         (folder / path.name).write_text(text.replace("[1m]", "[10s]"))
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
@@ -139,8 +211,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
              f"--storage.tsdb.path={folder / 'data'}", "--log.level=error"],
             cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "prometheus.log").open("w"),
         )  # fmt: skip
+        servers = [server]
+        alertmanager = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+        if alertmanager is not None:
+            servers.append(subprocess.Popen(
+                [alertmanager, f"--config.file={DEPLOY / 'alertmanager/alertmanager.yml'}",
+                 f"--web.listen-address=127.0.0.1:{manager}", "--cluster.listen-address=",
+                 f"--storage.path={folder / 'alerts'}"],
+                stdout=subprocess.DEVNULL, stderr=(folder / "alertmanager.log").open("w"),
+            ))  # fmt: skip
         try:
-            made = Watched(process, f"http://127.0.0.1:{theirs}")
+            made = Watched(process, f"http://127.0.0.1:{theirs}", f"http://127.0.0.1:{manager}" if alertmanager else "")
             process.wait_for_events(200)
 
             def all_up() -> bool:
@@ -155,8 +236,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             time.sleep(5)  # rates want some scrapes
             yield made
         finally:
-            server.terminate()
-            server.wait(timeout=20)
+            for server in servers:
+                server.terminate()
+                server.wait(timeout=20)
         process.signal(signal.SIGTERM)
         process.check()
 
@@ -188,6 +270,16 @@ def test_every_variable_has_values(watched: Watched) -> None:
                 assert any(one["metric"].get(found[2]) for one in series), variable["name"]
 
 
+def test_the_image_knows_a_healthy_run(watched: Watched) -> None:
+    page = re.search(r"live page: http://(127.0.0.1:\d+)/", watched.process.err)
+    assert page is not None
+    program, option, code = health_check()
+    assert program == "python"
+    for place, exit_code in ((page[1], 0), (f"127.0.0.1:{free_port()}", 1)):
+        command = [sys.executable, option, code.replace("127.0.0.1:9599", place)]
+        assert subprocess.run(command, capture_output=True, timeout=20).returncode == exit_code
+
+
 def test_a_healthy_run_alerts_nobody_and_a_death_does(watched: Watched) -> None:
     rules = [rule for group in watched.asked("/api/v1/rules")["groups"] for rule in group["rules"]]
     assert all(rule["health"] == "ok" for rule in rules), [rule.get("lastError") for rule in rules]
@@ -206,3 +298,11 @@ def test_a_healthy_run_alerts_nobody_and_a_death_does(watched: Watched) -> None:
     assert told["labels"]["stage"] == "tagger"
     assert "a tagger has died and was started again" in told["annotations"]["summary"]
     assert "streamer errors" in told["annotations"]["runbook"]
+    if watched.alertmanager:
+
+        def passed_on() -> Any:
+            with urlopen(f"{watched.alertmanager}/api/v2/alerts", timeout=10) as answer:
+                return [one for one in json.load(answer) if one["labels"]["alertname"] == "StreamerRestarts"]
+
+        (arrived,) = wait_until(passed_on, "the alert at Alertmanager")
+        assert [one["name"] for one in arrived["receivers"]] == ["shift"]
