@@ -287,6 +287,19 @@ def test_an_event_whose_collection_has_columns_of_different_length_is_left_out_a
     assert_same(got.columns, [events[i] for i in got.entries])
 
 
+def test_collections_of_records_are_read_as_columns_are(tmp_path: Path) -> None:
+    events = some_events(5, seed=3)
+    branches = branches_of(events)
+    records = {
+        name: ak.zip({key.partition("_")[2]: array for key, array in branches.items() if key.startswith(f"{name}_")})
+        for name in {key.partition("_")[0] for key in branches if "_" in key}
+    }
+    plain = {key: array for key, array in branches.items() if "_" not in key and f"{key[1:]}" not in records}
+    got = Read(write_tree(tmp_path / "x.root", rntuple=True, **plain, **records), step_events=2)
+    assert got.reports == []
+    assert_same(got.columns, events)
+
+
 def attempt(path: Path) -> "Read | str":
     """What a file gives, or why it is refused."""
     try:

@@ -63,6 +63,14 @@ def told(own: Sequence[str]) -> str:
     return own[0] + (f" and {len(own) - 1} more" if len(own) > 1 else "")
 
 
+def _of(arrays: dict[str, Any], own: str) -> Any:
+    """A column of the file; members of records, as an RNTuple may have (`Jet.pt`), come together as records."""
+    if own in arrays:
+        return arrays[own]
+    record, _, member = own.partition(".")
+    return arrays[record][member]
+
+
 class TreeFile(EventFile):
     """A file with one tree of events."""
 
@@ -198,7 +206,7 @@ class TreeFile(EventFile):
     def make(self, columns: Sequence[InputColumn], arrays: dict[str, Any]) -> dict[str, Any]:
         """Our columns as awkward arrays, of the file's."""
         recipes = {column.name: self.made[column.name] for column in columns}
-        return {name: recipe.make(*(arrays[own] for own in recipe.own)) for name, recipe in recipes.items()}
+        return {name: recipe.make(*(_of(arrays, own) for own in recipe.own)) for name, recipe in recipes.items()}
 
     def close(self) -> None:
         self._file.close()

@@ -1,13 +1,13 @@
 """A menu, ready for use: its expressions compiled against the columns that the configured taggers give."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from stages import records
-from stages.config import Config
+from stages.config import TAGGERS, Config
 from stages.menu.config import DEFAULT
 from stages.menu.grammar import parse
 from stages.menu.program import Available, Program, compiled
@@ -96,7 +96,10 @@ def _compiled(
     columns: tuple[Column, ...],
 ) -> tuple[tuple[Program | None, Program | None], list[str]]:
     late = _available(columns)
+    absent = _absent({*late.event, *late.members, *(name for own in late.members.values() for name in own)})
+    late = replace(late, absent=absent)
     early = _available([c for c in columns if c.name.partition("_")[2] in ("", *_KINEMATICS)])  # no scores
+    early = replace(early, absent={name: told for name, told in absent.items() if name in records.LABELS})
     taken = [*late.event, *late.members]
     found = [f"a path cannot be called '{name}', which is a column already" for name, _ in paths if name in taken]
     first, wrong_seeds = compiled(dict(seeds), early)
@@ -117,6 +120,19 @@ def _apart(seeds: tuple[tuple[str, str], ...], own: tuple[tuple[str, str], ...])
         return " or ".join(f"{other}_seed" for other in text.split(" or "))
 
     return {f"{name}_seed": text_of(name, text) for name, text in seeds}
+
+
+def _absent(there: set[str]) -> dict[str, str]:
+    """Collections and scores that are not there, to the built-in taggers that would give them, in words."""
+    out: dict[str, str] = {}
+    for tagger, spec in TAGGERS.items():
+        objects = spec["objects"]
+        if objects not in there:
+            out[objects] = f"{out[objects]} or" if objects in out else "it comes with"
+            out[objects] += f" --tagger {tagger}"
+        if f"{tagger}Score" not in there:
+            out[f"{tagger}Score"] = f"{objects} has it with --tagger {tagger}"
+    return out
 
 
 def _available(columns: Sequence[Column]) -> Available:

@@ -28,10 +28,13 @@ class Available:
         Names of what an event has once, to its columns.
     members : mapping
         Collections to the names of what their members have, and these to columns.
+    absent : mapping
+        Names that are not there, to what they would come with, in words.
     """
 
     event: Mapping[str, str]
     members: Mapping[str, Mapping[str, str]]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class _Build:
         known = self.available.event if scope == EVENT else self.available.members[scope]
         if text not in known and text not in known.values():
             what = f"no path or column '{text}'" if scope == EVENT else f"no column '{text}' of {scope}"
-            hint = nearest(text, [*known, *(paths if scope == EVENT else ())])
+            hint = self._comes_with(text) or nearest(text, [*known, *(paths if scope == EVENT else ())])
             raise ValueError(f"there is {what}{hint or _there_are(known)}")
         return self.add(_Node("load", scope, column=known.get(text, text)))
 
@@ -127,11 +130,16 @@ class _Build:
         if scope != EVENT:
             raise ValueError(f"'{name}: ...' stands within '{scope}: ...'; join them with 'and' in parentheses")
         if name not in members:
-            raise ValueError(f"there is no collection '{name}'{nearest(name, members) or _there_are(members)}")
+            hint = self._comes_with(name) or nearest(name, members) or _there_are(members)
+            raise ValueError(f"there is no collection '{name}'{hint}")
         if tree.n < 1 or tree.n != int(tree.n) or tree.n >= 1 << 31:
             raise ValueError(f"{tree.n:g} {name}: say how many at least, 1 or more")
         so = self.flag(tree.so, name, {})
         return self.add(_Node("count", EVENT, (so,), column=name, value=tree.n))
+
+    def _comes_with(self, name: str) -> str:
+        told = self.available.absent.get(name)
+        return f"; {told}" if told else ""
 
 
 def _there_are(names: Iterable[str]) -> str:
