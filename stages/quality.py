@@ -74,12 +74,16 @@ def measured(config: Config) -> tuple[Quantity, ...]:
     return tuple(quantities(config, networks).values())
 
 
-def worked_on(columns: Columns) -> Array | None:
-    """Which events count: bool, shape (n_events,); None where all do."""
-    bad = columns["error"] != 0
-    if records.SEEDED.name in columns:
-        bad = bad | (columns[records.SEEDED.name] == 0)
-    return ~bad if bad.any() else None
+def _marks(columns: Columns) -> tuple[Array, ...]:
+    """What tells which events count; copied, as the columns are parts of a whole message."""
+    marks = (columns["error"].copy(),)
+    return (*marks, columns[records.SEEDED.name].copy()) if records.SEEDED.name in columns else marks
+
+
+def _counts(error: Array, seeded: Array | None = None) -> Array:
+    """Which events count, by their marks: bool, shape (n_events,)."""
+    good: Array = error == 0
+    return good if seeded is None else good & (seeded != 0)
 
 
 class ChannelQuality:
@@ -87,10 +91,17 @@ class ChannelQuality:
 
     def __init__(self, config: Config, registry: CollectorRegistry) -> None:
         known = quantities(config)
-        self._occupancy = Histograms(known[OCCUPANCY], registry)
-        self._energy = Histograms(known[ENERGY], registry) if ENERGY in known else None
-        self._energies = [config.channels.index(channel) for channel in known[ENERGY].of] if self._energy else []
-        self._n_cells = np.array([[N_TOWERS if name == "HCAL" else N_PIXELS] for name in config.channels])
+        n_cells = np.array([[N_TOWERS if name == "HCAL" else N_PIXELS] for name in config.channels])
+        energies = [place for place, channel in enumerate(config.channels) if UNITS[channel] == "GeV"]
+
+        def occupancies(counts: Array, *marks: Array) -> Array:
+            return np.asarray(counts[_counts(*marks)].T / n_cells)  # axes: channel, event
+
+        def sums(totals: Array, *marks: Array) -> Array:
+            return totals[_counts(*marks)].T[energies]
+
+        self._occupancy = Histograms(known[OCCUPANCY], registry, occupancies)
+        self._energy = Histograms(known[ENERGY], registry, sums) if energies else None
 
     def add(self, columns: Columns, counts: Array, totals: Array) -> None:
         """Take the frames of a block.
@@ -102,12 +113,10 @@ class ChannelQuality:
         totals : float64, shape (n_events, n_channels)
             Sums over them.
         """
-        good = worked_on(columns)
-        if good is not None:
-            counts, totals = counts[good], totals[good]
-        self._occupancy.add(*(counts.T / self._n_cells))  # axes: channel, event
+        n_events, marks = len(counts), _marks(columns)
+        self._occupancy.add(n_events, counts, *marks)
         if self._energy is not None:
-            self._energy.add(*totals.T[self._energies])
+            self._energy.add(n_events, totals, *marks)
 
 
 class ScoreQuality:
@@ -115,16 +124,23 @@ class ScoreQuality:
 
     def __init__(self, config: Config, registry: CollectorRegistry) -> None:
         known = quantities(config)
-        self._objects = Histograms(known[OBJECTS], registry) if OBJECTS in known else None
-        self._scores = Histograms(known[SCORE], registry)
-        self._counts = [f"n{objects}" for objects in config.objects]
+        self._objects = Histograms(known[OBJECTS], registry, _of_good) if OBJECTS in known else None
+        self._scores = Histograms(known[SCORE], registry, _of_scored)
+        self._counts = ["error", *(f"n{objects}" for objects in config.objects)]
         self._columns = [records.score_column(name, spec).name for name, spec in config.taggers.items()]
 
     def add(self, columns: Columns) -> None:
         """Take the scored events of a block."""
+        n_events = len(columns["error"])
         if self._objects is not None:
-            good = worked_on(columns)
-            counts = [columns[name] for name in self._counts]
-            self._objects.add(*(counts if good is None else [one[good] for one in counts]))
-        scores = [columns[name] for name in self._columns]
-        self._scores.add(*(one[one != -1] for one in scores))
+            self._objects.add(n_events, *[columns[name] for name in self._counts])
+        self._scores.add(n_events, *[columns[name] for name in self._columns])
+
+
+def _of_good(error: Array, *counts: Array) -> list[Array]:
+    good = _counts(error)
+    return [one[good] for one in counts]
+
+
+def _of_scored(*scores: Array) -> list[Array]:
+    return [one[one != -1] for one in scores]

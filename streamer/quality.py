@@ -5,7 +5,7 @@ them against a reference (`streamer.monitor.drift`).
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,38 +58,50 @@ class Quantity:
         return [f"{self.name}_bucket/" + ",".join(one[name] for name in sorted(one)) for one in labels]
 
 
-class Histograms(Collector):
-    """The histograms of a quantity in one process."""
+Waiting = tuple[Array, ...]
+"""What some events brought."""
 
-    def __init__(self, quantity: Quantity, registry: CollectorRegistry) -> None:
+
+class Histograms(Collector):
+    """The histograms of a quantity in one process.
+
+    Parameters
+    ----------
+    values_of : callable
+        Handed what `add` was given, array by array and joined over many calls, returns the values that are to be
+        counted: for each value of the label, in order, an array of any length. What is not finite does not count.
+    """
+
+    def __init__(
+        self, quantity: Quantity, registry: CollectorRegistry, values_of: Callable[..., Iterable[Array]]
+    ) -> None:
         self.quantity = quantity
+        self._values_of = values_of
         self._edges = np.array(quantity.edges)
         self._counts = np.zeros((len(quantity.of), len(quantity.edges) + 1), np.int64)  # axes: value of the label, bin
         self._sums = np.zeros(len(quantity.of))
-        self._waiting: list[tuple[Array, ...]] = []
+        self._waiting: list[Waiting] = []
         self._n_waiting = 0
         self._lock = threading.Lock()  # the page is made in another thread
         registry.register(self)
 
-    def add(self, *values: Array) -> None:
-        """Take what some events bring: for each value of the label, in order, an array of any length.
-
-        The arrays are kept for a while. What is not finite does not count.
-        """
+    def add(self, n_events: int, *arrays: Array) -> None:
+        """Take what some events bring; the arrays are kept for a while, and must not change."""
         with self._lock:
-            self._waiting.append(values)
-            self._n_waiting += max(map(len, values))
+            self._waiting.append(arrays)
+            self._n_waiting += n_events
             if self._n_waiting >= MOST_WAITING:
                 self._sort()
 
     def _sort(self) -> None:
-        for place, arrays in enumerate(zip(*self._waiting, strict=True)):
-            values = np.concatenate(arrays)
-            values = values[np.isfinite(values)]
-            bins = np.searchsorted(self._edges, values)
-            self._counts[place] += np.bincount(bins, minlength=self._counts.shape[1])
-            self._sums[place] += values.sum(dtype=np.float64)
-        self._waiting, self._n_waiting = [], 0
+        if self._waiting:
+            joined = [np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True)]
+            self._waiting, self._n_waiting = [], 0
+            for place, given in enumerate(self._values_of(*joined)):
+                values = given[np.isfinite(given)]
+                bins = np.searchsorted(self._edges, values)
+                self._counts[place] += np.bincount(bins, minlength=self._counts.shape[1])
+                self._sums[place] += values.sum(dtype=np.float64)
 
     def now(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """What was counted: for each value of the label (first axis) the entries of each bin, and the sum of values."""

@@ -24,10 +24,10 @@ def found_in(page: str, name: str) -> dict[str, float]:
 
 
 def test_values_are_counted_as_prometheus_does() -> None:
-    made = Histograms(TOY, CollectorRegistry())
+    made = Histograms(TOY, CollectorRegistry(), lambda *values: values)
     values = np.random.default_rng(0).exponential(2.0, (2, 3 * MOST_WAITING))
     for part in np.array_split(values, 100, axis=1):
-        made.add(*part)
+        made.add(part.shape[1], *part)
     assert len(made._waiting) <= 100
     assert made._n_waiting < MOST_WAITING
     counts, sums = made.now()
@@ -39,8 +39,8 @@ def test_values_are_counted_as_prometheus_does() -> None:
 
 def test_an_edge_belongs_to_the_bin_below_and_what_is_no_number_to_none() -> None:
     registry = CollectorRegistry()
-    made = Histograms(TOY, registry)
-    made.add(np.array([0.0, 1.0, 1.5, 9.0, np.nan, np.inf]), np.array([], np.float32))
+    made = Histograms(TOY, registry, lambda *values: values)
+    made.add(6, np.array([0.0, 1.0, 1.5, 9.0, np.nan, np.inf]), np.array([], np.float32))
     page = generate_latest(registry).decode()
     of_a = {'{le="0.0",of="a"}': 1, '{le="1.0",of="a"}': 2, '{le="2.0",of="a"}': 3, '{le="5.0",of="a"}': 3}
     assert {key: n for key, n in found_in(page, "toy_ratio_bucket").items() if '"a"' in key} == {
