@@ -21,6 +21,7 @@ from physics_helpers import Processes, event, sum_model, write_hits
 
 from stages.books import read_books
 from stages.detector.ecal import eb_detid
+from stages.stored import opened
 from streamer.block import Array, read_header
 from streamer.recordlog import in_use
 
@@ -30,6 +31,7 @@ IDENTITY = "replay", "sourceFile", "sourceEntry"
 LIMIT = 2.0 * N_PASS
 """A crop that holds more energy gets no score [GeV]."""
 PATHS = {"All": "true", "High": "Photon: egScore > 300.5 and pt > 30", "Two": "2 Photon: egScore > 100"}
+STREAM = '[streams.seen]\ncontent = "crops"\nformat = "parquet"\ndatasets.High = ["High"]\n'
 EACH = 7
 """A prescale: which events it keeps depends on their order, how many does not."""
 
@@ -50,7 +52,7 @@ class Sample:
         ]
         self.model = sum_model(folder / "sum.onnx", limit=LIMIT)
         self.menu = folder / "menu.toml"
-        self.menu.write_text("[paths]\n" + "".join(_paths()))
+        self.menu.write_text("[paths]\n" + "".join(_paths()) + STREAM)
 
     def arguments(self, out: Path, n_events: int, *more: object) -> list[object]:
         """The command that streams it."""
@@ -93,9 +95,13 @@ def read_all(out: Path) -> tuple[Array, dict[str, ak.Array]]:
             parts.append(file["Events"].arrays(how=dict))
     columns = {name: ak.concatenate([part[name] for part in parts]) for name in parts[0]}
     replay, file, entry = (ak.to_numpy(columns[name]).astype(np.int64) for name in IDENTITY)
-    numbers = replay * N_PASS + file * N_ENTRIES + entry
+    numbers = _numbers(replay, file, entry)
     order = np.argsort(numbers, kind="stable")
     return numbers[order], {name: column[order] for name, column in columns.items()}
+
+
+def _numbers(replay: Array, file: Array, entry: Array) -> Array:
+    return replay * N_PASS + file * N_ENTRIES + entry
 
 
 @dataclass
@@ -126,7 +132,7 @@ def judge(out: Path, n_events: int, reference: dict[str, ak.Array]) -> Verdict:
             continue
         if not _same(columns[name][first[known]], reference[name][unique[known]]):
             verdict.wrong.append(f"column {name} is not the same as undisturbed")
-    verdict.wrong += [*closed(out, n_events), *miscounted(out)]
+    verdict.wrong += [*closed(out, n_events), *miscounted(out), *misplaced(out, numbers[columns["HLT_High"]])]
     left = [path.name for path in (out / "books").glob("*.journal")]
     if left:
         verdict.wrong.append(f"journals are left: {left}")
@@ -147,6 +153,22 @@ def miscounted(out: Path) -> Iterator[str]:
             passed, kept = counts[f"HLT_{name}"], counts[f"HLT_{name}_each"]
             if kept != passed // EACH:
                 yield f"{writer}: of {passed} accepts of {name} a prescale of {EACH} has kept {kept}"
+
+
+def misplaced(out: Path, accepted: Array) -> Iterator[str]:
+    """What is wrong with the stream: it must have the accepted events, each once, and the crops that were scored."""
+    numbers: list[int] = []
+    for path in sorted((out / "streams").glob("seen*.parquet")):
+        with opened(path) as file:
+            columns = file.arrays(file.names, 0, file.n_events)
+        identity = (ak.to_numpy(columns[name]).astype(np.int64) for name in IDENTITY)
+        numbers += _numbers(*identity).tolist()
+        scored = columns["Photon_egScore"][columns["EgCrop_photonIdx"]]
+        of_crop = columns["EgPixel_value"][columns["EgPixel_cropIdx"] == 0]
+        if not np.allclose(ak.sum(of_crop, axis=1), scored[:, 0], rtol=1e-5, atol=0):
+            yield f"{path.name}: crops are not those that were scored"
+    if sorted(numbers) != accepted.tolist():
+        yield f"the stream has {len(numbers)} events, not the {accepted.size} that were accepted"
 
 
 def _same(some: ak.Array, others: ak.Array) -> bool:
