@@ -19,6 +19,7 @@ PIPELINE = Pipeline(
     checks="stages.commands:checks",
     finish="stages.finishing:finish_run",
     draw="stages.glimpse:draw",
+    changed="stages.swapped:keep",
     preload=("stages.preload",),
     quality="stages.quality:measured",
 )

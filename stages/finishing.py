@@ -11,6 +11,7 @@ from stages.config import Config
 from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest
 from stages.results import Results
+from stages.swapped import models, swapped
 from streamer.block import Schema
 from streamer.disk import remedy
 from streamer.errors import StreamerError, UsageError
@@ -34,6 +35,8 @@ def resumed(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: no run was begun there (there is no {path})")
     if asked := _asked_last(path.parent):
         config["menu"] |= asked
+    for name, one in swapped(path.parent).items():
+        config["taggers"][name]["model"] = one["model"]
     return config | {"writer": config["writer"] | {"dir": str(folder), "resume": True, "overwrite": False}}
 
 
@@ -67,6 +70,7 @@ def going_on(config: Config) -> tuple[dict[str, Any], str]:
     if not manifest.about:
         return settings, f"{folder}: a new run begins"
     settings |= {f"menu.{key}": value for key, value in _asked_last(config.books).items()}
+    settings |= models(config, manifest.about)
     now = {str(shown(file)): file for file in config.input.files}
     before = manifest.about["config"]["input"]["files"]
     which = ""

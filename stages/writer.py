@@ -21,6 +21,7 @@ from stages.menu.config import same_menu
 from stages.quality import ScoreQuality
 from stages.results import Results, drop, stored_sources
 from stages.stored import require
+from stages.swapped import forget, swapped
 from streamer import __version__
 from streamer.block import Block
 from streamer.disk import DiskError, patiently, remedy
@@ -191,6 +192,7 @@ class Writer(Sink):
         self._stale = [path for one in mine for path in one.all_scores()]
         if not self.replica:
             results.errors.drop()
+            forget(results.books)
         for one in mine:
             for path in one.books.glob(f"{one.manifest_path.stem}.*.journal"):
                 path.unlink()
@@ -231,14 +233,19 @@ class Writer(Sink):
         """Another run goes on with the settings of the first. (Within a run the networks may have been changed.)"""
         folder, helps = self.config.writer.dir, "go on with the same, or choose another --output (writer.dir)"
         for key in ("taggers", "framer", "input"):
-            if before["config"][key] != about["config"][key]:
+            settings = [one["config"][key] for one in (before, about)]
+            if key == "taggers":  # a network is what it holds, wherever it lies
+                settings = [{name: {**one, "model": ""} for name, one in taggers.items()} for taggers in settings]
+            if settings[0] != settings[1]:
                 raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]; {helps}")
         if before["config"]["feed"].get("lumisection", "") != self.config.feed.lumisection:
             raise UsageError(f"{folder}: the run there was begun with another feed.lumisection")
         if not same_menu(before["config"].get("menu", {}), about["config"]["menu"]):
             raise UsageError(f"{folder}: the run there was begun with another menu; {helps}")
-        if before["networks"] != about["networks"]:
-            raise UsageError(f"{folder}: the run there was begun with other networks; {helps}")
+        last = before["networks"] | {name: one["sha256"] for name, one in swapped(self.results.books).items()}
+        others = [str(self.config.taggers[name].model) for name, one in about["networks"].items() if one != last[name]]
+        if others:
+            raise UsageError(f"{folder}: the run there had other networks than {', '.join(others)}; {helps}")
         old = before["config"]["replicas"].get("writer", 1), before["config"]["feed"]["block_events"]
         if old != (self.n_replicas, self.config.feed.block_events) and (old[0], self.n_replicas) != (1, 1):
             raise UsageError(

@@ -41,6 +41,9 @@ class Pipeline:
     finish : str
         `module:function`; called with a configuration after everything is on disk and a process of the last stage
         could not end in order: makes of it what it would have made.
+    changed : str
+        `module:function`; called with the configuration that a run will have from now on, before anything is done by
+        it: keeps what a run that goes on must know.
     quality : str
         `module:function`; called with a configuration, returns the `streamer.quality.Quantity` that its stages measure.
         Without it nothing is held against a reference.
@@ -63,6 +66,7 @@ class Pipeline:
     checks: str
     finish: str = ""
     draw: str = ""
+    changed: str = ""
     quality: str = ""
     program: str = "streamer"
     preload: tuple[str, ...] = ()

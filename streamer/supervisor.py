@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from streamer import __version__, control, logs
 from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
-from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, UsageError
+from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError
 from streamer.folders import make_private, runtime_dir
 from streamer.forkserver import ForkServer, Running
 from streamer.monitor.drift import Drift
@@ -366,27 +366,42 @@ class Supervisor:
             raise UsageError("another change is just being prepared; try again in a moment")
         asked = {child.name: child.process for child in children}
         self._n_changes += 1
-        number = {"prepare": self._n_changes}
         self._asked = {child.name: asyncio.get_running_loop().create_future() for child in children}
         try:
-            self._tell(children, {**number, "settings": settings})
-            async with asyncio.timeout(self.config.supervisor.start_timeout):
-                refused = [why for why in await asyncio.gather(*self._asked.values()) if why]
-        except TimeoutError:
-            refused = [f"{stage} was not ready for it after {self.config.supervisor.start_timeout:g} s"]
+            refused = await self._prepared(children, settings) or await self._keep_change(config)
+            again = [c.name for c in children if c.process is not asked[c.name] or c.exit_code is not None]
+            refused += [f"{name} was started again meanwhile; everything stays as it was, try again" for name in again]
+            if refused:
+                self._tell(children, {"drop": self._n_changes})
+                await self._keep_change(self.config)
+                raise UsageError(refused[0])
+            self.config = config.model_copy(update={"replicas": self.config.replicas})
+            self._save_config(self._dir)
+            self._drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
+            self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
         finally:
             self._asked = {}
-        again = [c.name for c in children if c.process is not asked[c.name] or c.exit_code is not None]
-        refused += [f"{name} was started again meanwhile; everything stays as it was, try again" for name in again]
-        if refused:
-            self._tell(children, {"drop": self._n_changes})
-            raise UsageError(refused[0])
-        self.config = config.model_copy(update={"replicas": self.config.replicas})
-        self._save_config(self._dir)
-        self._drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
-        self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
         log.warning("%s: %s%s", stage, told, ", from the next lumisection on" if at_lumisection else "")
+
+    async def _prepared(self, children: list[Child], settings: dict[str, Any]) -> list[str]:
+        """Let replicas get ready for a change; why some cannot."""
+        patience = self.config.supervisor.start_timeout
+        self._tell(children, {"prepare": self._n_changes, "settings": settings})
+        try:
+            async with asyncio.timeout(patience):
+                return [why for why in await asyncio.gather(*self._asked.values()) if why]
+        except TimeoutError:
+            return [f"{children[0].stage} was not ready for it after {patience:g} s"]
+
+    async def _keep_change(self, config: CoreConfig) -> list[str]:
+        """Keep what a run that goes on must know of a configuration; or why it cannot be kept."""
+        try:
+            if self.pipeline.changed:
+                await asyncio.to_thread(resolve(self.pipeline.changed), config)
+        except StreamerError as error:
+            return [str(error)]
+        return []
 
     def _said_ready(self, child: Child, number: int, refused: str) -> None:
         """A replica is ready for a change, or is not and never will be."""

@@ -1,6 +1,7 @@
 """A network that is replaced while its stream goes on. Real processes, real networks, real files."""
 
 import hashlib
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from onnx import helper
 from physics_helpers import Processes, call, event, save_graph, sum_model, wait_until, write_hits
 
 from stages.detector.ecal import eb_detid
+from stages.swapped import swapped
 from streamer import control
 from streamer.block import Block
 from streamer.changes import Changes
@@ -74,6 +76,7 @@ def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: P
     wait_until(lambda: all(row["state"] == "running" for row in status(streamer)), "all processes to run again")
     seen = done(streamer)
     wait_until(lambda: done(streamer) > seen + 600, "events with the new network after the deaths")
+    assert swapped(out / "books") == {"eg": {"model": str(new), "sha256": hashlib.sha256(new.read_bytes()).hexdigest()}}
     streamer("model", f"eg={old}", out, "--at-lumisection").check()
     seen = done(streamer)
     wait_until(lambda: done(streamer) > seen + 600, "events with the old network")
@@ -91,6 +94,42 @@ def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: P
     expected = np.where(models == number_of(old), energies, 2 * energies)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert models[0] == models[-1] == number_of(old)
+    assert swapped(out / "books") == {}, "the network that the run began with needs no word"
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_has_the_network_that_it_had_last(streamer: Processes, tmp_path: Path) -> None:
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    hits, out = write_hits(tmp_path / "events.root", events), tmp_path / "out"
+    old, new = sum_model(tmp_path / "old.onnx"), twice_model(tmp_path / "new.onnx")
+    service = ("run", hits, "--output", out, "--loop", "--rate", 1000, "--tagger", f"eg={old}", "--go-on")
+    first = streamer(*service)
+    first.wait_for_events(300)
+    streamer("model", f"eg={new}").check()
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 300, "events with the new network")
+    family = first.children()
+    first.signal(signal.SIGKILL)
+    for child in family:
+        child.wait(20)
+    moved = new.rename(tmp_path / "elsewhere.onnx")
+    lost = streamer(*service)
+    lost.check(2)
+    assert re.search(rf"{new}: cannot be read|other networks than {new}", lost.err), "whoever is quicker"
+    moved.rename(new)
+    again = streamer(*service)
+    again.wait_for_events(300)
+    streamer("stop").check()
+    again.check()
+    assert call("ledger", out)[0] == 0
+    with uproot.open(sorted(out.glob("scores*.root"))[-1]) as file:
+        models = file["Events"]["egModel"].array(library="np")
+    assert models[-1] == number_of(new)
+    sum_model(new, limit=3.0)  # another network under its name
+    refused = streamer(*service)
+    refused.check(2)
+    assert f"{out}: the run there had other networks than {new}; go on with the same" in refused.err
 
 
 def status(streamer: Processes) -> list[dict[str, object]]:
