@@ -74,7 +74,11 @@ def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> C
     if n_writers > 1 and not now.feed.lumisection:
         raise UsageError(f"the prescale column cannot be switched: {SEVERAL}")
     if n_writers > 1 and not asked.since:
-        raise UsageError("with several writers, name the lumisection from which on it holds: --at-lumisection N")
+        last = schedule.last()
+        soon = last[2] + 2 if last else 1
+        raise UsageError(
+            f"with several writers, name the lumisection from which on it holds, such as --at-lumisection {soon}"
+        )
 
     def change(manifest: OpenManifest) -> None:
         last = schedule.last()
