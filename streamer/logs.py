@@ -19,6 +19,7 @@ left_out               so many lines like this were not written (`streamer.thinn
 
 import json
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -49,6 +50,7 @@ working: ContextVar[tuple["Block", ...]] = ContextVar("working", default=())
 """The blocks that are worked on by the code that runs; set by the black box."""
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")}
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 _who: dict[str, Any] = {}
 _json = False
 _levels: list[str] = []
@@ -145,11 +147,13 @@ class Pretty(logging.Formatter):
     ----------
     level, time : bool
         Whether lines begin with these; a terminal shows the level itself, and needs no time.
+    journal : bool
+        Whether systemd's journal reads them: it knows the time, and is told the level of each line.
     """
 
-    def __init__(self, *, level: bool = True, time: bool = False) -> None:
+    def __init__(self, *, level: bool = True, time: bool = False, journal: bool = False) -> None:
         super().__init__()
-        self._level, self._time = level, time
+        self._level, self._time, self._journal = level, time and not journal, journal
 
     def format(self, record: logging.LogRecord) -> str:
         words = [to_text(record)]
@@ -159,7 +163,24 @@ class Pretty(logging.Formatter):
             at = datetime.fromtimestamp(record.created, UTC)
             words.insert(0, f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z")
         traceback = _traceback(record)
-        return " ".join(words) + (f"\n{traceback}" if traceback else "")
+        text = " ".join(words) + (f"\n{traceback}" if traceback else "")
+        if self._journal:
+            return "\n".join(f"{_priority(record.levelno)}{line}" for line in text.splitlines())
+        return text
+
+
+def to_journal() -> bool:
+    """Whether standard error goes to systemd's journal, by `$JOURNAL_STREAM`."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _priority(level: int) -> str:
+    """A level as sd-daemon(3) has it, which the journal takes off the line: `journalctl --priority=warning`."""
+    return f"<{next(number for least, number in _PRIORITIES if level >= least)}>"
 
 
 class Json(logging.Formatter):
@@ -220,7 +241,7 @@ def set_up(config: "LogConfig", handler: logging.Handler | None = None, *, time:
     global _json
     _json = config.format == "json"
     if _json or handler is None:
-        handler = Teller(Json() if _json else Pretty(time=time))
+        handler = Teller(Json() if _json else Pretty(time=time, journal=to_journal()))
     _install(config, handler)
 
 
@@ -228,7 +249,7 @@ def set_up_stage(config: "LogConfig", run: str, stage: str, replica: int, *, sup
     """Log from a process of a stage: by the configuration, or as records for the supervisor."""
     identify(run=run, stage=stage, replica=replica)
     structured = Json(SEPARATOR) if supervised else Json()
-    formatter = structured if supervised or config.format == "json" else Pretty(time=True)
+    formatter = structured if supervised or config.format == "json" else Pretty(time=True, journal=to_journal())
     _install(config, Teller(formatter, Thinning()))
 
 
@@ -268,7 +289,7 @@ def say(text: str, level: int = logging.ERROR, who: str = "streamer: ") -> None:
     if _json:
         logging.getLogger("streamer").log(level, "%s", text)
     else:
-        print(f"{who}{text}", file=sys.stderr, flush=True)
+        print(f"{_priority(level) if to_journal() else ''}{who}{text}", file=sys.stderr, flush=True)
 
 
 # ---- what comes from a process of a stage

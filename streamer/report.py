@@ -22,6 +22,8 @@ from streamer.metrics import OUTCOMES
 from streamer.supervisor import Outcome, Progress
 
 PLAIN_EVERY_S = 5.0
+IN_JOURNAL_EVERY_S = 600.0
+"""Whoever looks at a service asks for its state; its journal is to last."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class LiveLine:
         self._spinner = Spinner("dots", text=f"{title}: starting the processes")
         self._told = time.monotonic()
         self._redrawn = self.console.is_terminal and log.format == "pretty"
+        self._every_s = IN_JOURNAL_EVERY_S if logs.to_journal() else PLAIN_EVERY_S
 
     def __enter__(self) -> "LiveLine":
         if self._redrawn:
@@ -200,7 +203,7 @@ class LiveLine:
         line = progress_line(progress)
         if self._redrawn:
             self._spinner.update(text=Text.assemble((f"{self.title}  ", "bold"), line))
-        elif time.monotonic() - self._told >= PLAIN_EVERY_S:
+        elif time.monotonic() - self._told >= self._every_s:
             self._told = time.monotonic()
             logs.say(line, logging.INFO, f"{self.title}: ")
 

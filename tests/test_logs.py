@@ -4,6 +4,10 @@ import asyncio
 import io
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -315,3 +319,28 @@ def test_a_supervisor_hears_what_its_level_lets_through(fresh: None, monkeypatch
         about = {"name": "stages.reader", "msg": level, "levelno": getattr(logging, level), "levelname": level}
         passing.line(logs.Json(logs.SEPARATOR).format(logging.makeLogRecord({**about, "created": 0.5})).encode())
     assert written.getvalue() == "1970-01-01 00:00:00.500Z ERROR ERROR\n"
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_the_journal_is_told_the_level_of_each_line(connected: bool) -> None:
+    program = (
+        "import logging; from streamer import logs; from streamer.config import LogConfig\n"
+        "logs.set_up(LogConfig(), time=True); logging.warning('it goes on'); logs.say('what is wrong')\n"
+        "try: 1 / 0\n"
+        "except ZeroDivisionError: logging.exception('it broke')\n"
+    )
+    read, write = os.pipe()
+    found = os.fstat(write)
+    stream = f"{found.st_dev}:{found.st_ino + (not connected)}"  # as systemd names what it gave us
+    with os.fdopen(read) as lines:
+        subprocess.run(
+            [sys.executable, "-c", program], stderr=write, env={**os.environ, "JOURNAL_STREAM": stream}, timeout=60
+        )
+        os.close(write)
+        told = lines.read().splitlines()
+    if connected:
+        assert told[:3] == ["<4>WARNING it goes on", "<3>streamer: what is wrong", "<3>ERROR it broke"]
+        assert all(line.startswith("<3>") for line in told[3:]), "each line of the traceback"
+    else:
+        assert re.fullmatch(r"[\d-]+ [\d:.]+Z WARNING it goes on", told[0])
+        assert told[1] == "streamer: what is wrong"
