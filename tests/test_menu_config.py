@@ -10,6 +10,7 @@ from physics_helpers import call
 
 from stages import records
 from stages.config import TAGGERS, Config
+from stages.menu.config import MenuConfig, same_menu
 from stages.menu.menu import menu_of
 from stages.menu.output import Expander, StreamFiles
 from streamer.config import load, to_toml
@@ -206,3 +207,16 @@ def test_nothing_begins_with_a_wrong_menu(tmp_path: Path, hits_file: Path) -> No
     code, _, err = call("run", hits_file, "--prescale-column", "a", "--output", tmp_path / "out")
     assert (code, "'prescale_column' has no effect without paths" in err) == (2, True)
     assert call("prescale", "default")[0] == 2, "no run goes on"
+
+
+def test_menus_are_the_same_whatever_column_is_in_force_and_whichever_version_wrote_them() -> None:
+    given = {"paths": GOOD, "streams": {"a": {"datasets": {"E": ["A_v1"]}}}}
+    menu = MenuConfig.model_validate(given).model_dump(mode="json")
+    before = {**menu, "prescale_from": 7}
+    before["streams"] = {"a": {"datasets": {"E": ["A_v1"]}}}
+    del before["columns"]
+    assert same_menu(before, menu)
+    assert same_menu({}, {"file": None})
+    assert not same_menu({}, menu)
+    assert not same_menu({**menu, "streams": {"a": {"datasets": {"E": ["A_v1"]}, "content": "crops"}}}, menu)
+    assert not same_menu({**menu, "streams": {"a": {"what": "another version knew"}}}, menu)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from streamer.config import Section
 from streamer.errors import nearest
@@ -202,7 +202,13 @@ def read_menu(path: Path) -> dict[str, Any]:
 
 
 def same_menu(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two menus, as plain data, are the same but for the prescale column in force; nothing is no menu."""
-    plain = MenuConfig().model_dump(mode="json")
-    kept = [key for key in plain if key not in ("prescale_column", "prescale_from")]
-    return all(before.get(key, plain[key]) == now.get(key, plain[key]) for key in kept)
+    """Whether two menus, as plain data, are the same but for the prescale column in force; nothing is no menu.
+
+    What one does not say, as another version has written it, means what it means by default.
+    """
+    in_force = {"prescale_column": DEFAULT, "prescale_from": 0}
+    try:
+        one, other = (MenuConfig.model_validate(menu | in_force) for menu in (before, now))
+    except ValidationError:
+        return False
+    return one == other
