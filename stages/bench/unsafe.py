@@ -5,12 +5,15 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from stages import CHAIN, PIPELINE, records
 from stages.config import Config
 from streamer.block import Block
+from streamer.cli import leave
+from streamer.forkserver import serve
 from streamer.pipeline import Pipeline, StageSpec
 from streamer.runner import Run, run_stage
 from streamer.stage import Sink
@@ -56,18 +59,26 @@ UNSAFE = replace(
 )
 
 
-def main(pipeline: Pipeline) -> int:
-    """One process of a pipeline that is only there to be measured."""
+def main(pipeline: Pipeline, arguments: Sequence[str] | None = None) -> int:
+    """One process of a pipeline that is only there to be measured, or what such processes are copies of."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["stage"])
-    parser.add_argument("name", choices=pipeline.names)
-    parser.add_argument("--replica", type=int, default=0)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--supervised", action="store_true")
-    parser.add_argument("--predecessor", default="died")
-    parser.add_argument("--slot", type=int)
-    given = parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True)
+    stage = commands.add_parser("stage")
+    stage.add_argument("name", choices=pipeline.names)
+    stage.add_argument("--replica", type=int, default=0)
+    stage.add_argument("--config", type=Path, required=True)
+    stage.add_argument("--run-dir", type=Path, required=True)
+    stage.add_argument("--predecessor", default="died")
+    stage.add_argument("--slot", type=int)
+    server = commands.add_parser("forkserver")
+    server.add_argument("fd", type=int)
+    server.add_argument("modules", nargs="*")
+    for command in (stage, server):
+        command.add_argument("--supervised", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.command == "forkserver":
+        serve(given.fd, given.modules, lambda asked: leave(main(pipeline, asked)))
+        return 0
     config, run = pipeline.load_config(given.config), Run.open(given.run_dir)
     told = {name: getattr(given, name) for name in ("supervised", "predecessor", "slot")}
     return run_stage(pipeline, given.name, given.replica, config, run, **told)
