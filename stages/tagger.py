@@ -61,6 +61,7 @@ class Tagger(BatchStage):
         self._n_changes = 0
         self._cores = cores(self.config.tagger.cpus) if self.config.tagger.cpus else set()
         self._pinned = False
+        self.at_once = not self._cores  # which are for the engine's thread
         self._use(self._loaded(self.config, [*self.config.taggers]))
 
     def _pin(self) -> None:

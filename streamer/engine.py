@@ -1,4 +1,8 @@
-"""The thread in which a batching stage works: blocks go in, batches span them, finished blocks come out."""
+"""The thread in which a batching stage works: blocks go in, batches span them, finished blocks come out.
+
+What takes no longer than handing it to another thread and back is worked on at once by the thread that brings it, while
+the engine's own has nothing to do. Only one of the two works at a time.
+"""
 
 import logging
 import threading
@@ -7,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,6 +24,9 @@ from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.stage import LATE, BatchStage
 
 log = logging.getLogger(__name__)
+
+QUICK_S = 0.5e-3
+"""A batch that takes less is worked on at once; the loop, which brings it, still answers in time."""
 
 L = TypeVar("L")
 
@@ -34,6 +41,9 @@ class _Job(Generic[L]):
     since: float
 
 
+_Decision: TypeAlias = tuple[str, Batch[_Job[L]] | Shed[_Job[L]]]
+
+
 class Engine(Generic[L]):
     """Runs a `BatchStage`.
 
@@ -44,7 +54,7 @@ class Engine(Generic[L]):
     box : BlackBox
         Told what is being worked on.
     on_done : callable
-        Called from the engine's thread with each finished block and the link it came on.
+        Called with each finished block and the link it came on, from the engine's thread or from `submit`.
     on_crash : callable
         Called when the stage's own bookkeeping fails; the process cannot go on.
     """
@@ -65,7 +75,8 @@ class Engine(Generic[L]):
             self._put(queue)
         self._jobs = Counter(dict.fromkeys(stage.queues, 0))  # of each queue, those that are here
         self._ready = threading.Condition()
-        self._draining = self._closing = False
+        self._draining = self._closing = self._working = False
+        self._decided: _Decision[L] | None = None  # for the engine's thread, taken when a block was brought
         for name, metrics_of_queue in batches.items():
             metrics_of_queue.waiting.set_function(partial(self.waiting, name))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -89,7 +100,8 @@ class Engine(Generic[L]):
             return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
     def submit(self, block: Block, link: L, *, timed: bool = True) -> bool:
-        """Queue a block's items; returns whether some have a deadline (`expire`), which is so only if it is `timed`."""
+        """Queue a block's items, and work on them here if that is quick; returns whether some that wait have a deadline
+        (`expire`), which is so only if it is `timed`."""
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
@@ -106,8 +118,30 @@ class Engine(Generic[L]):
                     if queue not in self._device:
                         self._put(queue)
                     self._device[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
-            self._ready.notify()
-        return any(one is not None for one in deadlines.values())
+        self._work_at_once()
+        return job.left > 0 and any(one is not None for one in deadlines.values())
+
+    def _work_at_once(self) -> None:
+        """As long as the engine's thread has nothing to do and what is to be done is quick, do it here."""
+        while True:
+            with self._ready:
+                if self._working or self._decided is not None:
+                    return  # it will ask when it is free
+                decision = self._device.next(time.monotonic(), draining=self._draining)
+                if not isinstance(decision, tuple) or not self._is_quick(*decision):
+                    self._decided = decision if isinstance(decision, tuple) else None
+                    self._ready.notify()
+                    return
+                self._working = True
+            try:
+                self._do(*decision)
+            finally:
+                with self._ready:
+                    self._working = False
+
+    def _is_quick(self, queue: str, what: "Batch[_Job[L]] | Shed[_Job[L]]") -> bool:
+        costs = self._stage.costs.get(queue) if self._stage.at_once else None
+        return costs is not None and isinstance(what, Batch) and costs.of(what.size) < QUICK_S
 
     def _deadlines(self, queue: str, block: Block) -> Array | None:
         """By our clock."""
@@ -143,19 +177,28 @@ class Engine(Generic[L]):
     def _run(self) -> None:
         try:
             while (decided := self._next()) is not None:
-                queue, what = decided
-                for job in self._given_up(queue, what) if isinstance(what, Shed) else self._work(queue, what):
-                    with self._box.working([job.block]):
-                        self._finish(job)
+                self._do(*decided)
         except BaseException as error:
             self._on_crash(error)
 
-    def _next(self) -> tuple[str, Batch[_Job[L]] | Shed[_Job[L]]] | None:
+    def _do(self, queue: str, what: "Batch[_Job[L]] | Shed[_Job[L]]") -> None:
+        for job in self._given_up(queue, what) if isinstance(what, Shed) else self._work(queue, what):
+            with self._box.working([job.block]):
+                self._finish(job)
+
+    def _next(self) -> "_Decision[L] | None":
+        """What the engine's thread is to do."""
         with self._ready:
+            self._working = False
             while not self._closing:
                 now = time.monotonic()
-                decision = self._device.next(now, draining=self._draining)
+                if self._decided is not None:
+                    decision: Any = self._decided
+                    self._decided = None
+                else:
+                    decision = None if self._working else self._device.next(now, draining=self._draining)
                 if isinstance(decision, tuple):
+                    self._working = True
                     return decision
                 self._ready.wait(None if decision is None else decision - now)
             return None

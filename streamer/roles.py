@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,7 @@ def _one_by_one(unit: Stage, block: Block) -> Block:
 
 
 async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
-    loop = asyncio.get_running_loop()
+    loop, ours = asyncio.get_running_loop(), threading.get_ident()
     finished: asyncio.Queue[tuple[Block, hop.Link]] = asyncio.Queue()  # bounded by the inlet's credits
     left = asyncio.Event()
     submitted = asyncio.Event()
@@ -149,7 +150,10 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     held: set[tuple[int, int]] = set()  # blocks by their first event and length
 
     def hand_back(block: Block, link: hop.Link) -> None:
-        loop.call_soon_threadsafe(finished.put_nowait, (block, link))
+        if threading.get_ident() == ours:
+            finished.put_nowait((block, link))
+        else:
+            loop.call_soon_threadsafe(finished.put_nowait, (block, link))
 
     async def send_finished(outlet: hop.Outlet, inlet: hop.Inlet) -> None:
         nonlocal holding

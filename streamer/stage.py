@@ -174,6 +174,8 @@ class BatchStage(Unit, ABC):
         under deadlines (`streamer.batcher.DeadlineBatcher`). Queues without have `max_wait`.
     priorities : mapping of str to int
         Of queues with costs, where not all items can be in time; 0 where nothing is said, higher ones first.
+    at_once : bool
+        Whether quick batches may be worked on by the thread that brings the items, too.
     way_s : float
         How long events usually take from here to the last stage [s]; set by the runner where there is a deadline.
     """
@@ -182,6 +184,7 @@ class BatchStage(Unit, ABC):
     max_wait: float
     costs: Mapping[str, Costs] = {}
     priorities: Mapping[str, int] = {}
+    at_once = True
     way_s = 0.0
 
     def deadlines(self, queue: str, block: Block) -> Array | None:
@@ -205,7 +208,7 @@ class BatchStage(Unit, ABC):
 
     @abstractmethod
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
-        """One result per item: same length, same order. Runs in the engine's thread; `finish` may run meanwhile.
+        """One result per item: same length, same order. Never runs twice at a time; `finish` may run meanwhile.
 
         Parameters
         ----------

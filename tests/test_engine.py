@@ -387,3 +387,56 @@ def test_how_long_items_waited_and_the_device_worked_is_told(bench: Make) -> Non
     assert below[-1] == 7
     assert total >= 5 * 0.01, "the first waited until its batch was closed"
     assert at_work.batches.seconds._value.get() == at_work.metrics.busy._value.get() > 0
+
+
+class Threads(ToyBatchStage):
+    """Remembers which thread a batch was worked on in; a batch of four waits until it may go on."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(max_batch=4)
+        self.costs = {"hits": Costs({1: seconds, 2: seconds, 4: 1.0})}
+        self.go_on, self.threads = threading.Event(), []
+
+    def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
+        self.threads.append(threading.current_thread().name)
+        if sum(part.size for part in parts) == 4:
+            assert self.go_on.wait(WAIT_S)
+        return super().infer(queue, parts)
+
+
+def test_what_is_quick_is_worked_on_at_once(bench: Make) -> None:
+    stage = Threads(seconds=1e-4)
+    at_work = bench(stage)
+    here = threading.current_thread().name
+    at_work.submit(hits(1, 1), hits(2, 2))
+    assert [at_work.done.get_nowait()[0].id for _ in range(2)] == [1, 2]
+    assert stage.threads == [here, here]
+    at_work.submit(hits(4, 3))
+    while len(stage.threads) < 3:
+        time.sleep(0.001)
+    at_work.submit(hits(1, 4))
+    assert at_work.done.empty(), "one at a time"
+    stage.go_on.set()
+    assert [at_work.take().id for _ in range(2)] == [3, 4]
+    assert stage.threads[2:] == ["engine", "engine"]
+    assert at_work.batches.size._sum.get() == 8
+
+
+def test_what_takes_longer_is_left_to_the_engine(bench: Make) -> None:
+    stage = Threads(seconds=1e-2)
+    at_work = bench(stage)
+    at_work.submit(hits(1, 1))
+    assert at_work.take().id == 1
+    assert stage.threads == ["engine"]
+
+
+def test_blocks_from_one_thread_and_the_engine_at_once_are_each_answered_once(bench: Make) -> None:
+    stage = Threads(seconds=1e-4)
+    stage.go_on.set()
+    at_work = bench(stage)
+    for number in range(2000):
+        at_work.submit(hits((1, 2, 4, 3)[number % 4], number, number))
+    found = {block.id: energies(block) for block in (at_work.take() for _ in range(2000))}
+    assert found == {n: [10.0 * (n + k) for k in range((1, 2, 4, 3)[n % 4])] for n in range(2000)}
+    assert at_work.done.empty()
+    assert set(stage.threads) == {"engine", threading.current_thread().name}
