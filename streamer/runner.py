@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
+import gc
 import hashlib
 import json
 import logging
@@ -53,6 +54,8 @@ MAX_SOCKET_PATH = 107
 """Bytes that Linux takes as the path of a socket."""
 
 TICK_S = 1.0
+SWITCH_S = 0.5e-3
+"""A thread that has waited so long for Python gets its turn: a metrics page takes ten times as long, and blocks wait."""
 
 T = TypeVar("T")
 
@@ -114,6 +117,7 @@ def run_stage(
         Its metrics are at so many ports behind the first; by default its place in the chain.
     """
     logs.set_up_stage(config.log, run.id, name, replica, supervised=supervised)
+    sys.setswitchinterval(SWITCH_S)
     keep_freed_memory()
     fill_numpy_cache()
     process = Process(pipeline, name, replica, config, run, supervised=supervised, predecessor=predecessor, slot=slot)
@@ -207,6 +211,7 @@ class Process:
             context = self.context = new_context()
             deaths = self._report_death()
             await self.in_worker(unit.setup)
+            gc.freeze()  # what is there now stays: no collection looks at it in the middle of the stream
             await self._until_crash(play(self, unit))
             self.tell("stopped", report=self._report(unit))
             return EXIT_OK
