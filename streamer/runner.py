@@ -55,7 +55,7 @@ MAX_SOCKET_PATH = 107
 
 TICK_S = 1.0
 SWITCH_S = 0.5e-3
-"""A thread that has waited so long for Python gets its turn: a metrics page takes ten times as long, and blocks wait."""
+"""A thread that has waited so long for Python has its turn: a metrics page takes ten times as long, and blocks wait."""
 
 T = TypeVar("T")
 
