@@ -468,7 +468,8 @@ class Supervisor:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
-            if "metrics" in news and all(c.metrics_url for c in self.children):
+            everybody = len(self.children) >= len(self.pipeline.replicas(self.config))
+            if "metrics" in news and everybody and all(c.metrics_url for c in self.children):
                 self._tell_metrics()
 
     def _tell_metrics(self) -> None:
