@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from stages.config import Config
 from streamer.errors import UsageError
+from streamer.tracing import require
 
 
 def problems(config: Config) -> list[str]:
@@ -30,4 +31,5 @@ def problems(config: Config) -> list[str]:
     attempt(lambda: prepare_folder(config.writer.dir))
     if (reference := config.quality.reference) is not None:
         attempt(lambda: fitting(reference, measured(config)))
+    attempt(lambda: require(config))
     return found

@@ -183,6 +183,9 @@ class Tagger(BatchStage):
         fed = np.maximum.accumulate(block.columns[FED_TIME.name])
         return np.asarray(fed[self.networks[queue].events(block)] + int(after * 1e9))
 
+    def events(self, queue: str, block: Block) -> Array:
+        return self.networks[queue].events(block)
+
     def padded(self, queue: str, n: int) -> int:
         return self.networks[queue].padded(n)
 

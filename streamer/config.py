@@ -255,6 +255,25 @@ class QualityConfig(Section):
     """With fewer entries in the window, or in the reference, nothing is said."""
 
 
+class TraceConfig(Section):
+    """Traces of some events' ways through the chain, for OpenTelemetry."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """So large a share of the events is traced; 0 = none. Needs the extra `trace`."""
+    endpoint: str = ""
+    """Where a collector takes OTLP over HTTP, such as http://127.0.0.1:4318; empty = as OTEL_EXPORTER_OTLP_ENDPOINT
+    says, or else there."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _open(cls, endpoint: str) -> str:
+        if endpoint and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", endpoint):
+            raise ValueError("not an address such as http://127.0.0.1:4318")
+        if "@" in endpoint:
+            raise ValueError("a password would stand in the run's books; put it into OTEL_EXPORTER_OTLP_HEADERS")
+        return endpoint
+
+
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -317,6 +336,7 @@ class CoreConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
     quality: QualityConfig = QualityConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
+    trace: TraceConfig = TraceConfig()
     replicas: dict[str, Annotated[int, Field(ge=1, le=MAX_REPLICAS)]] = {}
     """Processes per stage, such as `framer = 2`; 1 where nothing is said."""
 

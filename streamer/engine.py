@@ -22,6 +22,7 @@ from streamer.device import Device
 from streamer.errors import one_line, told
 from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.stage import LATE, BatchStage
+from streamer.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Engine(Generic[L]):
         Called with each finished block and the link it came on, from the engine's thread or from `submit`.
     on_crash : callable
         Called when the stage's own bookkeeping fails; the process cannot go on.
+    tracer : Tracer, optional
+        Told of each batch.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Engine(Generic[L]):
         box: BlackBox,
         on_done: Callable[[Block, L], None],
         on_crash: Callable[[BaseException], None],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._stage, self._metrics, self._batches, self._box = stage, metrics, batches, box
         self._on_done, self._on_crash = on_done, on_crash
         self._device: Device[_Job[L]] = Device()
@@ -217,6 +222,8 @@ class Engine(Generic[L]):
             self._stage.costs[queue].learn(batch.size, took)
         if len(results) != batch.size:
             raise RuntimeError(f"{len(results)} results for a batch of {batch.size} items")
+        if self._tracer is not None:
+            self._tracer.batch(self._stage, queue, label(queue), batch, took)
         metrics.seconds.inc(took)
         metrics.size.observe(batch.size)
         metrics.padding.inc(self._stage.padded(queue, batch.size) - batch.size)

@@ -225,6 +225,8 @@ class Feeding:
                         self.live(int(block.columns[FED_TIME.name][0]))
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
+                        if process.tracer is not None:
+                            process.tracer.fed(block)
                         process.book_done(block, self.unit)
                 if n < numbers.size or (numbers.size and numbers[-1] >= limit - 1):
                     return
@@ -290,6 +292,8 @@ class Feeding:
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""
         self.metrics.dropped[reason].inc(block.n_events)
+        if self.process.tracer is not None:
+            self.process.tracer.dropped(block, reason)
         due = block.columns[FED_TIME.name]
         self.last_due = int(due[-1])
         if self.dead is None:
@@ -339,6 +343,8 @@ class Feeding:
             for block in late:
                 self.process.metrics.redelivered.inc()
                 await outlet.send(block)
+                if self.process.tracer is not None:
+                    self.process.tracer.fed(block)
 
     async def read_ahead(self) -> AsyncGenerator[Columns, None]:
         """The source's steps, from a thread that is at most `feed.read_ahead` steps ahead."""

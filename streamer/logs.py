@@ -74,17 +74,16 @@ def stamp(record: logging.LogRecord) -> None:
     if len(blocks) > 1:
         fields["blocks"] = [block.id for block in blocks[:MOST_BLOCKS]]
         return
+    from streamer.fedbook import lumis_of  # which logs, too
+
     (block,) = blocks
     fields["block"] = block.id
     if block.n_events == 1:
         fields.setdefault("event", block.id)
-    columns, place = block.columns, fields.get("event", -1) - block.id
-    if not {"run", "luminosityBlock"} <= columns.keys():
-        return
-    some = slice(place, place + 1) if 0 <= place < block.n_events else slice(None)
-    run, lumi = columns["run"][some], columns["luminosityBlock"][some]
-    if (run == run[0]).all() and (lumi == lumi[0]).all():
-        fields["run_number"], fields["lumisection"] = int(run[0]), int(lumi[0])
+    place = fields.get("event", -1) - block.id
+    lumis = lumis_of(block, slice(place, place + 1) if 0 <= place < block.n_events else slice(None))
+    if len(lumis) == 1:
+        fields["run_number"], fields["lumisection"] = lumis[0][:2]
 
 
 def to_json(record: logging.LogRecord) -> str:

@@ -70,6 +70,8 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
                 await process.send(outlet, done)
+                if process.tracer is not None:
+                    process.tracer.passed(done, took)
                 process.book_done(done, unit)
                 if shedding is not None:
                     shedding.left(block, waited, inlet, outlet)
@@ -162,6 +164,8 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
             stay = (time.time_ns() - block.stamps["arrived"]) * 1e-9
             process.metrics.duration.observe(stay)
             await process.send(outlet, block)
+            if process.tracer is not None:
+                process.tracer.batched(block)
             process.book_done(block, unit)
             if shedding is not None:
                 shedding.left(block, stay, inlet, outlet)
@@ -182,7 +186,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     batches = BatchMetrics.of(process.metrics.registry, unit.queues, REASONS)
     process.metrics.limits(**{f"max_batch_{queue}": most for queue, most in unit.queues.items()})
     process.metrics.in_flight.set_function(lambda: holding)
-    engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash)
+    engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash, process.tracer)
     shedding = _shedding(process, unit)
     try:
         async with process.outlet() as outlet:

@@ -47,6 +47,7 @@ from streamer.pipeline import Pipeline
 from streamer.roles import play
 from streamer.sockets import new_context
 from streamer.stage import Unit
+from streamer.tracing import Tracer, tracer_of
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,8 @@ class Process:
         What a role adds to the final report.
     box : BlackBox
         Told what is being worked on; there before the role is played.
+    tracer : Tracer or None
+        Where some events are traced.
     reading_since : float or None
         When a source began what it reads now (`time.monotonic`).
     worked_in_loop_s : float
@@ -172,6 +175,7 @@ class Process:
         self.reading_since: float | None = None
         self._ticked = time.monotonic()
         self._outlet: hop.Outlet | None = None
+        self.tracer: Tracer | None = None
 
     # ---- life cycle
 
@@ -200,6 +204,7 @@ class Process:
             unit.registry = self.metrics.registry
             self.box = BlackBox(self.run.dir / f"{self.name}-{self.replica}.box")
             self.life.publish(self.metrics.registry, self.name)
+            self.tracer = tracer_of(self.config, self.run, self.name, self.replica, unit.mark, self.metrics.registry)
             self.metrics.work_age.set_function(self._work_age)
             ticking = self.background(self._tick())
             host, port = self.config.metrics.host, self.config.metrics.base_port
@@ -213,6 +218,8 @@ class Process:
             await self.in_worker(unit.setup)
             gc.freeze()  # what is there now stays: no collection looks at it in the middle of the stream
             await self._until_crash(play(self, unit))
+            if self.tracer is not None:
+                await asyncio.to_thread(self.tracer.close)
             self.tell("stopped", report=self._report(unit))
             return EXIT_OK
         except StreamerError as error:

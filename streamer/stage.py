@@ -191,6 +191,10 @@ class BatchStage(Unit, ABC):
         """When each item is worth nothing any more [ns since 1970], not falling; None: never."""
         return None
 
+    def events(self, queue: str, block: Block) -> Array | None:
+        """The event of each item, by its place in the block; None: that is not known."""
+        return None
+
     def forget(self, queue: str) -> None:
         """The last item of a queue that was replaced is done."""
 

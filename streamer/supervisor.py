@@ -35,6 +35,7 @@ from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
 from streamer.reference import Taken, fitting
 from streamer.runner import Run
+from streamer.tracing import require
 
 if TYPE_CHECKING:
     from streamer.monitor.drawing import Drawer
@@ -123,7 +124,9 @@ class Supervisor:
         self._manager = Notifier.of_environment()
         patience = config.supervisor.stall_timeout + config.feed.redeliver_after + config.disk_patience
         self._pulse = Pulse(patience)
-        self._forks = ForkServer(pipeline.program, pipeline.modules, MAX_LINE)
+        require(config)
+        modules = [*pipeline.modules, *(["streamer.spans"] if config.trace.share else [])]
+        self._forks = ForkServer(pipeline.program, modules, MAX_LINE)
         self.page = self._page()
 
     async def run(self) -> Outcome:

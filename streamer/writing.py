@@ -15,6 +15,7 @@ from streamer.deadline import Survey, too_late
 from streamer.keeping import Keeping
 from streamer.metrics import SinkMetrics
 from streamer.stage import Sink
+from streamer.tracing import Told
 
 if TYPE_CHECKING:
     from streamer.runner import Process
@@ -48,6 +49,7 @@ class Writing:
         self.keeping = Keeping(process.stripes, unit.inputs, unit.kept())
         self.fresh_times: list[Array] = []
         self.n_fresh = 0
+        self.traced: list[tuple[Told, Told]] = []  # written, and not on disk yet
         self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
         self.glimpsed = self.failures_told = 0
         self.wake = asyncio.Event()
@@ -127,6 +129,8 @@ class Writing:
         self.latencies.latency.observe((now - answered) * 1e-9)
         if self.within:
             self.latencies.late.inc(int(np.count_nonzero(too_late(block, now, self.within))))
+        if self.process.tracer is not None:
+            self.traced += self.process.tracer.written(block, took)
         metrics.duration.observe(took)
         metrics.busy.inc(took)
         n_failed = int(np.count_nonzero(has_failed(error)))
@@ -159,10 +163,13 @@ class Writing:
 
     async def sync(self) -> None:
         times, self.fresh_times, self.n_fresh = self.fresh_times, [], 0
+        traced, self.traced = self.traced, []
         begin = time.perf_counter()
         self.keeping.begin_sync()
         await self.unit.sync()
         done = self.keeping.end_sync()
+        if self.process.tracer is not None:
+            self.process.tracer.committed(traced)
         if times:
             self.process.metrics.busy.inc(time.perf_counter() - begin)
             self.latencies.commit_latency.observe((time.time_ns() - np.concatenate(times)) * 1e-9)
