@@ -391,6 +391,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
         stripes=Stripes(),
         facts={},
         worked_in_loop_s=0.0,
+        tracer=None,
         book_done=lambda block, unit, counts: None,
         name="writer",
         pipeline=SimpleNamespace(names=["reader", "writer"]),
