@@ -297,10 +297,12 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
     error = outcome.error
     if outcome.exit_code == EXIT_OK:
         from stages import mix_table, truth
+        from streamer.reference_command import tell_drift
 
         if shares:
             mix_table.tell(folder)
         truth.tell(folder)
+        tell_drift(outcome.quality)
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
             logs.say(f"{folder}: the run is {how}", logging.INFO, who="")

@@ -254,6 +254,12 @@ class QualityConfig(Section):
     events: int = Field(500, ge=50)
     """With fewer entries in the window, or in the reference, nothing is said."""
 
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _none(cls, reference: Any) -> Any:
+        """`--set quality.reference=` leaves it out."""
+        return None if reference == "" else reference
+
 
 class TraceConfig(Section):
     """Traces of some events' ways through the chain, for OpenTelemetry."""

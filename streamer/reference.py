@@ -70,7 +70,7 @@ class Taken:
     made : str
         When [UTC].
     drift : mapping
-        Where there was a reference: the largest drift that was seen of each, over the window.
+        Where there was a reference: the largest drift of each that was seen.
     """
 
     found: dict[Key, Distribution]

@@ -1,6 +1,7 @@
 """`streamer reference`: keeps what the data of a good run looked like, and holds other runs against it."""
 
 import math
+from bisect import bisect
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,17 @@ def _keep(now: Taken, path: Path, *, overwrite: bool) -> None:
         told = f"of these nothing can be said, with fewer than {least} entries: {', '.join(few)}"
         typer.echo(f"streamer: {told}", err=True)
     print(path)
+
+
+def tell_drift(now: Taken) -> None:
+    """Print how far the data of a run that has ended were from the reference at most, where there was one."""
+    if now.drift:
+        (name, value), drift = max(now.drift.items(), key=lambda item: item[1])
+        print(f"drift   at most {drift:.2f} ({_called(name)} {value}); {_WORDS[bisect(_STEPS, drift)]}")
+
+
+_STEPS = NOTABLE, LARGE
+_WORDS = "the data were as the reference", "worth a look", "something has changed"
 
 
 def _called(name: str) -> str:

@@ -92,6 +92,13 @@ def test_another_network_is_not_held_against_the_reference() -> None:
     assert drift.now[KEY] < 0.02, "the first one is back"
 
 
+def test_a_run_that_was_over_at_once_is_compared_as_a_whole() -> None:
+    drift = Drift([SCORE], CONFIG, GOOD)
+    drift.take(seen(0, 0, 0, 100))
+    assert drift.now == {}
+    assert drift.whole().drift[KEY] > LARGE
+
+
 @pytest.mark.parametrize("counts", [[0, 99, 0, 0], [0, 0, 0, 0]])
 def test_a_thin_reference_says_nothing(counts: list[int]) -> None:
     thin = Taken({KEY: Distribution(np.array(counts), 1.0, "12ab", EDGES)})

@@ -131,6 +131,7 @@ def test_the_demo_tells_of_all_four(tmp_path: Path) -> None:
     reference = read(Path(packaged("samples/demo.json")))
     assert {one.entries for (name, _), one in measured.found.items() if name in (OCCUPANCY, OBJECTS)} == {2775}
     assert max(dict(compared(measured, reference, 200)).values()) < NOTABLE
+    assert re.search(r"^drift +at most 0\.\d\d \(.+\); the data were as the reference$", done.stdout, re.MULTILINE)
     for tagger in TAGGERS:
         found = re.search(rf"^{tagger} +(0\.\d+) \+- (0\.\d+)", done.stdout, re.MULTILINE)
         assert found, done.stdout

@@ -169,6 +169,12 @@ def test_a_reference_of_another_kind_of_run_is_one_line(good: Path, data: dict[s
     assert "\n" not in str(error.value)
 
 
+def test_a_reference_can_be_left_out_again(good: Path) -> None:
+    settings = {"quality.reference": str(good)}
+    assert PIPELINE.load_config(None, settings).quality.reference == good
+    assert PIPELINE.load_config(None, settings | {"quality.reference": ""}).quality.reference is None
+
+
 def test_other_bins_are_one_line(good: Path) -> None:
     good.write_text(good.read_text().replace("0.45, ", "0.46, "))
     with pytest.raises(UsageError, match="has other bins for the score of tagger 'eg'"):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streamer.config import QualityConfig
 from streamer.monitor.watch import Seen
 from streamer.quality import Quantity
-from streamer.reference import MIXED, Distribution, Key, Taken, apart
+from streamer.reference import MIXED, Distribution, Key, Taken, apart, compared
 
 MOST_KEPT = 32
 """So many looks are kept of a window."""
@@ -102,12 +102,16 @@ class Drift:
                         totals[key] = self._total[key].copy()
 
     def whole(self) -> Taken:
-        """All that was counted."""
+        """All that was counted, with the largest drift of each, over a window or as a whole."""
         found = {
             key: self._distribution(key, total, MIXED if key in self._mixed else self._of[key])
             for key, total in self._total.items()
         }
-        return Taken(found, drift=dict(self._largest))
+        drift = dict(self._largest)
+        if self.reference is not None:
+            for key, apart_as_whole in compared(Taken(found), self.reference, self.config.events):
+                drift[key] = max(drift.get(key, 0.0), apart_as_whole)
+        return Taken(found, drift=drift)
 
     def _show(self) -> list[dict[str, Any]]:
         out = []
