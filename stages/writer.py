@@ -173,7 +173,8 @@ class Writer(Sink):
     def _about(self) -> dict[str, Any]:
         """What the manifest and each journal say of the run."""
         read = self.config.input.model_copy(update={"files": stored_sources(self.config)})
-        config = self.config.model_copy(update={"input": read}).model_dump(mode="json")
+        page = self.config.monitor.model_copy(update={"token": ""})  # results are for many eyes
+        config = self.config.model_copy(update={"input": read, "monitor": page}).model_dump(mode="json")
         return {
             "run": self.run_id,
             "config": config,

@@ -541,6 +541,15 @@ async def test_a_single_writer_goes_on_with_blocks_of_any_size(tmp_path: Path) -
     again.close()
 
 
+async def test_the_token_of_the_page_is_not_kept_with_the_results(tmp_path: Path) -> None:
+    writer = started(tmp_path, more={"monitor": {"on": True, "token": "open-sesame"}})
+    await fed(writer, [1])
+    await ended(writer)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    assert not any(b"open-sesame" in path.read_bytes() for path in files)
+
+
 async def test_the_settings_of_a_run_come_back_from_its_folder(tmp_path: Path) -> None:
     writer = started(tmp_path / "a", more={"feed": {"rate": 5}}, overwrite=True, segment_events=77)
     await fed(writer, [1])
