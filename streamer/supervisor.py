@@ -17,7 +17,7 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -462,11 +462,7 @@ class Supervisor:
                 child.values = {**child.values, **child.report.get("metrics", {})}  # its last words are exact
             if news.get("glimpse"):
                 self._glimpses.append(news["glimpse"])
-            for one in news.get("failures", ()):
-                self._failures.pop(one["again"], None)  # it has failed before, in an earlier pass over the input
-                self._failures[one["again"]] = one
-                while len(self._failures) > FAILURES:
-                    del self._failures[next(iter(self._failures))]
+            remember(self._failures, news.get("failures", ()))
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
@@ -711,6 +707,15 @@ def heard(said: deque[dict[str, Any]]) -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def remember(kept: dict[str, dict[str, Any]], failures: Iterable[dict[str, Any]]) -> None:
+    """Keep the last events that failed, each once, by the command that tries it again."""
+    for one in failures:
+        kept.pop(one["again"], None)  # it has failed before, in an earlier pass over the input
+        kept[one["again"]] = one
+    while len(kept) > FAILURES:
+        del kept[next(iter(kept))]
 
 
 def sweep(base: Path) -> None:

@@ -43,7 +43,7 @@ def process(processes: Processes, folder: Path) -> Process:
     """A run that goes on, with its page."""
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
-    network = sum_model(folder / "sum.onnx", limit=99.5)  # the last event fails
+    network = sum_model(folder / "sum.onnx", limit=75.5)  # the last 25 events fail
     single_hits(network, 100).write(folder / "good.json")
     made = processes(
         *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
@@ -122,7 +122,7 @@ def test_the_data_are_held_against_the_reference(process: Process, processes: Pr
     assert list(found) == [("occupancy", "ECAL"), ("energy", "ECAL"), ("objects", "Photon"), ("score", "eg")]
     assert max(one["drift"] for one in found.values()) < 0.05
     assert found["objects", "Photon"]["mean"] == 1.0
-    assert found["score", "eg"]["mean"] == pytest.approx(50.5, rel=0.1)
+    assert found["score", "eg"]["mean"] == pytest.approx(38, rel=0.1)
     assert ["good", "as the reference"] in got(process, "state")["verdict"]
     with urlopen(address(process) + "metrics", timeout=10) as page:
         assert re.search(r'streamer_drift\{quantity="score",value="eg"\} 0\.0', page.read().decode())
@@ -133,19 +133,15 @@ def test_the_data_are_held_against_the_reference(process: Process, processes: Pr
 
 
 def test_events_that_failed_are_shown_with_their_command(process: Process, folder: Path) -> None:
-    wait_until(lambda: got(process, "state")["failures"], "a failure")
-    (first,) = got(process, "state")["failures"]
-    assert (first["event"], first["sourceEntry"], first["stage"]) == (99, 99, "tagger")
-    assert first["reason"] == "the score of the eg tagger is nan"
-    assert first["again"].startswith(f"streamer run {folder / 'out' / 'errors' / '0-99.root'} --config ")
+    wait_until(lambda: {one["event"] for one in got(process, "state")["failures"]} >= {99}, "the last event's failure")
+    state = got(process, "state")
+    assert state["totals"]["error"] >= 25
+    assert len(state["failures"]) == len({one["event"] for one in state["failures"]}) == 20, "each once, of 25"
+    one = next(one for one in state["failures"] if one["event"] == 99)
+    assert (one["sourceEntry"], one["stage"], one["reason"]) == (99, "tagger", "the score of the eg tagger is nan")
+    assert one["again"].startswith(f"streamer run {folder / 'out' / 'errors' / '0-99.root'} --config ")
     lines = (folder / "out" / "errors" / "errors.jsonl").read_text().splitlines()
-    assert {json.loads(line)["again"] for line in lines} == {first["again"]}
-
-    def again() -> bool:
-        (last,) = got(process, "state")["failures"]
-        return bool(last["number"] > first["number"])
-
-    wait_until(again, "the same event in another pass, once")
+    assert {one["again"] for one in state["failures"]} <= {json.loads(line)["again"] for line in lines}
 
 
 def test_it_is_read_only_and_keeps_others_out(process: Process) -> None:
@@ -267,8 +263,7 @@ def test_in_a_browser(process: Process, browser: Any) -> None:
     assert float(score.inner_text()) < 0.05
     assert page.query_selector_all("#quantities figure path").__len__() == 8, "each distribution and its reference"
     command = page.query_selector("#failures li:first-child code")
-    assert command.inner_text().startswith("streamer run ")
-    assert "0-99.root" in command.inner_text()
+    assert re.match(r"streamer run \S+/errors/0-\d\d\.root --config ", command.inner_text())
     charts = page.query_selector_all(".chart canvas")
     assert len(charts) == 2
     pixels = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v); }"
@@ -333,7 +328,7 @@ def test_in_a_terminal(process: Process, processes: Processes, folder: Path, ter
     assert [line.split()[0] for line in shown.splitlines() if "●" in line] == [
         "reader", "framer", "cropper", "tagger", "writer"
     ]  # fmt: skip
-    assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ [1-9]\d* error", shown)
+    assert re.search(r"[\d,]+ fed = [\d,]+ scored \+ [1-9][\d,]* error", shown)
     assert re.search(r"drift +score eg 0\.0", shown)
     terminal("resize-window", "-x", 70, "-y", 30)
     wait_until(lambda: "credits" not in screen(), "fewer columns")

@@ -5,6 +5,7 @@ import pytest
 
 from streamer.metrics import EDGES
 from streamer.monitor.watch import KEPT, LATENCY, MOST_OF_ALL, Seen, Watch, quantile
+from streamer.supervisor import FAILURES, remember
 
 STAGES = ["reader", "tagger", "writer"]
 
@@ -144,3 +145,13 @@ def test_what_is_kept_is_bounded() -> None:
     assert all(len(past.looks) < 10 for past in watch._past.values())
     watch.look(6000, [])
     assert not watch._past
+
+
+def test_the_last_failures_are_kept_each_once() -> None:
+    kept: dict[str, dict[str, object]] = {}
+    for life in range(3):
+        remember(kept, [{"again": f"command {i}", "number": 100 * life + i} for i in range(FAILURES + 5)])
+    assert [one["number"] for one in kept.values()] == [200 + i for i in range(5, FAILURES + 5)]
+    remember(kept, [{"again": "command 7", "number": 999}])
+    assert [one["number"] for one in kept.values()][-1] == 999
+    assert len(kept) == FAILURES
