@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
+from streamer.logs import SUPERVISOR, Passing, lines
 from streamer.orphan import die_with_parent
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class ForkServer:
         self._program, self._modules, self._limit = program, modules, limit
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
+        self._passing: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
     async def open(self) -> None:
@@ -85,10 +87,20 @@ class ForkServer:
                 "--supervised",
                 stdin=asyncio.subprocess.PIPE,  # its end tells the server to go
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is ours alone
             )
         self._socket = ours
+        self._passing = asyncio.create_task(self._pass_log(self._process))
+
+    @staticmethod
+    async def _pass_log(process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        passing = Passing(SUPERVISOR, 0)
+        async for line in lines(process.stderr):
+            passing.line(line)
+        passing.tidy(all_=True)
 
     async def start(self, arguments: list[str]) -> Running:
         """Start a process; the end of its standard input tells it that we are gone."""
@@ -139,6 +151,9 @@ class ForkServer:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
+        if self._passing is not None:
+            await self._passing
+            self._passing = None
 
 
 class Forked:

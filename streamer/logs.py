@@ -11,6 +11,7 @@ message                text; where there was an exception `traceback` beside it
 run, stage, replica    who says it; `supervisor` where it is no stage
 block, or blocks       what was worked on: the first event's sequence number, of each block of a batch
 event                  the sequence number, where it is about one event
+trace_id               of that event, where it is traced (`streamer.tracing`)
 run_number,            of that event, or of the whole block
 lumisection
 left_out               so many lines like this were not written (`streamer.thinning`)
@@ -31,8 +32,9 @@ from streamer.thinning import Thinning
 if TYPE_CHECKING:
     from streamer.block import Block
     from streamer.config import LogConfig
+    from streamer.tracing import Sampling
 
-FIELDS = ("run", "stage", "replica", "block", "blocks", "event", "run_number", "lumisection", "left_out")
+FIELDS = ("run", "stage", "replica", "block", "blocks", "event", "trace_id", "run_number", "lumisection", "left_out")
 MOST_CHARS = 8192
 """A longer message or traceback loses its middle."""
 MOST_BLOCKS = 64
@@ -54,6 +56,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 _who: dict[str, Any] = {}
 _json = False
 _levels: list[str] = []
+_sampling: "Sampling | None" = None
 
 
 class _Stream(Protocol):
@@ -81,6 +84,8 @@ def stamp(record: logging.LogRecord) -> None:
     if block.n_events == 1:
         fields.setdefault("event", block.id)
     place = fields.get("event", -1) - block.id
+    if _sampling is not None and "event" in fields and _sampling.of(fields["event"], 1):
+        fields["trace_id"] = f"{_sampling.trace_id(fields['event']):032x}"
     lumis = lumis_of(block, slice(place, place + 1) if 0 <= place < block.n_events else slice(None))
     if len(lumis) == 1:
         fields["run_number"], fields["lumisection"] = lumis[0][:2]
@@ -267,8 +272,16 @@ def _install(config: "LogConfig", handler: logging.Handler) -> None:
 
 def identify(**who: Any) -> None:
     """Name the run, stage and replica that this process's records are of."""
+    global _sampling
     _who.clear()
     _who.update(who)
+    _sampling = None
+
+
+def name_traces(sampling: "Sampling") -> None:
+    """Name the trace in a line about an event that is traced."""
+    global _sampling
+    _sampling = sampling
 
 
 def tidy() -> None:
@@ -294,16 +307,16 @@ def say(text: str, level: int = logging.ERROR, who: str = "streamer: ") -> None:
 # ---- what comes from a process of a stage
 
 
-async def lines(stream: _Stream) -> AsyncIterator[bytes]:
-    """The lines of a process; one that is too long comes in pieces."""
+async def lines(stream: _Stream, most: int = MAX_LINE) -> AsyncIterator[bytes]:
+    """The lines of a process; one of more than `most` bytes comes in pieces."""
     rest = b""
     while chunk := await stream.read(1 << 16):
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             yield line
-        while len(rest) > MAX_LINE:
-            yield rest[:MAX_LINE]
-            rest = rest[MAX_LINE:]
+        while len(rest) > most:
+            yield rest[:most]
+            rest = rest[most:]
     if rest:
         yield rest
 

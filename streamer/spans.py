@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -47,6 +49,7 @@ class Exporting:
 
     def __init__(self, endpoint: str, run: str, stage: str, replica: int, registry: CollectorRegistry) -> None:
         self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None)
+        self._where = urlsplit(endpoint or _by_environment()).netloc.rpartition("@")[2]
         about: dict[str, str | int] = {
             "service.namespace": "streamer",
             "service.name": stage,
@@ -117,6 +120,7 @@ class Exporting:
         return some
 
     def _send(self, some: list[Told]) -> None:
+        self._why.text = ""
         try:
             spans = [span for told in some for span in self._made(told)]
             good = self._exporter.export(spans) is SpanExportResult.SUCCESS
@@ -128,10 +132,11 @@ class Exporting:
         if good == self._complained:
             self._complained = not good
             if good:
-                log.warning("the collector of traces takes spans again")
+                log.warning("the collector of traces at %s takes spans again", self._where)
             else:
-                why = " ".join(self._why.text.split())[:300]
-                log.warning("the collector of traces takes no spans (%s); they are left out, and counted", why)
+                why = " ".join(self._why.text.split())[:200]
+                told = "the collector of traces at %s takes no spans; they are left out, and counted (%s)"
+                log.warning(told, self._where, why)
 
     def _made(self, told: Told) -> "Iterator[ReadableSpan]":
         context = _context(told.trace_id, told.span_id)
@@ -164,15 +169,20 @@ class Exporting:
         )
 
 
+def _by_environment() -> str:
+    names = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    return next((os.environ[name] for name in names if os.environ.get(name)), "http://localhost:4318")
+
+
 def _context(trace_id: int, span: int) -> SpanContext:
     return SpanContext(trace_id, span, is_remote=False, trace_flags=_SAMPLED)
 
 
 class _Why(logging.Handler):
-    """Remembers what the library said last."""
+    """Remembers the first that the library says of a request: later it only says that it has given up."""
 
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):
-            self.text = record.getMessage()
+            self.text = self.text or record.getMessage()

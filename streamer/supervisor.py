@@ -447,7 +447,7 @@ class Supervisor:
 
     async def _hear(self, child: Child) -> None:
         assert child.process.stdout is not None
-        async for line in child.process.stdout:
+        async for line in logs.lines(child.process.stdout, MAX_LINE):
             try:
                 news = json.loads(line)
                 child.state = news["state"]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from streamer import logs
 from streamer.batcher import Batch
 from streamer.block import ERROR, FED_TIME, SHED, Block, failures, has_failed
 from streamer.deadline import taken
@@ -336,4 +337,6 @@ def tracer_of(
     from streamer.spans import Exporting  # which loads OpenTelemetry
 
     sends = Exporting(config.trace.endpoint, run.id, stage, replica, registry)
-    return Tracer(Sampling(run.id, config.trace.share), stage, mark, sends)
+    sampling = Sampling(run.id, config.trace.share)
+    logs.name_traces(sampling)
+    return Tracer(sampling, stage, mark, sends)

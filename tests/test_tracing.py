@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from physics_helpers import Processes
 
-from streamer import tracing
-from streamer.batcher import Part
-from streamer.block import Array, Block
+from streamer import logs, tracing
+from streamer.batcher import Batch, Part
+from streamer.block import SHED, Array, Block
 from streamer.config import CoreConfig, TraceConfig, load
 from streamer.errors import UsageError
 from streamer.runner import Run
-from streamer.testing import ToyBatchStage, ToyChain, ToySink, ToySource, ToyStage, quick
+from streamer.testing import ToyBatchStage, ToyChain, ToySink, ToySource, ToyStage, quick, toy_block
 from streamer.tracing import Sampling, require
 
 pytest.importorskip("opentelemetry.sdk")
@@ -263,6 +264,7 @@ async def test_a_bad_collector_costs_spans_and_nothing_else(
     assert len(complaints) <= 4  # once a process
     if how == "refuses":
         assert len(complaints) == 4
+        assert f"at {endpoint.removeprefix('http://')} takes no spans" in complaints[0].getMessage()
         assert "400" in complaints[0].getMessage()
 
 
@@ -295,9 +297,6 @@ def test_a_wait_for_an_event_s_batches_is_of_its_own_items() -> None:
         def close(self) -> None:
             pass
 
-    from streamer.batcher import Batch
-    from streamer.testing import toy_block
-
     class Job:
         block = toy_block(0, 6)  # 0, 1, 2, 0, 1, 2 hits
 
@@ -312,6 +311,59 @@ def test_a_wait_for_an_event_s_batches_is_of_its_own_items() -> None:
     tracer.batched(Job.block)
     assert [len(told.links) for told in kept] == [0, 1, 2, 0, 1, 0]
     assert not tracer._batches
+
+
+def test_what_is_sent_again_shed_or_dropped_is_told() -> None:
+    kept: list[tracing.Told] = []
+
+    class Keeps:
+        def put(self, told: tracing.Told) -> None:
+            kept.append(told)
+
+        def close(self) -> None:
+            pass
+
+    sampling = Sampling(RUN, 1.0)
+    reader, framer, writer = (tracing.Tracer(sampling, name, mark, Keeps()) for name, mark in
+                              (("reader", 1), ("framer", 2), ("writer", 5)))  # fmt: skip
+    block = toy_block(7, 1)
+    block.stamps |= {"reader": time.time_ns()}
+    reader.fed(block)
+    again = replace(block, attempt=2)
+    reader.fed(again)
+    first, second = kept
+    assert first.trace_id == second.trace_id
+    assert first.span_id != second.span_id
+    assert (second.about["streamer.attempt"], second.parts) == (2, ())
+    assert second.begin >= first.end
+
+    kept.clear()
+    again.columns["error"] = np.array([SHED + 2], np.uint8)
+    again.stamps |= {"framer": time.time_ns()}
+    framer.passed(again, 0.0)
+    writer.committed(writer.written(again, 0.0))
+    outcomes = [(told.name, told.about.get("streamer.outcome"), told.error) for told in kept]
+    assert outcomes == [("framer", "shed", ""), ("writer", None, ""), ("event", "shed", "")]
+
+    kept.clear()
+    reader.dropped(block, "window")
+    (root,) = kept
+    assert (root.name, root.about["streamer.dropped"], root.error) == ("event", "window", "dropped: window")
+    assert root.begin == int(block.columns["fedTime"][0])
+
+
+def test_the_log_names_the_trace_of_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(RUN, 0.3)
+    monkeypatch.setattr(logs, "_sampling", sampling)
+    (traced, *_), told = sampling.of(0, 100), {}
+    untraced = next(event for event in range(100) if not sampling.of(event, 1))
+    for event in (traced, untraced):
+        token = logs.working.set((toy_block(event, 1),))
+        record = logging.makeLogRecord({"msg": "of it", "levelname": "INFO", "event": event})
+        logs.stamp(record)
+        logs.working.reset(token)
+        told[event] = json.loads(logs.to_json(record)).get("trace_id")
+    assert told == {traced: f"{sampling.trace_id(traced):032x}", untraced: None}
 
 
 # ---- off, and wrong
