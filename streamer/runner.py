@@ -56,7 +56,7 @@ MAX_SOCKET_PATH = 107
 
 TICK_S = 1.0
 SWITCH_S = 0.5e-3
-"""A thread that has waited so long for Python has its turn: a metrics page takes ten times as long, and blocks wait."""
+"""A thread that has waited so long for Python has its turn: blocks do not wait for the whole of a metrics page."""
 
 T = TypeVar("T")
 
