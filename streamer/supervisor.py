@@ -496,6 +496,8 @@ class Supervisor:
             self._seen = self._progress()
             self._watch.look(time.time(), self._processes())
             self._drift.look(time.time(), self._processes())
+            for line in self._drift.news():
+                log.warning(line)
             self._tell_manager(self._seen)
             if self.page is not None:
                 self.page.tell()

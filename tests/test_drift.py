@@ -36,10 +36,13 @@ def test_only_the_window_is_compared() -> None:
     assert drift.now[KEY] > LARGE
     assert drift.largest_now() == ("score eg", drift.now[KEY])
     assert list(drift.metrics()) == [("score", "eg", drift.now[KEY])]
+    assert drift.news() == [f"far from the reference (drift): score eg {drift.now[KEY]:.2f}"]
+    assert drift.news() == [], "once"
     for second in range(45, 60):
         n = 50 * (second - 44), 40 * (second - 44), 10 * (second - 44)
         drift.look(second, [seen(0, 1450 + n[0], 1160 + n[1], 1790 + n[2])])
     assert drift.now[KEY] < 0.02
+    assert [line.partition(":")[0] for line in drift.news()] == ["as the reference again (drift)"]
     assert drift.whole().drift[KEY] > LARGE, "it is not forgotten"
     assert len(drift._kept) <= MOST_KEPT + 2
 

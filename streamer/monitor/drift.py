@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streamer.config import QualityConfig
 from streamer.monitor.watch import Seen
 from streamer.quality import Quantity
-from streamer.reference import MIXED, Distribution, Key, Taken, apart, compared
+from streamer.reference import LARGE, MIXED, NOTABLE, Distribution, Key, Taken, apart, compared
 
 MOST_KEPT = 32
 """So many looks are kept of a window."""
@@ -55,6 +55,7 @@ class Drift:
         self._last: dict[tuple[str, Any], dict[Key, Floats]] = {}  # by process: cumulative counts, sum
         self._kept: deque[tuple[float, dict[Key, Floats]]] = deque()
         self._largest: dict[Key, float] = {}
+        self._far: set[Key] = set()
         self.shown = self._show()
 
     def take(self, seen: Seen) -> bool:
@@ -138,6 +139,17 @@ class Drift:
             return None
         key = max(self.now, key=lambda one: self.now[one])
         return f"{self._quantities[key].called} {key[1]}", self.now[key]
+
+    def news(self) -> list[str]:
+        """What is to be told since the last call: what is far from its reference now, and what is no longer."""
+        gone = [key for key, drift in self.now.items() if drift >= LARGE and key not in self._far]
+        back = [key for key, drift in self.now.items() if drift < NOTABLE and key in self._far]
+        self._far = (self._far | {*gone}) - {*back}
+        return [
+            f"{what}: " + ", ".join(f"{self._quantities[key].called} {key[1]} {self.now[key]:.2f}" for key in keys)
+            for what, keys in (("far from the reference (drift)", gone), ("as the reference again (drift)", back))
+            if keys
+        ]
 
     def metrics(self) -> Iterator[tuple[str, str, float]]:
         """What people call the quantity, the value of its label, and how far it is from its reference."""
