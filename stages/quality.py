@@ -19,7 +19,12 @@ _STEPS = (1.0, 1.6, 2.5, 4.0, 6.3)  # five bins a decade
 OCCUPANCY_EDGES = (0.0, *(float(f"{step}e{decade}") for decade in range(-5, 0) for step in _STEPS), 1.0)
 ENERGY_EDGES = (0.0, *(float(f"{step}e{decade}") for decade in range(5) for step in _STEPS), 1e5)
 OBJECT_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 50.0)
-SCORE_EDGES = tuple(k / 20 for k in range(21))
+SCORE_EDGES = (
+    *(k / 20 for k in range(21)),
+    *(2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 16.0, 25.0, 40.0, 63.0, 100.0, 160.0, 250.0, 400.0, 630.0, 1000.0),
+)
+"""Fine between 0 and 1, where most scores are; coarse above, for networks that give momenta or masses. Below there is
+one bin: Prometheus has no sum of a histogram with negative ones."""
 
 OCCUPANCY, ENERGY, OBJECTS, SCORE = (
     "streamer_channel_occupancy_ratio",

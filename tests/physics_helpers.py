@@ -306,12 +306,20 @@ def reference_of(config: Config, values: Callable[[str, str], Any]) -> Taken:
     return Taken(found)
 
 
-def single_hits(model: Path, events: int) -> Taken:
-    """The reference of events with a hit (1, 2, ... GeV) and a photon each, whose score is its energy (`sum_model`)."""
+def single_hits(model: Path, events: int, scored: int = 0) -> Taken:
+    """The reference of events with a hit (1, 2, ... GeV) and a photon each, whose score is its energy (`sum_model`).
+
+    Parameters
+    ----------
+    scored : int
+        So many of the events have a score; 0: all.
+    """
     config = Config.model_validate({"taggers": {"eg": {"model": model}}})
-    own = {quality.OCCUPANCY: 1 / N_PIXELS, quality.OBJECTS: 1}
-    energies = np.tile(np.arange(1, events + 1), -(-1000 // events))
-    return reference_of(config, lambda name, _: np.full(energies.size, own[name]) if name in own else energies)
+    n = 100 * events
+    given = {quality.OCCUPANCY: np.full(n, 1 / N_PIXELS), quality.OBJECTS: np.ones(n)}
+    given[quality.ENERGY] = np.tile(np.arange(1, events + 1), 100)
+    given[quality.SCORE] = np.tile(np.arange(1, (scored or events) + 1), 100)
+    return reference_of(config, lambda name, _: given[name])
 
 
 # ---- real processes

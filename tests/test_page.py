@@ -44,7 +44,7 @@ def process(processes: Processes, folder: Path) -> Process:
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
     network = sum_model(folder / "sum.onnx", limit=75.5)  # the last 25 events fail
-    single_hits(network, 100).write(folder / "good.json")
+    single_hits(network, 100, scored=75).write(folder / "good.json")
     made = processes(
         *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
         *("--replicas", "tagger=1"),

@@ -110,3 +110,8 @@ def test_objects_and_scores_are_measured_without_those_that_have_none() -> None:
     assert score['_bucket{le="0.25",tagger="eg"}'] == 1
     assert score['_bucket{le="0.95",tagger="eg"}'] == 1
     assert score['_bucket{le="1.0",tagger="eg"}'] == 2
+    others = records.scores(config).empty(1) | {"Photon_egScore": np.array([-4.5, 80.0], np.float32)}
+    made.add(others | {"nPhoton": np.array([2], np.int32)})
+    score = found_in(generate_latest(registry).decode(), SCORE)
+    assert score['_bucket{le="0.0",tagger="eg"}'] == 1
+    assert (score['_bucket{le="63.0",tagger="eg"}'], score['_bucket{le="100.0",tagger="eg"}']) == (3, 4)

@@ -69,13 +69,10 @@ function plot(one) {
   return made;
 }
 
-// Bins with content, and one more on either side where there is one with two ends.
+// From the first to the last bin with content.
 function range(...all) {
   const full = all.filter(Boolean).flatMap((shares) => shares.flatMap((share, k) => (share ? [k] : [])));
-  const last = all[0].length - 1;
-  if (!full.length) return [0, last + 1];
-  const [first, end] = [Math.min(...full), Math.max(...full)];
-  return [first ? Math.max(1, first - 1) : 0, end < last ? Math.min(last, end + 2) : last + 1];
+  return full.length ? [Math.min(...full), Math.max(...full) + 1] : [0, all[0].length];
 }
 
 // By the root of the share, so that small ones are seen.
