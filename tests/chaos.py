@@ -117,7 +117,7 @@ class Storm:
             if sum(self.watch.left) > 4 * scenario.rate:
                 self.say(f"{self.now():7.2f} s  the rest without a rate")
                 self._stop()
-                self._resume("--rate", 0)
+                self._resume("--feed", "max")
         try:
             code = self.process.wait(PATIENCE_S + scenario.n_events / 2000)
         finally:
