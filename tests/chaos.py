@@ -103,8 +103,7 @@ class Storm:
     def _run(self) -> None:
         scenario = self.scenario
         options = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-        if scenario.replicas:
-            options += ["--replicas", scenario.replicas]
+        options += ["--replicas", ",".join(f"{stage}={scenario.n_replicas(stage)}" for stage in STAGES)]
         if scenario.own_network:
             options += ["--set", "hop.transport=tcp"]
         more = ["--rate", scenario.rate, *options]
