@@ -8,32 +8,27 @@ reader. A process that dies is started again, after a wait that grows; the strea
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from streamer import __version__, control, logs
+from streamer import control, logs
 from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError
-from streamer.folders import make_private, runtime_dir
 from streamer.forkserver import ForkServer, Running
-from streamer.monitor.drift import Drift
-from streamer.monitor.watch import SERIES, Seen, Watch, verdict
+from streamer.monitor.shown import Shown, targets
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
-from streamer.reference import Taken, fitting
+from streamer.reference import Taken
+from streamer.run_folder import run_folder
 from streamer.runner import Run
 from streamer.tracing import require
 
@@ -46,20 +41,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 QUALITY_POLLS = 2
 """Of so many looks at a process, one takes in the distributions: their many buckets cost more than all the rest."""
-LOCK = "supervisor"
-"""A file in a run's folder, locked while its supervisor lives."""
-FRESH_S = 60.0
-"""A run's folder that is younger is left alone."""
 STOP_GRACE_S = 5.0
-SHOWN_DOWN_S = 3.0
-"""A process that has just been started again is shown so: it is back sooner than anybody looks."""
 MAX_LINE = 1 << 20
-GLIMPSES = 24
-"""So many events can be looked at."""
-FAILURES = 20
-"""So many of the last events that failed are shown."""
-SAID, MOST_SAID = 50, 500
-"""So many warnings are kept for the page, and so many characters of each."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +97,8 @@ class Supervisor:
         self._last = (time.monotonic(), 0)
         self._seen: Progress | None = None
         self._dir = Path()
-        self._watch, self._begun = Watch(pipeline.names), time.time()
-        quantities, reference = pipeline.quantities(config), config.quality.reference
-        self._drift = Drift(quantities, config.quality, fitting(reference, quantities) if reference else None)
+        self._shown = Shown(pipeline, config)
         self._n_polls = 0
-        self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
-        self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
-        self._failures: dict[str, dict[str, Any]] = {}  # the last ones, by the command that tries each again
         self._manager = Notifier.of_environment()
         patience = config.supervisor.stall_timeout + config.feed.redeliver_after + config.disk_patience
         self._pulse = Pulse(patience)
@@ -137,9 +115,11 @@ class Supervisor:
         async with contextlib.AsyncExitStack() as stack:
             await self._forks.open()
             stack.push_async_callback(self._forks.close)
-            self._dir = await stack.enter_async_context(self._run_dir())
+            self._dir = stack.enter_context(run_folder())
+            self._save_config(self._dir)
+            logs.identify(run=Run.open(self._dir).id, stage=logs.SUPERVISOR, replica=0)
             await stack.enter_async_context(control.listening(self._dir, self._answer))
-            stack.enter_context(heard(self._said))
+            stack.enter_context(self._shown.hearing())
             if self.page is not None:
                 await stack.enter_async_context(self.page.serving())
                 log.info("live page: %s", self.page.address)
@@ -167,27 +147,6 @@ class Supervisor:
         ready = {"READY": "1"} if outcome.exit_code == EXIT_OK else {}  # also what was over at once had begun in order
         self._manager.tell(**ready, STOPPING="1")
         return outcome
-
-    @contextlib.asynccontextmanager
-    async def _run_dir(self) -> AsyncIterator[Path]:
-        base = runtime_dir()
-        try:
-            make_private(base)
-            sweep(base)
-            path = Path(tempfile.mkdtemp(prefix="run-", dir=base))
-        except OSError as error:
-            raise UsageError(
-                f"{base}: no folder for the run's sockets ({error.strerror}); set XDG_RUNTIME_DIR to a folder of yours"
-            ) from None
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._save_config(path)
-            logs.identify(run=Run.open(path).id, stage=logs.SUPERVISOR, replica=0)
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
 
     def _save_config(self, run_dir: Path) -> None:
         """What processes that are started from now on find."""
@@ -281,9 +240,9 @@ class Supervisor:
         if what == "status":
             return self.status()
         if what == "watch":
-            return {**self._shown(), **(self._history() if request.get("history") is True else {})}
+            return {**self._everything(), **(self._shown.history() if request.get("history") is True else {})}
         if what == "quality":
-            return self._drift.whole().plain()
+            return self._shown.drift.whole().plain()
         if what == "stop":
             self.stop(now=request.get("now") is True)
             return {}
@@ -380,7 +339,7 @@ class Supervisor:
                 raise UsageError(refused[0])
             self.config = config.model_copy(update={"replicas": self.config.replicas})
             self._save_config(self._dir)
-            self._drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
+            self._shown.drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
             self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
         finally:
             self._asked = {}
@@ -414,7 +373,7 @@ class Supervisor:
 
     def _retire(self, child: Child) -> None:
         """A replica has left for good; the last of those that were to leave makes it known."""
-        self._drift.take(self._as_seen(child))
+        self._shown.leaves(child)
         self.children.remove(child)
         self._retired.append(child)
         if not any(other.retiring for other in self.children):
@@ -460,9 +419,7 @@ class Supervisor:
             if "report" in news:
                 child.report = news["report"]
                 child.values = {**child.values, **child.report.get("metrics", {})}  # its last words are exact
-            if news.get("glimpse"):
-                self._glimpses.append(news["glimpse"])
-            remember(self._failures, news.get("failures", ()))
+            self._shown.hear(news)
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
@@ -494,10 +451,7 @@ class Supervisor:
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
-            self._watch.look(time.time(), self._processes())
-            self._drift.look(time.time(), self._processes())
-            for line in self._drift.news():
-                log.warning(line)
+            self._shown.look(self.children)
             self._tell_manager(self._seen)
             if self.page is not None:
                 self.page.tell()
@@ -508,7 +462,7 @@ class Supervisor:
     async def _look_at(self, child: Child, begin: float) -> None:
         process = child.process
         try:
-            wanted = WANTED if self._n_polls % QUALITY_POLLS else WANTED | self._drift.names
+            wanted = WANTED if self._n_polls % QUALITY_POLLS else WANTED | self._shown.drift.names
             values = await asyncio.to_thread(scrape, child.metrics_url, wanted)
         except (OSError, ValueError):
             # No more than a scrape may take: while we were stopped ourselves, nobody is to blame.
@@ -550,7 +504,7 @@ class Supervisor:
         if settled:
             self._manager.tell(READY="1")
         state = "draining" if self._signals else seen.state
-        self._manager.tell(STATUS="; ".join(text for _, text in self._verdict(state)))
+        self._manager.tell(STATUS="; ".join(text for _, text in self._shown.verdict(state)))
         readers = [child for child in self.children if child.stage == self.pipeline.names[0]]
         n_blocks = sum(child.values.get("streamer_blocks_in_flight", 0.0) for child in readers)
         if self._pulse.beats(time.monotonic(), seen.done, n_blocks, settled=settled):
@@ -593,8 +547,10 @@ class Supervisor:
         from streamer.monitor.run_metrics import RunMetrics
         from streamer.monitor.server import Page  # a web server takes time to load
 
-        metrics = RunMetrics(lambda: self._watch.state, self._drift.metrics, self.config.output)
-        return Page(self.config.monitor, self._shown, self._history, self._targets, metrics.page, self._drawer())
+        metrics = RunMetrics(lambda: self._shown.watch.state, self._shown.drift.metrics, self.config.output)
+        return Page(
+            self.config.monitor, self._everything, self._shown.history, self._targets, metrics.page, self._drawer()
+        )
 
     def _drawer(self) -> "Callable[[], Drawer] | None":
         from streamer.monitor.drawing import Drawer
@@ -602,48 +558,12 @@ class Supervisor:
         program = self.pipeline.program
         return (lambda: Drawer(program, self._dir / "config.toml")) if self.pipeline.draw else None
 
-    def _processes(self) -> list[Seen]:
-        return [self._as_seen(child) for child in self.children]
-
-    @staticmethod
-    def _as_seen(child: Child) -> Seen:
-        row = child.status()
-        about = {key: row[key] for key in ("pid", "up_s", "restarts", "rss_bytes")}
-        back = bool(child.restarts) and row["up_s"] < SHOWN_DOWN_S and child.exit_code is None
-        state = "restarting" if back or (row["state"] == "starting" and child.restarts) else row["state"]
-        return Seen(child.stage, child.replica, state, child.restarts, child.values, about)
-
-    def _shown(self) -> dict[str, Any]:
-        output = self.config.output
-        state = "draining" if self._signals else self._seen.state if self._seen else "starting"
-        run = {
-            "output": str(output) if output else "",
-            "pid": os.getpid(),
-            "begun": self._begun,
-            "version": __version__,
-        }
-        seen = self._watch.state
-        told: dict[str, Any] = {}
-        if seen:
-            told = {"verdict": self._verdict(state), "quality": self._drift.shown, "window": self.config.quality.window}
-        last = {"said": list(self._said), "events": list(self._glimpses), "failures": [*self._failures.values()]}
-        return {"state": state, "run": run, **seen, **told, **last}
-
-    def _verdict(self, state: str) -> list[tuple[str, str]]:
-        return verdict(state, self._watch.state, self._drift.largest_now())
-
-    def _history(self) -> dict[str, Any]:
-        return {"series": SERIES, "rows": list(self._watch.history)}
+    def _everything(self) -> dict[str, Any]:
+        return self._shown.everything("draining" if self._signals else self._seen.state if self._seen else "starting")
 
     def _targets(self) -> list[dict[str, Any]]:
-        """In the form of Prometheus' HTTP service discovery."""
-        places = [(c.stage, c.replica, urlsplit(c.metrics_url).netloc) for c in self.children if c.exit_code is None]
         assert self.page is not None
-        return [
-            {"targets": [place], "labels": {"run": self._dir.name, "stage": stage, "replica": str(replica)}}
-            for stage, replica, place in (("supervisor", 0, self.page.place), *places)
-            if place
-        ]
+        return targets(self.children, self._dir.name, self.page.place)
 
     def _signalled(self) -> None:
         self._signals += 1
@@ -677,10 +597,10 @@ class Supervisor:
                 os.kill(child.process.pid, number)
 
     def _outcome(self) -> Outcome:
-        history = self._watch.whole
+        history = self._shown.watch.whole
         for child in self.children:
-            self._drift.take(self._as_seen(child))
-        quality = self._drift.whole()
+            self._shown.leaves(child)
+        quality = self._shown.drift.whole()
         reports = {child.name: child.report for child in (*self._retired, *self.children)}
         if self._failure is not None:
             code = self._failure.exit_code or EXIT_FAILED
@@ -693,42 +613,3 @@ class Supervisor:
         if self._signals > 1:
             return Outcome(130, "broken off; results that were committed are in the journal", reports, history, quality)
         return Outcome(EXIT_OK, "", reports, history, quality, stopped=self._signals > 0)
-
-
-@contextlib.contextmanager
-def heard(said: deque[dict[str, Any]]) -> Iterator[None]:
-    """Keep what is logged as a warning or worse, for the page."""
-
-    class Hearing(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append({"at": record.created, "level": record.levelname, "text": logs.to_text(record)[:MOST_SAID]})
-
-    handler = Hearing(logging.WARNING)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-def remember(kept: dict[str, dict[str, Any]], failures: Iterable[dict[str, Any]]) -> None:
-    """Keep the last events that failed, each once, by the command that tries it again."""
-    for one in failures:
-        kept.pop(one["again"], None)  # it has failed before, in an earlier pass over the input
-        kept[one["again"]] = one
-    while len(kept) > FAILURES:
-        del kept[next(iter(kept))]
-
-
-def sweep(base: Path) -> None:
-    """Remove the folders of runs whose supervisor was killed."""
-    for path in base.glob("run-*"):
-        with contextlib.suppress(OSError):  # somebody holds it, or it is just being made or removed
-            if time.time() - path.stat().st_mtime < FRESH_S:
-                continue
-            lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)

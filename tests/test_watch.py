@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from streamer.metrics import EDGES
+from streamer.monitor.shown import FAILURES, remember
 from streamer.monitor.watch import KEPT, LATENCY, MOST_OF_ALL, Seen, Watch, quantile
-from streamer.supervisor import FAILURES, remember
 
 STAGES = ["reader", "tagger", "writer"]
 
