@@ -45,7 +45,8 @@ SEPARATOR = "\x1e"
 FOREIGN = "stderr"
 """The logger's name of what is no record: words of a C library, or of the interpreter."""
 FOREIGN_BURST = 200
-NOISY = ("numba", "asyncio", "matplotlib")
+NOISY = ("asyncio", "fsspec", "matplotlib", "numba", "urllib3")
+"""Libraries that have much to say; warnings of theirs are told."""
 SUPERVISOR = "supervisor"
 
 working: ContextVar[tuple["Block", ...]] = ContextVar("working", default=())

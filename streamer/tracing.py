@@ -268,7 +268,11 @@ class Tracer:
         trace = self._sampling.trace_id(event)
         code = int(block.columns[ERROR.name][event - block.id])
         error = "it could not be processed here" if code == self._mark else ""
-        about = {**_about(block, event), **({"streamer.outcome": "shed"} if code == SHED + self._mark else {})}
+        about: dict[str, Any] = {"streamer.event.sequence": event}  # more is in the span around it
+        if block.attempt > 1:
+            about["streamer.attempt"] = block.attempt
+        if code == SHED + self._mark:
+            about["streamer.outcome"] = "shed"
         me = span_id(trace, self._stage, block.attempt)
         return Told(self._stage, trace, me, span_id(trace, ROOT), begin, end, parts, links, error, about)
 
@@ -285,20 +289,17 @@ class Tracer:
             "streamer.event.lumisection": lumi,
             "streamer.event.number": None if number is None else int(number[place]),
         }
-        about = {**_about(block, event), **{key: value for key, value in known.items() if value is not None}, **about}
+        where = {
+            "streamer.event.sequence": event,
+            "streamer.block": block.id,
+            "streamer.block.events": block.n_events,
+            "streamer.attempt": block.attempt,
+        }
+        about = {**where, **{key: value for key, value in known.items() if value is not None}, **about}
         return Told(ROOT, trace, span_id(trace, ROOT), 0, due, end, (), (), error, about)
 
     def _tell_event(self, *args: Any) -> None:
         self._sends.put(self._event(*args))
-
-
-def _about(block: Block, event: int) -> dict[str, Any]:
-    return {
-        "streamer.event.sequence": event,
-        "streamer.block": block.id,
-        "streamer.block.events": block.n_events,
-        "streamer.attempt": block.attempt,
-    }
 
 
 def require(config: "CoreConfig") -> None:
