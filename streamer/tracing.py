@@ -17,8 +17,10 @@ What is here is cheap and in the way of the stream; `streamer.spans` makes spans
 
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -43,7 +45,7 @@ ROOT = "event"
 _MASK = (1 << 64) - 1
 _MIX = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd: each step can be undone, so no two events share an id
 _HALF = 32
-_FEW = 8
+_PAGE, _MOST_PAGES = 4096, 64
 
 
 class Sampling:
@@ -62,6 +64,7 @@ class Sampling:
 
     def __init__(self, run: str, share: float) -> None:
         self._run, self._bound = int(run, 16) << 64, round(share * (1 << 64))
+        self._page = lru_cache(_MOST_PAGES)(self._drawn)
 
     def trace_id(self, event: int) -> int:
         """128 bits."""
@@ -69,15 +72,24 @@ class Sampling:
 
     def of(self, first: int, n: int) -> list[int]:
         """Those of `n` events from `first` on that are traced."""
+        end = first + n
+        found = self._page(first // _PAGE)
+        found = found[bisect_left(found, first) : bisect_left(found, end)]
+        for page in range(first // _PAGE + 1, (end - 1) // _PAGE + 1):
+            more = self._page(page)
+            found = found + more[: bisect_left(more, end)]
+        return found
+
+    def _drawn(self, page: int) -> list[int]:
+        """Those of `_PAGE` events: a block has few of them, and NumPy takes longest to begin."""
+        first = page * _PAGE
         if self._bound > _MASK:
-            return list(range(first, first + n))
-        if n < _FEW:  # NumPy takes longer to begin
-            return [event for event in range(first, first + n) if _mixed(event) < self._bound]
-        low = np.arange(first, first + n, dtype=np.uint64)
+            return list(range(first, first + _PAGE))
+        low = np.arange(first, first + _PAGE, dtype=np.uint64)
         for factor in _MIX:
             low *= np.uint64(factor)
             low ^= low >> np.uint64(_HALF)
-        return [first + int(place) for place in np.flatnonzero(low < np.uint64(self._bound))]
+        return (first + np.flatnonzero(low < np.uint64(self._bound))).tolist()
 
 
 def _mixed(event: int) -> int:
