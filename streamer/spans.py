@@ -34,7 +34,8 @@ PAUSE_S = 5.0
 PATIENCE_S = 1.0
 """At the end, so long is waited for a collector that does not answer."""
 OUTCOMES = ("sent", "full", "failed")
-_LIBRARY = "opentelemetry"
+_library = logging.getLogger("opentelemetry")
+_library.addHandler(logging.NullHandler())
 _SCOPE = InstrumentationScope("streamer", __version__)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
@@ -71,8 +72,8 @@ class Exporting:
         self._wake, self._closing = threading.Event(), False
         self._complained = False
         self._why = _Why()
-        library = logging.getLogger(_LIBRARY)
-        library.handlers, library.propagate = [self._why], False  # it complains at each try; we do once
+        _library.propagate = False  # it complains at each try; we do once
+        _library.addHandler(self._why)
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
@@ -98,6 +99,7 @@ class Exporting:
             left, self._n_waiting, self._n_sending = self._n_waiting + self._n_sending, 0, 0
             self._waiting.clear()
         self._counts["failed"].inc(left)
+        _library.removeHandler(self._why)
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def _run(self) -> None:
