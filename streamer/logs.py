@@ -326,7 +326,7 @@ class Passing:
     """Passes on what a process of a stage says: its records with their fields, and other text as a warning of its."""
 
     def __init__(self, stage: str, replica: int) -> None:
-        self._who = {"stage": stage, "replica": replica, **{key: _who[key] for key in ("run",) if key in _who}}
+        self._who = {"stage": stage, "replica": replica}
         self._thinning = Thinning(FOREIGN_BURST)
 
     def line(self, line: bytes) -> None:
@@ -349,7 +349,7 @@ class Passing:
     def _foreign(self, text: bytes) -> None:
         if not text.strip():
             return
-        fields = {"name": FOREIGN, "msg": text.decode(errors="replace").rstrip(), **self._who}
+        fields = {"name": FOREIGN, "msg": text.decode(errors="replace").rstrip(), **_who, **self._who}
         record = logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", **fields})
         if self._thinning.takes(record):
             _pass_on(record)

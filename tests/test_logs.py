@@ -117,6 +117,7 @@ def test_what_is_no_record_is_passed_on_as_the_words_of_its_stage(fresh: None, k
     record = logging.makeLogRecord({"name": "streamer.hop", "msg": "ours", "levelno": 20, "levelname": "INFO"})
     line = logs.Json(logs.SEPARATOR).format(record).encode()
     passing = logs.Passing("framer", 0)
+    logs.identify(run="0123456789abcdef", stage=logs.SUPERVISOR, replica=0)
     hostile = (b"{}", b"[]", b"\xff\xfe", b'{"level": "LOUD", "message": "x"}', b'{"level": [1]}', b"1" * 5000)
     for text in (
         b"segfault at 0",
@@ -128,7 +129,8 @@ def test_what_is_no_record_is_passed_on_as_the_words_of_its_stage(fresh: None, k
         passing.line(text)
     told = [(line["logger"], line["level"], line["message"][:12], line.get("stage")) for line in kept.told()]
     foreign = [("stderr", "WARNING", text, "framer") for text in ("segfault at ", "half a line")]
-    assert told[:3] == [foreign[0], foreign[1], ("streamer.hop", "INFO", "ours", None)]
+    assert told[:3] == [foreign[0], foreign[1], ("streamer.hop", "INFO", "ours", logs.SUPERVISOR)]
+    assert {line["run"] for line in kept.told()} == {"0123456789abcdef"}
     assert [(name, stage) for name, _, _, stage in told[3:]] == [("stderr", "framer")] * len(hostile)
 
 
