@@ -133,6 +133,8 @@ class Engine(Generic[L]):
                 if self._working or self._decided is not None:
                     return  # it will ask when it is free
                 decision = self._device.next(time.monotonic(), draining=self._draining)
+                if decision is None:  # nothing waits
+                    return
                 if not isinstance(decision, tuple) or not self._is_quick(*decision):
                     self._decided = decision if isinstance(decision, tuple) else None
                     self._ready.notify()
