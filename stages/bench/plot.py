@@ -122,16 +122,17 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     ways, about, plan = result["ways"], result["about"], result["plan"]
-    shown = ["seed", "pipeline", result["limit"]]
+    shown = [way for way in ("seed", "pipeline", result["limit"]) if way in ways]
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
     with plt.rc_context({**style, "axes.titleweight": "bold", "axes.titlesize": 11}):
         figure = plt.figure(figsize=(11, 5), layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
         _throughputs(left.subplots(), result, shown)
-        upper, lower = right.subplots(2, 1, height_ratios=(3, 2))
+        upper, *lower = right.subplots(len(shown) - 1, 1, height_ratios=(3, 2)[: len(shown) - 1], squeeze=False)[:, 0]
         _breakdown(upper, ways, shown, "Time per event by module")
-        _breakdown(lower, ways, shown[1:], "The last two, enlarged")
-        lower.set_xlabel("processor time per event [us]")
+        for axes in lower:
+            _breakdown(axes, ways, shown[1:], "The last two, enlarged")
+        [upper, *lower][-1].set_xlabel("processor time per event [us]")
         right.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False,
                      handlelength=1, columnspacing=1.4)  # fmt: skip
         figure.suptitle(
@@ -145,7 +146,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def _throughputs(axes: Any, result: dict[str, Any], shown: list[str]) -> None:
-    for way, colour in zip(shown, ("#adb5bd", "#1d3557", "#dee2e6"), strict=True):
+    for way, colour in zip(shown, ("#adb5bd", "#1d3557", "#dee2e6")[-len(shown) :], strict=True):
         numbers = result["ways"][way]
         rate, spread = numbers["throughput"], numbers["spread"]
         title = numbers["title"].replace(", ", ",\n")
