@@ -10,7 +10,7 @@ from physics_helpers import Processes, conv_model, event, write_hits
 
 from stages import PIPELINE
 from stages.bench.menu import many_paths
-from stages.bench.pipeline import WAYS, Plan, copy_events
+from stages.bench.pipeline import WAYS, Plan, copy_events, ways_of
 from stages.bench.plot import COLOURS, plot, show
 from stages.bench.unsafe import UNSAFE
 from stages.bench.ways import COPY_EVENTS, MODULES, Stream, limit, seed_way
@@ -143,6 +143,18 @@ def test_bench_measures_and_shows(hits: Path, tmp_path: Path, capsys: pytest.Cap
     assert "pipeline / seed's way" in command.out
     plot(result, tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
+
+    for part in (result["ways"], result["ratios"]):
+        del part["seed" if "seed" in part else "pipeline/seed"]
+    show(result)  # as for a tagger that the seed's way is not known for
+    plot(result, tmp_path / "without.png")
+    assert (tmp_path / "without.png").stat().st_size > 10_000
+    assert "seed" not in capsys.readouterr().out
+
+
+def test_the_seeds_way_is_only_known_for_photons_in_the_ecal() -> None:
+    assert list(ways_of(Config.model_validate({"taggers": {"eg": {}}}))) == list(WAYS)
+    assert list(ways_of(Config.model_validate({"taggers": {"top": {}}}))) == ["limit_1", "limit_2", "pipeline"]
 
 
 def test_the_chain_without_safety_lacks_just_that() -> None:
