@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -404,8 +405,8 @@ class Config(CoreConfig):
     def deadline(self) -> float:
         return self.tagger.deadline or self.feed.deadline
 
-    def for_this_machine(self) -> "Config":
-        if "tagger" in self.replicas:
+    def for_this_machine(self, stages: Sequence[str]) -> "Config":
+        if "tagger" in self.replicas or "tagger" not in stages:
             return self
         return self.model_copy(update={"replicas": {**self.replicas, "tagger": n_taggers(self.tagger)}})
 

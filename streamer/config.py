@@ -11,7 +11,7 @@ import math
 import pkgutil
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from importlib import import_module
 from pathlib import Path
@@ -388,9 +388,9 @@ class CoreConfig(Section):
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)
 
-    def for_this_machine(self) -> "CoreConfig":
-        """With what is left open filled in, for a run on one machine. Processes that are started one by one, perhaps on
-        several machines, must agree without that."""
+    def for_this_machine(self, stages: Sequence[str]) -> "CoreConfig":
+        """With what is left open filled in, for a run of these stages on one machine. Processes that are started one by
+        one, perhaps on several machines, must agree without that."""
         return self
 
 

@@ -85,7 +85,7 @@ class Supervisor:
     def __init__(
         self, pipeline: Pipeline, config: CoreConfig, on_progress: Callable[[Progress], None] | None = None
     ) -> None:
-        self.pipeline, self.config, self.on_progress = pipeline, config.for_this_machine(), on_progress
+        self.pipeline, self.config, self.on_progress = pipeline, config.for_this_machine(pipeline.names), on_progress
         self.children: list[Child] = []
         self._keepers: set[asyncio.Task[None]] = set()
         self._retired: list[Child] = []

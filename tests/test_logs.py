@@ -43,6 +43,12 @@ class Kept(logging.Handler):
         return [json.loads(logs.to_json(record)) for record in self.records]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_worked_on() -> None:
+    """Whatever tests of failing work have left behind."""
+    logs.working.set(())
+
+
 @pytest.fixture
 def kept() -> Iterator[Kept]:
     handler = Kept()

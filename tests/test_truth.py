@@ -98,6 +98,7 @@ def test_there_is_a_picture(streamed: dict[str, Process], folder: Path) -> None:
             "books",
             "ledger.json",
             "lumi_mask.json",
+            "quality.json",
             "roc_eg.png",
             "scores.root",
         ]
@@ -147,6 +148,7 @@ def test_labels_of_all_sorts_keep_their_places(tmp_path: Path, tiny_model: Path)
         "books",
         "ledger.json",
         "lumi_mask.json",
+        "quality.json",
         "scores.root",
     ]
 
