@@ -68,8 +68,8 @@ def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
             assert os.getsid(first.pid) == first.pid
             for one in (first, second):
                 wait_until(lambda one=one: psutil.Process(one.pid).cmdline() == ["streamer", *arguments], "its title")
-            (theirs,) = (one.pid for one in psutil.Process().children() if "forkserver" in one.cmdline())
-            os.kill(theirs, signal.SIGKILL)
+            assert server._process is not None
+            server._process.kill()
             third = await server.start(arguments)
             assert not isinstance(third, Forked)
             for one in (first, third):
