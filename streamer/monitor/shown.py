@@ -44,7 +44,8 @@ class Shown:
         self._config, self._begun = config, time.time()
         self.watch = Watch(pipeline.names)
         quantities, reference = pipeline.quantities(config), config.quality.reference
-        self.drift = Drift(quantities, config.quality, fitting(reference, quantities) if reference else None)
+        good = fitting(reference, quantities, swapped=config.goes_on) if reference else None
+        self.drift = Drift(quantities, config.quality, good)
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
         self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
         self._failures: dict[str, dict[str, Any]] = {}  # the last ones, by the command that tries each again
