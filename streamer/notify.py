@@ -27,16 +27,17 @@ class Notifier:
 
     def tell(self, **states: str) -> None:
         """Send assignments such as `READY="1"`, of which those that were sent last are left out."""
-        self._send({key: value for key, value in states.items() if self._told.get(key) != value})
-        self._told |= states
+        if self._send({key: value for key, value in states.items() if self._told.get(key) != value}):
+            self._told |= states
 
     def beat(self) -> None:
         """The run is alive."""
         self._send({"WATCHDOG": "1"})
 
-    def _send(self, states: dict[str, str]) -> None:
+    def _send(self, states: dict[str, str]) -> bool:
+        """Whether it was sent: the manager's queue may be full for a moment."""
         if not self._address or not states:
-            return
+            return False
         text = "\n".join(f"{key}={' '.join(value.split())}" for key, value in states.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
@@ -44,6 +45,8 @@ class Notifier:
                 link.sendto(text.encode(), self._address)
         except OSError as error:
             log.debug("the service manager was not told (%s): %s", error, text)
+            return False
+        return True
 
 
 class Pulse:

@@ -77,7 +77,11 @@ def test_who_does_not_listen_holds_nobody_up(tmp_path: Path, manager: Callable[[
     notifier = Notifier(deaf.address)
     for _ in range(2000):  # more than any queue of datagrams takes
         notifier.beat()
+    notifier.tell(READY="1")
     assert 0 < len(deaf.hear()) < 2000
+    assert "READY=1" not in deaf.lines
+    notifier.tell(READY="1")
+    assert deaf.hear() == ["READY=1"], "told once there is room"
 
 
 def test_a_run_that_writes_nothing_of_what_is_under_way_has_no_pulse() -> None:
