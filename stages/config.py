@@ -416,11 +416,6 @@ class Config(CoreConfig):
         return self.writer.dir
 
     @property
-    def goes_on(self) -> bool:
-        manifest = self.books / "writer-0.manifest"
-        return self.writer.resume and manifest.exists() and manifest.stat().st_size > 0
-
-    @property
     def channels(self) -> tuple[str, ...]:
         """The channels that any tagger sees or that seeds are looked for in, in frame order."""
         wanted = {channel for spec in self.taggers.values() for channel in spec.channels}

@@ -385,11 +385,6 @@ class CoreConfig(Section):
         """The folder that people know the run by."""
         return None
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is a run that it would go on with."""
-        return False
-
     def n_replicas(self, stage: str) -> int:
         return self.replicas.get(stage, 1)
 

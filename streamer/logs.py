@@ -111,19 +111,25 @@ def from_json(line: bytes) -> logging.LogRecord | None:
     try:
         told = json.loads(line)
         number = logging.getLevelNamesMapping()[told["level"]]
-        record = logging.makeLogRecord({name: told[name] for name in FIELDS if name in told})
-        record.created = datetime.fromisoformat(told["time"]).timestamp()
-        record.name, record.msg, record.exc_text = str(told["logger"]), str(told["message"]), told.get("traceback")
-    except (ValueError, KeyError, TypeError):
+        record = logging.makeLogRecord({name: told[name] for name in FIELDS if _is_plain(told.get(name))})
+        record.created = datetime.fromisoformat(told["time"]).astimezone(UTC).timestamp()
+        record.name, record.msg = str(told["logger"]), str(told["message"])
+        record.exc_text = str(told.get("traceback") or "")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     record.levelno, record.levelname = number, told["level"]
     return record
 
 
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, list) and all(isinstance(one, int) for one in value))
+
+
 def to_text(record: logging.LogRecord) -> str:
     """A record for people, without its time and level: `[tagger-0 block 512] ...`."""
     fields = record.__dict__
-    who = [f"{fields['stage']}-{fields['replica']}"] if fields.get("stage", SUPERVISOR) != SUPERVISOR else []
+    stage = fields.get("stage", SUPERVISOR)
+    who = [f"{stage}-{fields.get('replica', '?')}"] if stage != SUPERVISOR else []
     if "block" in fields:
         who.append(f"block {fields['block']}")
     text = _clipped(record.getMessage()).translate(_CONTROL)

@@ -162,13 +162,8 @@ def read(path: Path) -> Taken:
         raise UsageError(f"{path}: not a reference{cut}; {helps}") from None
 
 
-def fitting(path: Path, quantities: Iterable[Quantity], *, swapped: bool = False) -> Taken:
+def fitting(path: Path, quantities: Iterable[Quantity]) -> Taken:
     """The reference of a file, for a run that measures these quantities.
-
-    Parameters
-    ----------
-    swapped : bool
-        Whether the run may have other networks than the reference: one that goes on has those that were asked for last.
 
     Raises
     ------
@@ -185,7 +180,7 @@ def fitting(path: Path, quantities: Iterable[Quantity], *, swapped: bool = False
                 raise UsageError(f"{path}: has nothing of {what} (of {known}); {_ANOTHER}")
             if one.edges != quantity.edges:
                 raise UsageError(f"{path}: has other bins for {what}; {_ANOTHER}")
-            if one.of != of and not swapped:
+            if one.of != of:
                 raise UsageError(f"{path}: has {what} with another network; {_ANOTHER}")
     return reference
 

@@ -410,7 +410,7 @@ class Supervisor:
             try:
                 news = json.loads(line)
                 child.state = news["state"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 child.log.line(line)
                 continue
             child.metrics_url = news.get("metrics", child.metrics_url)

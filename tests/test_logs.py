@@ -21,6 +21,8 @@ from streamer import logs
 from streamer.block import Block
 from streamer.config import CoreConfig, LogConfig, load
 from streamer.errors import UsageError
+from streamer.monitor.shown import Shown
+from streamer.pipeline import Pipeline
 from streamer.runner import Run
 from streamer.testing import ToyBatchStage, ToyChain, ToySink, ToySource, ToyStage, quick, toy_block
 from streamer.thinning import Thinning
@@ -138,6 +140,27 @@ def test_what_is_no_record_is_passed_on_as_the_words_of_its_stage(fresh: None, k
     assert told[:3] == [foreign[0], foreign[1], ("streamer.hop", "INFO", "ours", logs.SUPERVISOR)]
     assert {line["run"] for line in kept.told()} == {"0123456789abcdef"}
     assert [(name, stage) for name, _, _, stage in told[3:]] == [("stderr", "framer")] * len(hostile)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"level": "ERROR", "logger": "x", "message": "m", "time": "0001-01-01T00:00:00+14:00"}',
+        b'{"level": "ERROR", "logger": "x", "message": "m", "time": "2026-11-29T13:43:08Z", "stage": "framer"}',
+        b'{"level": "ERROR", "logger": "x", "message": "m", "time": "2026-11-29T13:43:08Z", "traceback": 5}',
+        b'{"level": "ERROR", "logger": "x", "message": "m", "time": "2026-11-29T13:43:08Z", "stage": [[[]]]}',
+        b"[" * 100_000,
+    ],
+)
+def test_no_line_of_a_process_does_harm(line: bytes, fresh: None, kept: Kept) -> None:
+    shown = Shown(Pipeline("toy", CoreConfig, (), "", ""), CoreConfig())
+    with shown.hearing():
+        logs.Passing("framer", 0).line(logs.SEPARATOR.encode() + line)
+        said = shown.everything("running")["said"]
+    assert [one["level"] for one in said] in (["ERROR"], ["WARNING"])
+    for record in kept.records:
+        assert logs.Pretty(time=True).format(record)
+        assert logs.to_json(record)
 
 
 def test_a_flood_of_foreign_text_is_counted(kept: Kept) -> None:

@@ -15,10 +15,8 @@ from stages.config import Config, packaged
 from stages.conversion import schema_of
 from stages.formats import open_events
 from stages.framer import Framer
-from stages.manifest import OpenManifest
 from stages.quality import ENERGY, OCCUPANCY, SCORE, ScoreQuality
 from streamer.errors import UsageError
-from streamer.monitor.shown import Shown
 from streamer.reference import FILE, LARGE, MIXED, NOTABLE, Distribution, Taken, apart, compared, fitting, read
 
 EDGES = np.linspace(-3, 3, 25)
@@ -169,19 +167,6 @@ def test_a_reference_of_another_kind_of_run_is_one_line(good: Path, data: dict[s
     with pytest.raises(UsageError, match=told) as error:
         fitting(good, PIPELINE.quantities(Config.model_validate(data)))
     assert "\n" not in str(error.value)
-
-
-def test_a_run_that_goes_on_may_have_another_network_than_its_reference(good: Path, tmp_path: Path) -> None:
-    settings = {"taggers.eg.model": packaged("models/qg.onnx"), "quality.reference": str(good)}
-    config = PIPELINE.load_config(None, settings | {"writer.dir": str(tmp_path), "writer.resume": True})
-    with pytest.raises(UsageError, match="has the score of tagger 'eg' with another network"):
-        Shown(PIPELINE, config)
-    config.books.mkdir()
-    manifest = OpenManifest(config.books / "writer-0.manifest")
-    manifest.begin({"run": "first"})
-    manifest.close()
-    shown = Shown(PIPELINE, config).drift.shown
-    assert [one["why_not"] for one in shown if one["quantity"] == "score"] == ["another network than the reference's"]
 
 
 def test_a_reference_can_be_left_out_again(good: Path) -> None:

@@ -44,8 +44,7 @@ class Shown:
         self._config, self._begun = config, time.time()
         self.watch = Watch(pipeline.names)
         quantities, reference = pipeline.quantities(config), config.quality.reference
-        good = fitting(reference, quantities, swapped=config.goes_on) if reference else None
-        self.drift = Drift(quantities, config.quality, good)
+        self.drift = Drift(quantities, config.quality, fitting(reference, quantities) if reference else None)
         self._said: deque[dict[str, Any]] = deque(maxlen=SAID)
         self._glimpses: deque[dict[str, Any]] = deque(maxlen=GLIMPSES)
         self._failures: dict[str, dict[str, Any]] = {}  # the last ones, by the command that tries each again
@@ -75,7 +74,11 @@ class Shown:
 
         class Hearing(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                said.append({"at": record.created, "level": record.levelname, "text": logs.to_text(record)[:MOST_SAID]})
+                try:
+                    text = logs.to_text(record)[:MOST_SAID]
+                    said.append({"at": record.created, "level": record.levelname, "text": text})
+                except Exception:
+                    self.handleError(record)
 
         handler = Hearing(logging.WARNING)
         logging.getLogger().addHandler(handler)
