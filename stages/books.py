@@ -51,7 +51,7 @@ class Books:
     problems : list of str
         What could not be read.
     missing : list of str
-        Why files of scores are not as they were finished, one line each.
+        Which finished files are not there, one line each; somebody may have moved them.
     menu : MenuBooks or None
         Where there is a menu, what it made of the events.
     """
@@ -131,8 +131,10 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
     fed, dropped = IdSet(), IdSet()
     # What is on disk first: who feeds meanwhile only adds to what is under way.
     kept = _kept(manifests, books)
-    if not moved:
-        books.missing += [line for path in manifests for line in _missing(folder, Manifest(path))]
+    for path in manifests:
+        _compare(folder, Manifest(path), books)
+    if moved:
+        books.missing = []
     for path in sorted((folder / "books").glob("reader-*.fed")):
         one = fedbook.read(path)
         books.fed += one.lumis
@@ -152,15 +154,17 @@ def read_books(folder: Path, *, moved: bool = False) -> Books:
     return books
 
 
-def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _compare(folder: Path, manifest: Manifest, books: Books) -> None:
+    """Hold the files that are there against those that were finished."""
     for segment in manifest.segments():
         files = [[segment.file, segment.events, segment.bytes], *(stream[:3] for stream in segment.streams)]
         for name, n_events, n_bytes in files:
             path = folder / name
             if not path.exists():
-                yield f"{path} is not there, with {n_events:,} events (see --moved)"
+                books.missing.append(f"{path} is not there, with {n_events:,} events (see --moved)")
             elif path.stat().st_size != n_bytes:
-                yield f"{path} has {path.stat().st_size:,} bytes, and had {n_bytes:,} when it was finished"
+                n_now = path.stat().st_size
+                books.problems.append(f"{path} has {n_now:,} bytes, and had {n_bytes:,} when it was finished")
 
 
 def _without(some: IdSet, others: IdSet) -> Iterator[tuple[int, int]]:

@@ -285,15 +285,18 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         books = read_books(folder)
         leave(folder, books, outcome)
         summary = summarise(PIPELINE.names, outcome.reports)
-        shed, problems = dict(books.shed_at), tuple(books.why_not)
-        show(replace(summary, ledger=books.ledger, problems=problems, shed=shed), outcome)
+        problems = tuple(line for line in books.why_not if line not in books.missing)
+        show(replace(summary, ledger=books.ledger, problems=problems, shed=dict(books.shed_at)), outcome)
         if books.menu is not None:
             books.menu.show()
         if books.ledger.errors:
             told = f"{books.ledger.errors:,} events could not be processed; see which, and why: streamer errors {{}}"
             logs.say(told.format(shlex.quote(str(folder))), logging.WARNING, who="")
-        if outcome.exit_code == EXIT_OK and books.why_not:  # stopped before what an earlier run lost was fed again
-            outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(books.why_not))
+        if books.missing:
+            told = f"finished files that are not there any more: {len(books.missing)}; see which: streamer ledger {{}}"
+            logs.say(told.format(shlex.quote(str(folder))), logging.WARNING, who="")
+        if outcome.exit_code == EXIT_OK and problems:  # stopped before what an earlier run lost was fed again
+            outcome = replace(outcome, exit_code=EXIT_FAILED, error="; ".join(problems))
     error = outcome.error
     if outcome.exit_code == EXIT_OK:
         from stages import mix_table, truth

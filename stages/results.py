@@ -20,7 +20,7 @@ from stages.config import Config
 from stages.error_stream import ErrorStream
 from stages.inputs import shown
 from stages.manifest import OpenManifest, Tally
-from stages.menu.output import StreamFiles, menu_metadata, output_steps
+from stages.menu.output import StreamFiles, is_complete, menu_metadata, output_steps
 from stages.stored import SUFFIX, files_of, sha256_of, write
 from streamer import __version__
 from streamer.journal import Journal
@@ -75,9 +75,9 @@ class Results:
         return scores + self.streams.all()
 
     def stale(self) -> list[Path]:
-        """Such files that the manifest does not know."""
+        """Such files that the manifest does not know, without those of complete events: the end replaces them."""
         assert self.manifest is not None
-        return [path for path in self.all_scores() if not self.manifest.knows(path)]
+        return [path for path in self.all_scores() if not (self.manifest.knows(path) or is_complete(path))]
 
     def unfinished(self) -> dict[int, Path]:
         """Journals that are no files yet; those that are, and were not dropped, go, and so do empty ones."""

@@ -43,6 +43,10 @@ class NothingAcceptedError(UsageError):
     """There is nothing to copy."""
 
 
+class MovedError(UsageError):
+    """A finished file of results is not there."""
+
+
 Select = Callable[[Any], "np.ndarray[Any, np.dtype[np.bool_]]"]
 """Which events of some results are accepted: handed their columns by name as numpy arrays, gives a bool for each."""
 
@@ -137,7 +141,9 @@ def results_of(folder: Path) -> list[Path]:
     Raises
     ------
     UsageError
-        It has not, or a file is not there.
+        It has not.
+    MovedError
+        A file is not there.
     """
     manifests = [Manifest(path) for path in sorted((folder / "books").glob("writer-*.manifest"))]
     if not manifests:
@@ -147,7 +153,7 @@ def results_of(folder: Path) -> list[Path]:
     paths = [folder / segment.file for manifest in manifests for segment in manifest.segments()]
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path}: is not there; bring it back, its decisions are needed")
+            raise MovedError(f"{path}: is not there; bring it back, its decisions are needed")
     return paths
 
 

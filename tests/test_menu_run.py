@@ -253,7 +253,9 @@ def test_several_writers_keep_each_nth_of_their_own_and_switch_at_the_same_lumis
     assert call("ledger", out)[1].count("High_v1") == 1
 
 
-def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Processes, tmp_path: Path) -> None:
+def test_events_that_no_seed_wants_are_booked_and_not_worked_on(
+    streamer: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     hit = int(eb_detid(20, 11))
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(30.0 + i, 0.34, 0.005)] * (i % 3)) for i in range(60)]
     hits, out = write_hits(tmp_path / "events.root", events), tmp_path / "out"
@@ -313,9 +315,19 @@ def test_events_that_no_seed_wants_are_booked_and_not_worked_on(streamer: Proces
     assert 0 < tagged["streamer_batch_size_sum/eg"] < 0.6 * tagged["streamer_events_total/ok"]
     hits.rename(tmp_path / "elsewhere.root")
     [problem] = copy_complete(settings_of(out))
-    assert f"{out / 'streams' / 'physics-source.root'}: is not made: {hits}" in problem
+    whole = out / "streams" / "physics-source.root"
+    assert f"{whole}: is not made anew, and what is there is older: {hits}" in problem
     assert f"then: streamer skim {out} --stream physics -o " in problem
-    assert not (out / "streams" / "physics-source.root").exists(), "nothing that is not of this run"
+    (tmp_path / "elsewhere.root").rename(hits)
+    (out / "scores.root").rename(tmp_path / "scores.root")
+    assert copy_complete(settings_of(out)) == [], "somebody's choice"
+    assert f"{whole}: is not made anew" in caplog.text
+    with uproot.open(whole) as file:
+        assert file["Events"]["event"].array().tolist() == complete["event"].tolist()
+    (tmp_path / "scores.root").rename(out / "scores.root")
+    (whole.with_name("physics-source_1.root")).touch()
+    assert copy_complete(settings_of(out)) == []
+    assert [path.name for path in whole.parent.glob("*-source*")] == [whole.name]
 
 
 def alive(streamer: Processes, deaths: int) -> None:

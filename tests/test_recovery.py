@@ -78,6 +78,8 @@ def test_a_book_that_a_power_cut_shortened_still_closes(
     code, said, _ = call("ledger", tmp_path / "out")
     assert (code, f"the books do not close: {scores} is not there" in said) == (1, True)
     assert call("ledger", tmp_path / "out", "--moved")[0] == 0
+    again = streamer("run", "--resume", tmp_path / "out").check()
+    assert f"finished files that are not there any more: 1; see which: streamer ledger {tmp_path / 'out'}" in again.err
 
 
 def test_more_readers_than_files_are_refused(inputs: list[Path], tmp_path: Path) -> None:

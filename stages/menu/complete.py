@@ -1,7 +1,7 @@
 """The complete events of streams with `content = "source"`: copied from the source files when a run has ended.
 
 They do not travel with the events; what the stages look at is a part of each. So a file of them is made anew at the end
-of each part of a run that goes on, of all that was accepted.
+of each part of a run that goes on, of all that was accepted. What is there stays until then.
 """
 
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.config import Config
 from stages.menu.output import FOLDER, SOURCE
-from stages.skim import NothingAcceptedError, of_streams, skim
+from stages.skim import MovedError, NothingAcceptedError, of_streams, skim
 from streamer.errors import StreamerError
 
 log = logging.getLogger(__name__)
@@ -30,17 +30,22 @@ def copy_complete(config: Config, inputs: Sequence[Path | str] = ()) -> list[str
         if not stream.keeps_source:
             continue
         path = folder / FOLDER / f"{name}{SOURCE}.root"
-        for old in path.parent.glob(f"{name}{SOURCE}*.*"):
-            old.unlink(missing_ok=True)
+        before = {*path.parent.glob(f"{name}{SOURCE}*.*")}
+        made: list[tuple[Path, int]] = []
+        again = f"streamer skim {shlex.quote(str(folder))} --stream {name} -o {shlex.quote(str(path))}"
+        what = f"{path}: is not made" + (" anew, and what is there is older" if before else "")
         try:
             made = skim(folder, of_streams([name]), path, inputs, stream.without)
         except NothingAcceptedError:
             print(f"stream {name}: nothing was accepted")
+        except MovedError as error:
+            log.warning("%s: %s; then: %s", what, error, again)
             continue
         except (StreamerError, OSError) as error:
-            again = f"streamer skim {shlex.quote(str(folder))} --stream {name} -o {shlex.quote(str(path))}"
-            problems.append(f"{path}: is not made: {error}; what was accepted is told in the scores, then: {again}")
+            problems.append(f"{what}: {error}; what was accepted is told in the scores, then: {again}")
             continue
+        for old in before - {file for file, _ in made}:
+            old.unlink(missing_ok=True)
         for file, n in made:
             print(f"{n:,} complete events in {file}")
     return problems

@@ -134,6 +134,11 @@ def _owner(stem: str) -> str:
     return f"-{rest.partition('_')[0]}" if dash else ""
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a file of results is one of complete events."""
+    return _owner(path.stem) == SOURCE
+
+
 def menu_metadata(config: Config) -> dict[str, str]:
     """What files of events tell of the menu."""
     if not config.menu.paths:
