@@ -7,8 +7,15 @@ from streamer.errors import UsageError
 
 
 def n_gpus() -> int:
-    """NVIDIA devices of this machine."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    """NVIDIA devices that are ours. On a shared machine all can be seen, and `CUDA_VISIBLE_DEVICES` names ours, up to
+    the first that is none."""
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if ours is None or not there:
+        return there
+    named = [name.strip() for name in ours.split(",")]
+    good = [name != "" and not name.startswith("-") for name in named]
+    return good.index(False) if False in good else len(good)
 
 
 def n_cores() -> int:

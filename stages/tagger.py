@@ -193,7 +193,7 @@ class Tagger(BatchStage):
         return self.networks[queue].transferred(n)
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
-        if not self._pinned:  # it is always the same thread
+        if not self._pinned:  # where cores are set aside, it is always the engine's thread
             self._pin()
             self._pinned = True
         scores = self.networks[queue].infer(parts)

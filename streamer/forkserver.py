@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
+from streamer.errors import EXIT_FAILED
 from streamer.logs import SUPERVISOR, Passing, lines
 from streamer.orphan import die_with_parent
 
@@ -131,7 +132,15 @@ class ForkServer:
             finally:
                 for fd in (stdin[0], stdout[1], stderr[1]):
                     os.close(fd)
-        return await Forked.of(pid, stdin[1], stdout[0], stderr[0], self._limit)
+        ours = stdin[1], stdout[0], stderr[0]
+        try:
+            return await Forked.of(pid, *ours, self._limit)
+        except BaseException:  # out of files, such as: nobody would know of it
+            os.kill(pid, signal.SIGKILL)
+            for fd in ours:
+                with contextlib.suppress(OSError):  # somebody has it already
+                    os.close(fd)
+            raise
 
     def _ask(self, arguments: list[str], fds: list[int]) -> int:
         if self._socket is None:
@@ -178,10 +187,12 @@ class Forked:
         return process
 
     def _reap(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
-        self.returncode = os.waitstatus_to_exitcode(status)
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
+        try:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # SIGCHLD is ignored here, and how it ended is lost
+            self.returncode = EXIT_FAILED
         if self.stdin is not None:
             self.stdin.close()
         self._ended.set()
@@ -224,6 +235,7 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
     """Import, then fork for each request until our parent closes the socket. `run` is called in each copy with the
     arguments."""
     supervisor = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # which may have been inherited as ignored
     for module in modules:
         import_module(module)
     gc.collect()

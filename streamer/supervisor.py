@@ -126,8 +126,7 @@ class Supervisor:
             try:
                 for stage, replica in self.pipeline.replicas(self.config):
                     await self._add(stage, replica)
-                    if self._broken_off:  # already: what else there is has been ended
-                        self._signal(self.children[-1], signal.SIGKILL)
+                    if self._broken_off:
                         break
                 poller = asyncio.create_task(self._poll())
                 while self._keepers:
@@ -135,9 +134,9 @@ class Supervisor:
                     self._keepers -= done  # others may have come meanwhile
                     for keeper in done:
                         keeper.result()
-                poller.cancel()
                 if self._unfinished and not self._broken_off:
                     await asyncio.to_thread(resolve(self.pipeline.finish), self.config)
+                poller.cancel()
             finally:
                 for child in self.children:
                     self._signal(child, signal.SIGKILL)
@@ -145,7 +144,7 @@ class Supervisor:
                     loop.remove_signal_handler(number)
         outcome = self._outcome()
         ready = {"READY": "1"} if outcome.exit_code == EXIT_OK else {}  # also what was over at once had begun in order
-        self._manager.tell(**ready, STOPPING="1")
+        self._manager.tell(**ready, WATCHDOG_USEC="0")  # what is still made of the results has no pulse
         return outcome
 
     def _save_config(self, run_dir: Path) -> None:
@@ -160,6 +159,7 @@ class Supervisor:
         child = Child(stage, replica, await self._start(stage, replica, slot), slot=slot)
         at = max((i for i, c in enumerate(self.children) if c.stage == stage), default=len(self.children) - 1)
         self.children.insert(at + 1, child)
+        self._end_if_too_late(child)
         self._keepers.add(asyncio.create_task(self._keep(child)))
 
     async def _start(self, stage: str, replica: int, slot: int, predecessor: str = "") -> Running:
@@ -218,7 +218,13 @@ class Supervisor:
             child.exit_code = child.ended_at = None
             child.since, child.silent_s, child.restarts, child.values = time.monotonic(), 0.0, child.restarts + 1, {}
             child.process = await self._start(child.stage, child.replica, child.slot, how)
+            self._end_if_too_late(child)
             self._tell_over([child])
+
+    def _end_if_too_late(self, child: Child) -> None:
+        """Everybody may have been ended while this one was being started."""
+        if self._broken_off:
+            self._signal(child, signal.SIGKILL)
 
     def _tell_over(self, children: list[Child]) -> None:
         """Tell who has ended the stream: a process that was started again may have missed it."""

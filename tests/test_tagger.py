@@ -14,10 +14,10 @@ from onnx import TensorProto, helper
 from physics_helpers import Chain, columns_of, conv_model, event, infer_all, per_event, save_graph, sum_model
 
 from stages import model as model_module
-from stages.config import Config
+from stages.config import Config, TaggerConfig, n_taggers
 from stages.detector.ecal import eb_detid
 from stages.filling import fill_crops
-from stages.machine import cores
+from stages.machine import cores, n_cores, n_gpus
 from stages.network import threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
@@ -501,3 +501,18 @@ def test_threads_are_one_for_each_core_that_is_named(tmp_path: Path) -> None:
         cores("0-4097")
     with pytest.raises(ValueError, match="cpus"):
         config(tmp_path / "none.onnx", cpus="2-")
+
+
+@pytest.mark.parametrize(
+    ("named", "n"), [(None, 4), ("2", 1), ("0,3", 2), ("", 0), ("-1", 0), ("1,-1,2", 1), ("GPU-8f2b,GPU-91aa", 2)]
+)
+def test_gpus_of_others_do_not_count(named: str | None, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [Path(f"/dev/nvidia{k}") for k in range(4)]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: devices if str(self) == "/dev" else [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert n_gpus() == n
+    assert n_taggers(TaggerConfig()) == (n or min(n_cores(), 16))
+    assert n_taggers(TaggerConfig(provider="cpu")) == min(n_cores(), 16)
+    assert n_taggers(TaggerConfig(threads=3)) == (n or 1)
