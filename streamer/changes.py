@@ -37,6 +37,7 @@ class Changes:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self._prepared: dict[int, _Change] = {}
+        self._last_dropped = 0
         self._next: deque[_Change] = deque()  # to be made, in this order
         self._decided = asyncio.Event()
 
@@ -44,6 +45,8 @@ class Changes:
         """Get ready for a change; returns why not, or nothing."""
         try:
             change = _Change(config, await in_own_thread(self._unit.prepare, config))
+            if number <= self._last_dropped:  # nobody would decide about it any more
+                return "it was ready too late"
             self._unit.promise(config)
             self._prepared[number] = change
         except StreamerError as error:
@@ -54,7 +57,8 @@ class Changes:
         return ""
 
     def drop(self, number: int) -> None:
-        """Forget what was prepared."""
+        """Forget what was prepared, or still is; numbers rise."""
+        self._last_dropped = max(self._last_dropped, number)
         if self._prepared.pop(number, None) is not None:
             self._decided.set()
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from streamer.errors import StreamerError, UsageError
+from streamer.errors import EXIT_FAILED, StreamerError, UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,19 @@ async def listening(folder: Path, answer: Answer) -> AsyncIterator[None]:
 async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, Any]:
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            request = json.loads(await reader.readline())
+            line = await reader.readline()
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON, or a line without end
+        return {"error": f"not a request: {error}", "exit": UsageError.exit_code}
+    try:
         if not isinstance(request, dict):
             raise UsageError("a request is a JSON object")
         return await answer(request)
     except StreamerError as error:
         return {"error": str(error), "exit": error.exit_code}
-    except ValueError as error:  # not JSON, or a line without end
-        return {"error": f"not a request: {error}", "exit": UsageError.exit_code}
+    except Exception as error:
+        log.debug("traceback", exc_info=True)
+        return {"error": one_line(error), "exit": EXIT_FAILED}
 
 
 def ask(folder: Path, request: dict[str, Any], patience: float = TIMEOUT_S) -> dict[str, Any]:
@@ -72,14 +77,17 @@ def ask(folder: Path, request: dict[str, Any], patience: float = TIMEOUT_S) -> d
     OSError
         Nobody answers.
     StreamerError
-        It refuses.
+        It refuses, or ends before it has answered.
     """
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(patience)
         link.connect(os.fspath(folder / SOCKET))
         link.sendall(json.dumps(request).encode() + b"\n")
         with link.makefile("rb") as answers:
-            said = json.loads(answers.readline(MAX_LINE) or b"{}")
+            line = answers.readline(MAX_LINE)
+    if not line:
+        raise StreamerError(f"the run ended before it had answered; see what it said last ({folder})")
+    said = json.loads(line)
     if not isinstance(said, dict) or "error" in said:
         kind = UsageError if said.get("exit") == UsageError.exit_code else StreamerError
         raise kind(str(said.get("error", said)))
@@ -90,6 +98,6 @@ def runs(base: Path) -> dict[Path, dict[str, Any]]:
     """The runs that go on, and their status."""
     found = {}
     for folder in sorted(base.glob("run-*")):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, StreamerError):
             found[folder] = ask(folder, {"do": "status"})
     return found

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from streamer import control, logs
 from streamer.child import SCRAPE_S, WANTED, Child, died, scrape
 from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
-from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError
+from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError, one_line
 from streamer.forkserver import ForkServer, Running
 from streamer.monitor.shown import Shown, targets
 from streamer.notify import Notifier, Pulse
@@ -322,6 +322,8 @@ class Supervisor:
         ------
         UsageError
             They are wrong, or a replica cannot change them; everything stays as it is.
+        StreamerError
+            They cannot be kept, as where a disk is full; everything stays as it is.
         """
         self.pipeline.place(stage)
         config, children = changed(self.config, settings), [c for c in self.children if c.stage == stage]
@@ -332,21 +334,30 @@ class Supervisor:
                 raise UsageError(f"{child.name} is not running now; try again in a moment")
         if self._asked:
             raise UsageError("another change is just being prepared; try again in a moment")
-        asked = {child.name: child.process for child in children}
+        asked, before = {child.name: child.process for child in children}, self.config
         self._n_changes += 1
         self._asked = {child.name: asyncio.get_running_loop().create_future() for child in children}
         try:
-            refused = await self._prepared(children, settings) or await self._keep_change(config)
-            again = [c.name for c in children if c.process is not asked[c.name] or c.exit_code is not None]
-            refused += [f"{name} was started again meanwhile; everything stays as it was, try again" for name in again]
-            if refused:
-                self._tell(children, {"drop": self._n_changes})
-                await self._keep_change(self.config)
+            if refused := await self._prepared(children, settings) or await self._keep_change(config):
                 raise UsageError(refused[0])
+            quantities = await asyncio.to_thread(self.pipeline.quantities, config)
+            for child in children:  # from here on, none can be started again before all is told
+                if child.process is not asked[child.name] or child.exit_code is not None:
+                    raise UsageError(f"{child.name} was started again meanwhile; everything stays as it was, try again")
             self.config = config.model_copy(update={"replicas": self.config.replicas})
             self._save_config(self._dir)
-            self._shown.drift.change(await asyncio.to_thread(self.pipeline.quantities, self.config))
+        except BaseException as error:  # replicas that have promised wait for a word
+            self._tell(children, {"drop": self._n_changes})
+            self.config = before.model_copy(update={"replicas": self.config.replicas})
+            for why in await self._keep_change(self.config):
+                log.warning("%s: what was refused is still kept in the output: %s", stage, why)
+            if isinstance(error, StreamerError) or not isinstance(error, Exception):
+                raise
+            log.debug("traceback", exc_info=True)
+            raise StreamerError(f"{stage}: not changed, everything stays as it was ({one_line(error)})") from error
+        else:
             self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
+            self._shown.drift.change(quantities)
         finally:
             self._asked = {}
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
@@ -369,6 +380,8 @@ class Supervisor:
                 await asyncio.to_thread(resolve(self.pipeline.changed), config)
         except StreamerError as error:
             return [str(error)]
+        except Exception as error:
+            return [one_line(error)]
         return []
 
     def _said_ready(self, child: Child, number: int, refused: str) -> None:

@@ -1,15 +1,23 @@
 """Other settings while a run goes on: what a replica has promised holds until all have agreed, or do not."""
 
 import asyncio
+import json
+from asyncio.subprocess import PIPE
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from streamer.block import Block
 from streamer.changes import Changes
+from streamer.child import Child
 from streamer.config import CoreConfig
-from streamer.errors import UsageError
+from streamer.errors import StreamerError, UsageError
+from streamer.pipeline import Pipeline
 from streamer.stage import Unit
-from streamer.testing import toy_block
+from streamer.supervisor import Supervisor
+from streamer.testing import Made, toy_block
 
 
 class Promising(Unit):
@@ -68,6 +76,37 @@ async def test_a_change_that_is_forgotten_lets_everything_go_on() -> None:
     await asyncio.wait_for(late, 5)
     assert unit.n_made == 0
     assert changes.before(toy_block(11, 1)) is None
+
+
+async def test_what_is_ready_after_it_was_forgotten_holds_nothing_up() -> None:
+    unit = Promising(10)
+    changes = Changes(unit)
+    late = asyncio.create_task(changes.prepare(1, CoreConfig()))
+    changes.drop(1)
+    assert await late == "it was ready too late"
+    await asyncio.wait_for(changes.settled(toy_block(12, 1)), 5)
+    assert not unit.promised
+
+
+async def test_a_change_that_cannot_be_kept_is_forgotten_by_all(tmp_path: Path) -> None:
+    pipeline = Pipeline("toy", CoreConfig, (Made("source", ""), Made("sink", "")), "", "")
+    supervisor = Supervisor(pipeline, CoreConfig())
+    replica = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+    assert replica.stdout is not None
+    child = Child("source", 0, replica, state="running")
+    supervisor.children.append(child)
+    supervisor._dir = tmp_path / "full"  # where nothing can be written
+    try:
+        changing = asyncio.create_task(supervisor.change("source", {"feed.rate": 5.0}))
+        assert json.loads(await replica.stdout.readline())["prepare"] == 1
+        supervisor._said_ready(child, 1, "")
+        with pytest.raises(StreamerError, match=r"source: not changed, everything stays as it was \(FileNotFound"):
+            await asyncio.wait_for(changing, 20)
+        assert json.loads(await replica.stdout.readline()) == {"drop": 1}
+        assert supervisor.config.feed.rate == 0.0
+    finally:
+        replica.kill()
+        await replica.wait()
 
 
 async def test_what_cannot_be_promised_is_refused() -> None:

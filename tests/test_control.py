@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ async def test_nonsense_at_the_control_socket_is_refused(run: Run) -> None:
     async def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request.get("do") == "fail":
             raise StreamerError("it failed")
+        if request.get("do") == "fill":
+            raise OSError(28, "No space left on device")
         return {"got": request}
 
     def said(line: bytes) -> Any:
@@ -105,15 +108,35 @@ async def test_nonsense_at_the_control_socket_is_refused(run: Run) -> None:
             return json.loads(link.makefile().readline())
 
     async with control.listening(run.dir, answer):
-        for line in (b"[]\n", b"no json\n", b"\xff\xfe\n", b'{"do":' + b" " * (control.MAX_LINE + 1) + b"\n"):
+        for line in (
+            b"[]\n",
+            b"no json\n",
+            b"\xff\xfe\n",
+            b"[" * 100_000 + b"\n",
+            b'{"do":' + b" " * (control.MAX_LINE + 1) + b"\n",
+        ):
             refusal = await asyncio.to_thread(said, line)
             assert refusal["exit"] == 2
             assert "request" in refusal["error"]
         assert await asyncio.to_thread(control.ask, run.dir, {"do": "x"}) == {"got": {"do": "x"}}
         with pytest.raises(StreamerError, match="it failed"):
             await asyncio.to_thread(control.ask, run.dir, {"do": "fail"})
+        with pytest.raises(StreamerError, match="No space left"):
+            await asyncio.to_thread(control.ask, run.dir, {"do": "fill"})
     with pytest.raises(OSError, match=r"refused|No such file"):
         control.ask(run.dir, {"do": "x"})
+
+
+def test_a_run_that_ends_before_it_answers_has_done_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dying, ThreadPoolExecutor(1) as pool:
+        dying.bind(str(tmp_path / control.SOCKET))
+        dying.listen()
+        asked = pool.submit(control.ask, tmp_path, {"do": "change"})
+        link, _ = dying.accept()
+        link.recv(4096)
+        link.close()
+        with pytest.raises(StreamerError, match="ended before it had answered"):
+            asked.result(20)
 
 
 def test_states_follow_each_other_as_they_may() -> None:

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from streamer.errors import StreamerError
 from streamer.reference import LARGE, NOTABLE
 from streamer.report import duration
 
@@ -44,7 +45,7 @@ def watch(look: Callable[[bool], dict[str, Any]], console: Console, seconds: flo
             time.sleep(every)
             try:
                 state = look(False)
-            except OSError:  # it is over
+            except (OSError, StreamerError):  # it is over
                 return
             if state.get("rates"):
                 rates.append(state["rates"]["done"])
