@@ -519,12 +519,15 @@ class Supervisor:
 
     def _tell_manager(self, seen: Progress) -> None:
         """Tell who keeps us alive whether the run goes on."""
-        settled = all(child.exit_code is None and child.state in ("running", "draining") for child in self.children)
+        working = [child for child in self.children if not child.report.get("complete")]  # others ended in order
+        settled = all(child.exit_code is None and child.state in ("running", "draining") for child in working)
         if settled:
             self._manager.tell(READY="1")
+        if self._signals:
+            self._manager.tell(STOPPING="1")
         state = "draining" if self._signals else seen.state
         self._manager.tell(STATUS="; ".join(text for _, text in self._shown.verdict(state)))
-        readers = [child for child in self.children if child.stage == self.pipeline.names[0]]
+        readers = [child for child in working if child.stage == self.pipeline.names[0]]
         n_blocks = sum(child.values.get("streamer_blocks_in_flight", 0.0) for child in readers)
         if self._pulse.beats(time.monotonic(), seen.done, n_blocks, settled=settled):
             self._manager.beat()

@@ -1,8 +1,10 @@
 """What a service manager is told, at real datagram sockets, and by a real run that is killed and goes on."""
 
+import asyncio
 import os
 import signal
 import socket
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,12 @@ import pytest
 from physics_helpers import Processes, sum_model, wait_until
 from recovery_helpers import assert_whole, write_numbered
 
+from streamer.child import Child
+from streamer.config import CoreConfig
 from streamer.notify import Notifier, Pulse
+from streamer.pipeline import Pipeline
+from streamer.supervisor import Supervisor
+from streamer.testing import Made
 
 
 class Manager:
@@ -98,6 +105,39 @@ def test_a_run_that_writes_nothing_of_what_is_under_way_has_no_pulse() -> None:
     assert pulse.beats(31.0, 6, 0, settled=True), "a feed may rest"
     assert not pulse.beats(50.0, 6, 1, settled=True)
     assert pulse.beats(51.0, 6, 1, settled=False), "a process may take minutes to come back"
+
+
+async def test_a_hang_is_seen_after_one_of_two_readers_has_ended(
+    tmp_path: Path, manager: Callable[[str], Manager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd = manager(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+    pipeline = Pipeline("toy", CoreConfig, (Made("source", ""), Made("sink", "")), "", "")
+    supervisor = Supervisor(pipeline, CoreConfig())
+    supervisor._pulse = Pulse(0.0)
+    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+    try:
+        under_way = {"streamer_blocks_in_flight": 3.0}
+        children = [Child(*who, process, state="running") for who in (("source", 0), ("source", 1), ("sink", 0))]
+        ended, hanging, _ = children
+        ended.state, ended.exit_code, ended.report = "stopped", 0, {"complete": True}
+        hanging.values = under_way
+        supervisor.children += children
+        supervisor._shown.look(children)
+        for _ in range(3):
+            supervisor._tell_manager(supervisor._progress())
+        told = systemd.hear()
+        assert told.count("WATCHDOG=1") == 1, "the first look begins to wait"
+        assert "READY=1" in told
+        hanging.values, ended.values = {}, under_way
+        supervisor._tell_manager(supervisor._progress())
+        assert systemd.hear().count("WATCHDOG=1") == 1, "what has ended holds nothing"
+        hanging.exit_code, hanging.values = 1, under_way
+        supervisor._tell_manager(supervisor._progress())
+        assert systemd.hear().count("WATCHDOG=1") == 1, "it is started again"
+    finally:
+        process.kill()
+        await process.wait()
 
 
 N_EVENTS = 2500
