@@ -252,16 +252,17 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         Tell what became of each input of a mix.
     """
     from stages import PIPELINE
-    from stages.inputs import expand, is_remote
+    from stages.inputs import is_remote, several
     from streamer.config import changed
     from streamer.report import LiveLine, show, summarise
     from streamer.supervisor import Supervisor
 
     config = PIPELINE.load_config(path, wanted)
-    files = expand(config.input.files)  # type: ignore[attr-defined]
-    if config.input.weights:  # type: ignore[attr-defined]  # as many inputs as weights, whatever files each one means
-        absolute = (text if is_remote(text) else str(Path(text).expanduser().absolute()) for text in config.input.files)  # type: ignore[attr-defined]
-        where: dict[str, Any] = {"input.files": list(absolute)}
+    given = config.input  # type: ignore[attr-defined]
+    files = given.expanded()
+    if given.weights:  # as many inputs as weights, whatever files each one means
+        absolute = [text if is_remote(text) else str(Path(text).expanduser().absolute()) for text in given.files]
+        where: dict[str, Any] = {"input.files": absolute, "input.found": given.found or several(absolute)}
     else:
         where = {"input.files": [file if isinstance(file, str) else str(file.resolve()) for file in files]}
     where |= {"writer.dir": str(config.writer.dir.resolve())}  # type: ignore[attr-defined]
@@ -309,7 +310,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
             logs.say(f"{folder}: the run is {how}", logging.INFO, who="")
-        if error := _complete_events(config, expand(config.input.files)):  # type: ignore[attr-defined]
+        if error := _complete_events(config, config.input.expanded()):  # type: ignore[attr-defined]
             outcome = replace(outcome, exit_code=EXIT_FAILED)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"

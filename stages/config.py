@@ -1,6 +1,7 @@
 """Every setting of the chain. Kept apart from the stages, so that reading it imports no heavy library."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.inputs import expand
 from stages.machine import n_cores, n_gpus
 from stages.menu.config import SEVERAL, MenuConfig
 from streamer.config import MAX_REPLICAS, CoreConfig, PositiveSeconds, Seconds, Section
@@ -88,6 +90,8 @@ class InputConfig(Section):
     """Event files, globs and folders."""
     weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """One for each of `files`: then they are mixed, and each event is of one of them by such a chance."""
+    found: tuple[tuple[str, ...], ...] = ()
+    """What each of a mix's `files` stood for when the run began, which sets this; nothing for one that is a file."""
     shuffle: bool = False
     """Whole steps in random order, and the events of some at a time, too; with `weights`, within each of `files`."""
     seed: int = Field(0, ge=0, le=(1 << 32) - 1)
@@ -113,7 +117,30 @@ class InputConfig(Section):
     def _a_weight_each(self) -> "InputConfig":
         if self.weights and len(self.weights) != len(self.files):
             raise ValueError(f"'weights' are {len(self.weights)}, and 'files' {len(self.files)}; give one for each")
+        if self.found and len(self.found) != len(self.files):
+            raise ValueError("'found' is for a run to set; leave it out")
         return self
+
+    def by_name(self) -> list[list[Path | str]]:
+        """The files that each of `files` stands for, URLs as texts.
+
+        Raises
+        ------
+        UsageError
+            For what stands for none.
+        """
+        found = self.found or ((),) * len(self.files)
+        return [[*map(Path, own)] or expand([name]) for name, own in zip(self.files, found, strict=True)]
+
+    def expanded(self) -> list[Path | str]:
+        """All files, in order, each once.
+
+        Raises
+        ------
+        UsageError
+            For whatever stands for no file.
+        """
+        return list(dict.fromkeys(itertools.chain(*self.by_name()))) if self.found else expand(self.files)
 
     @property
     def in_order(self) -> bool:

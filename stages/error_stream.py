@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import Config, InputConfig
-from stages.inputs import expand, shown
+from stages.inputs import shown
 from streamer.block import Block, failures, has_failed
 from streamer.config import to_toml
 from streamer.errors import UsageError, one_line
@@ -155,7 +155,7 @@ class ErrorStream:
         """The input files, in the order of the reader; none where they are not there any more."""
         if self._inputs is None:
             try:
-                self._inputs = expand(self.config.input.files)
+                self._inputs = self.config.input.expanded()
             except UsageError:
                 self._inputs = []
         return self._inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages.config import Config
+from stages.config import Config, InputConfig
 from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest
 from stages.results import Results
@@ -72,9 +72,16 @@ def going_on(config: Config) -> tuple[dict[str, Any], str]:
     settings |= {f"menu.{key}": value for key, value in _asked_last(config.books).items()}
     settings |= models(config, manifest.about)
     now = {str(shown(file)): file for file in config.input.files}
-    before = manifest.about["config"]["input"]["files"]
-    which = ""
-    if len(before) < len(now) and set(before) <= now.keys():
+    try:
+        began = InputConfig.model_validate(manifest.about["config"]["input"])
+    except ValidationError:
+        raise UsageError(f"{folder}: the run there is not of this version of streamer") from None
+    before, which = began.files, ""
+    if began.found and began.found != config.input.found and before == tuple(now):
+        settings["input.found"] = began.found
+        n_before, n_now = (sum(len(own) or 1 for own in found) for found in (began.found, config.input.found))
+        which = f" with the input files that it began with, {n_before} of now {n_now}"
+    elif not began.weights and len(before) < len(now) and set(before) <= now.keys():
         settings["input.files"] = [now[name] for name in before]
         which = f" with the input files that it began with, {len(before)} of now {len(now)}"
     return settings, f"{folder}: the run there goes on{which}"

@@ -7,7 +7,6 @@ import numpy as np
 
 from stages import records
 from stages.config import Config
-from stages.inputs import expand
 from streamer.block import Block, offsets
 
 MOST_PIXELS = 8000
@@ -72,7 +71,7 @@ def draw(config: Config, one: dict[str, Any]) -> dict[str, Any]:
     """
     from stages.view import see  # the writer, which only glimpses, does not load what draws
 
-    path = expand(config.input.files)[one["sourceFile"]]
+    path = config.input.expanded()[one["sourceFile"]]
     seen, _ = see(path, one["sourceEntry"], config.model_copy(update={"taggers": {}}))
     channels = []
     for name, image in seen.images.items():

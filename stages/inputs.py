@@ -37,6 +37,18 @@ def without_secrets(text: str) -> str:
     return _URL.sub(lambda url: str(shown(url[0])), text)
 
 
+def several(inputs: Iterable[str]) -> list[list[str]]:
+    """The files that each input stands for, none where it is a file or a URL itself.
+
+    Raises
+    ------
+    UsageError
+        For what stands for no file.
+    """
+    found = [(text, [str(path) for path in expand([text])]) for text in inputs]
+    return [[] if files == [text] else files for text, files in found]
+
+
 def expand(inputs: Iterable[str]) -> list[Path | str]:
     """The files (URLs as texts), in order, each once.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.config import Config
-from stages.inputs import expand, shown
+from stages.inputs import shown
 from stages.order import Int64s, Line, Order
 from streamer.errors import UsageError
 
@@ -20,13 +20,12 @@ def groups(config: Config) -> list[list[int]]:
     UsageError
         A file is in two inputs of the mix.
     """
-    files = expand(config.input.files)
+    files = config.input.expanded()
     if not config.input.weights:
         return [list(range(len(files)))]
     found: list[list[int]] = []
     owner: dict[Path | str, str] = {}
-    for name in config.input.files:
-        own = expand([name])
+    for name, own in zip(config.input.files, config.input.by_name(), strict=True):
         for file in own:
             twin = owner.setdefault(file, name)
             if twin != name or len(own) != len(set(own)):

@@ -13,7 +13,7 @@ from stages.config import Config
 from stages.cursor import Cursor
 from stages.formats import open_events
 from stages.formats.base import EventFile, Step
-from stages.inputs import expand, shown
+from stages.inputs import shown
 from stages.mix import arranged
 from stages.order import Int64s, Piece
 from stages.records import INPUT_BY_NAME, SEEDED, SOURCE_INPUT
@@ -67,7 +67,7 @@ class Reader(Source):
             if name not in INPUT_BY_NAME
         ]
         told: dict[str, list[str]] = {}
-        for path in expand(self.config.input.files):
+        for path in self.config.input.expanded():
             try:
                 file = open_events(path, self.config.input)
                 choice = choose(file, self.config)

@@ -69,7 +69,9 @@ def test_a_mix_goes_on_with_the_same_events_after_a_crash(streamer: Processes, i
     broken.wait_for_events(1000)
     broken.signal(signal.SIGKILL)
     broken.wait()
+    later = write_input(inputs / "background-2.root", 4, 50)
     streamer("run", "--resume", tmp_path / "broken").check()
+    later.unlink()  # it came when the run had begun
     told = streamer("run", *common, "-o", tmp_path / "whole").check().out
     assert not read_books(tmp_path / "broken").why_not
     found, wanted = read(tmp_path / "broken"), read(tmp_path / "whole")

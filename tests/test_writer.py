@@ -577,6 +577,21 @@ async def test_a_service_begins_and_goes_on_with_what_was_asked_for_last(tmp_pat
     assert "input.files" not in other[0], "the writer refuses it"
 
 
+async def test_a_mix_goes_on_with_the_files_that_it_began_with(tmp_path: Path) -> None:
+    mix = {"files": ["s.root", "b-*.root"], "weights": [1, 9]}
+    began = {**mix, "found": [[], ["b-0.root"]]}
+    assert Config.model_validate({"input": began}).input.expanded() == [Path("s.root"), Path("b-0.root")]
+    writer = started(tmp_path, more={"input": began})
+    await fed(writer, [1])
+    writer.close()
+    now = {**mix, "found": [[], ["b-0.root", "b-1.root"]]}
+    settings, told = going_on(config(tmp_path, {"input": now}))
+    assert settings["input.found"] == ((), ("b-0.root",))
+    assert told == f"{tmp_path}: the run there goes on with the input files that it began with, 2 of now 3"
+    same = going_on(config(tmp_path, {"input": began}))
+    assert (same[0].get("input.found"), same[1]) == (None, f"{tmp_path}: the run there goes on")
+
+
 # --- What goes wrong ---
 
 
