@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 class _Change:
     """The configuration then, and what puts it into force."""
 
+    number: int
     config: CoreConfig
     apply: Callable[[], None]
     at_lumisection: bool = False
@@ -32,19 +33,25 @@ class _Change:
 
 
 class Changes:
-    """Those of one process."""
+    """Those of one process.
+
+    Attributes
+    ----------
+    last_made : int
+        The number of the last one that was made.
+    """
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self._prepared: dict[int, _Change] = {}
-        self._last_dropped = 0
+        self.last_made = self._last_dropped = 0
         self._next: deque[_Change] = deque()  # to be made, in this order
         self._decided = asyncio.Event()
 
     async def prepare(self, number: int, config: CoreConfig) -> str:
         """Get ready for a change; returns why not, or nothing."""
         try:
-            change = _Change(config, await in_own_thread(self._unit.prepare, config))
+            change = _Change(number, config, await in_own_thread(self._unit.prepare, config))
             if number <= self._last_dropped:  # nobody would decide about it any more
                 return "it was ready too late"
             self._unit.promise(config)
@@ -79,8 +86,10 @@ class Changes:
         """Make the changes that are to be made before this block; returns the configuration since then."""
         config = None
         while self._next and self._is_time(self._next[0], block):
-            self._next[0].apply()
-            config = self._next.popleft().config
+            change = self._next[0]
+            change.apply()
+            self._next.popleft()
+            config, self.last_made = change.config, change.number
             log.info("a change is made before event %d", block.id, extra={"event": block.id})
         return config
 

@@ -40,6 +40,8 @@ class Child:
         How many were started in its place.
     retiring : bool
         It is to leave for good, because fewer replicas are wanted.
+    changed : int
+        The number of the last change that it has made.
     log : Passing
         Passes on what it says on standard error.
     """
@@ -58,6 +60,7 @@ class Child:
     silent_s: float = 0.0
     restarts: int = 0
     retiring: bool = False
+    changed: int = 0
     deaths: list[float] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)

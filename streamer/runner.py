@@ -476,6 +476,7 @@ class Process:
         """Count a block that came in; a change that waits for the next block is made before it."""
         if self._changes is not None and (config := self._changes.before(block)) is not None:
             self.config = config.model_copy(update={"replicas": self.config.replicas})
+            self.tell(self.state, changed=self._changes.last_made)
         self.metrics.bytes_in.inc(inlet.bytes_received - self._bytes_in)
         self._bytes_in = inlet.bytes_received
         sent = max((ns for stage, ns in block.stamps.items() if stage != "arrived"), default=0)

@@ -94,6 +94,7 @@ class Supervisor:
         self._signals = 0
         self._asked: dict[str, asyncio.Future[str]] = {}  # by replica: whether it is ready for a change
         self._n_changes = 0
+        self._changing: dict[str, tuple[int, Running]] = {}  # by replica: what it is to make
         self._last = (time.monotonic(), 0)
         self._seen: Progress | None = None
         self._dir = Path()
@@ -357,7 +358,8 @@ class Supervisor:
             raise StreamerError(f"{stage}: not changed, everything stays as it was ({one_line(error)})") from error
         else:
             self._tell(children, {"change": self._n_changes, "at_lumisection": at_lumisection})
-            self._shown.drift.change(quantities)
+            if self._shown.drift.change(quantities):
+                self._changing |= {child.name: (self._n_changes, child.process) for child in children}
         finally:
             self._asked = {}
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
@@ -383,6 +385,19 @@ class Supervisor:
         except Exception as error:
             return [one_line(error)]
         return []
+
+    def _see_changed(self) -> None:
+        """Judge what a change brings once all replicas have made it; one that was started again has begun with it."""
+        if not self._changing:
+            return
+        alive = {child.name: child for child in self.children if child.exit_code is None}
+        self._changing = {
+            name: (number, process)
+            for name, (number, process) in self._changing.items()
+            if name in alive and alive[name].process is process and alive[name].changed < number
+        }
+        if not self._changing:
+            self._shown.drift.changed()
 
     def _said_ready(self, child: Child, number: int, refused: str) -> None:
         """A replica is ready for a change, or is not and never will be."""
@@ -441,6 +456,7 @@ class Supervisor:
             self._shown.hear(news)
             if "prepared" in news:
                 self._said_ready(child, news["prepared"], news["refused"])
+            child.changed = news.get("changed", child.changed)
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
             everybody = len(self.children) >= len(self.pipeline.replicas(self.config))
@@ -470,6 +486,7 @@ class Supervisor:
             self._end_stalled()
             self._end_stragglers()
             self._seen = self._progress()
+            self._see_changed()
             self._shown.look(self.children)
             self._tell_manager(self._seen)
             if self.page is not None:

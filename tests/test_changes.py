@@ -124,4 +124,5 @@ async def test_changes_for_which_no_block_has_come_are_all_made() -> None:
         assert await changes.prepare(number, CoreConfig()) == ""
         changes.make(number, at_lumisection=number == 2)
     assert changes.before(toy_block(9, 1)) is not None
+    assert changes.last_made == 1
     assert unit.n_made == 1, "the other one at the next lumisection"

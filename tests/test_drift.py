@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamer.config import QualityConfig
-from streamer.monitor.drift import MOST_KEPT, Drift
+from streamer.monitor.drift import LOOKS_BEFORE, MOST_KEPT, Drift
 from streamer.monitor.watch import Seen
 from streamer.quality import Quantity
 from streamer.reference import LARGE, MIXED, Distribution, Taken
@@ -83,16 +83,29 @@ def test_another_network_is_not_held_against_the_reference() -> None:
     drift.look(1.0, [seen(0, 500, 400, 100)])
     assert drift.now[KEY] < 0.02
     other = Quantity("score", "score", "", "tagger", {"eg": "34cd"}, EDGES)
-    drift.change([other])
-    drift.look(2.0, [seen(0, 500, 400, 1100)])
+    assert drift.change([other])
+    assert not drift.change([other])
+    drift.look(2.0, [seen(0, 1000, 800, 200)])  # a lumisection may take a while
+    assert drift.now == {}
+    assert drift.shown[0]["why_not"] == "its network is just being changed"
+    drift.changed()
+    for second in range(LOOKS_BEFORE):  # what was under way
+        drift.look(3.0 + second, [seen(0, 1000, 800, 1200)])
+    drift.look(8.0, [seen(0, 1000, 800, 2200)])
     assert drift.now == {}
     assert drift.shown[0]["reference"] is None
     assert drift.shown[0]["counts"] == [0, 0, 0, 1000], "its window begins with it"
     assert drift.shown[0]["why_not"] == "another network than the reference's"
     assert drift.whole().found[KEY].of == MIXED
     drift.change([SCORE])
-    drift.look(3.0, [seen(0, 1000, 800, 1200)])
+    drift.look(9.0, [seen(0, 1000, 800, 4000)])
+    assert drift.now == {}, "the other one's scores go on"
+    drift.changed()
+    for second in range(LOOKS_BEFORE):
+        drift.look(10.0 + second, [seen(0, 1000, 800, 5000)])
+    drift.look(14.0, [seen(0, 1500, 1200, 5100)])
     assert drift.now[KEY] < 0.02, "the first one is back"
+    assert drift.whole().drift[KEY] < 0.02
 
 
 def test_a_run_that_was_over_at_once_is_compared_as_a_whole() -> None:

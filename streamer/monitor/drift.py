@@ -18,6 +18,8 @@ from streamer.reference import LARGE, MIXED, NOTABLE, Distribution, Key, Taken, 
 
 MOST_KEPT = 32
 """So many looks are kept of a window."""
+LOOKS_BEFORE = 3
+"""So many looks after a change what was worked on before it has come out."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,6 +52,8 @@ class Drift:
         self._quantities = {(one.name, value): one for one in quantities for value in one.of}
         self._of = {(one.name, value): of for one in quantities for value, of in one.of.items()}
         self._mixed: set[Key] = set()
+        self._awaited: set[Key] = set()  # asked for, and not yet made or not yet seen
+        self._looks_left = 0  # before these begin, once it is made; 0: it is not
         self._keys = {key: [*one.keys(key[1]), f"{one.name}_sum/{key[1]}"] for key, one in self._quantities.items()}
         self._total = {key: np.zeros(len(names)) for key, names in self._keys.items()}  # entries of each bin, sum
         self._last: dict[tuple[str, Any], dict[Key, Floats]] = {}  # by process: cumulative counts, sum
@@ -88,19 +92,34 @@ class Drift:
             self._kept.append((now, {key: total.copy() for key, total in self._total.items()}))
         while len(self._kept) > 1 and self._kept[1][0] <= now - self.config.window:
             self._kept.popleft()
+        if self._looks_left:
+            self._looks_left -= 1
+            if not self._looks_left:
+                self._begin()
         self._compare()
         self.shown = self._show()
 
-    def change(self, quantities: Iterable[Quantity]) -> None:
-        """What distributions depend on has changed: their window begins anew, and their whole is one of several."""
-        for one in quantities:
-            for value, of in one.of.items():
-                key = one.name, value
-                if of != self._of[key]:
-                    self._of[key] = of
-                    self._mixed.add(key)
-                    for _, totals in self._kept:
-                        totals[key] = self._total[key].copy()
+    def change(self, quantities: Iterable[Quantity]) -> bool:
+        """What distributions depend on is to change: nothing is said of these until they come, and their whole is one
+        of several; whether there are any."""
+        keys = {(one.name, value): of for one in quantities for value, of in one.of.items()}
+        new = {key: of for key, of in keys.items() if of != self._of[key]}
+        self._of |= new
+        self._mixed |= {*new}
+        self._awaited |= {*new}
+        if new:
+            self._looks_left = 0
+        return bool(new)
+
+    def changed(self) -> None:
+        """The change is made: the windows begin anew when what was worked on before it has come out."""
+        self._looks_left = LOOKS_BEFORE
+
+    def _begin(self) -> None:
+        for key in self._awaited:
+            for _, totals in self._kept:
+                totals[key] = self._total[key].copy()
+        self._awaited.clear()
 
     def whole(self) -> Taken:
         """All that was counted, with the largest drift of each, over a window or as a whole."""
@@ -167,6 +186,8 @@ class Drift:
     def _why_not(self, key: Key, one: Distribution, other: Distribution | None) -> str:
         if self.reference is None:
             return "no reference"
+        if key in self._awaited:
+            return "its network is just being changed"
         if other is None:
             return "another network than the reference's"
         least = self.config.events
@@ -176,6 +197,8 @@ class Drift:
 
     def _other(self, key: Key) -> Distribution | None:
         """The reference, where it holds."""
+        if key in self._awaited:
+            return None
         other = self.reference.found.get(key) if self.reference is not None else None
         return other if other is not None and other.of == self._of[key] else None
 
