@@ -303,7 +303,7 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         from stages import mix_table, truth
         from streamer.reference_command import tell_drift
 
-        if shares:
+        if shares and not (go_on and outcome.stopped):  # it reads all that a service has ever written
             mix_table.tell(folder)
         truth.tell(folder)
         tell_drift(outcome.quality)

@@ -101,6 +101,18 @@ def test_a_mix_goes_on_with_the_same_events_after_a_crash(streamer: Processes, i
 
 
 @pytest.mark.long
+def test_a_stopped_service_does_not_read_all_of_its_scores(streamer: Processes, inputs: Path, tmp_path: Path) -> None:
+    common = (*mix(inputs), "--go-on", "-o", tmp_path / "out", "--tagger", f"eg={sum_model(tmp_path / 'sum.onnx')}")
+    service = streamer("run", *common, "--loop", "--events", 5000, "--rate", 1000)
+    service.wait_for_events(200)
+    streamer("stop").check()
+    stopped = service.check()
+    assert "it goes on when it is started again" in stopped.err
+    assert "asked" not in stopped.out
+    assert re.search("asked +events +share", streamer("run", *common, "--loop", "--events", 5000).check().out)
+
+
+@pytest.mark.long
 def test_errors_of_a_mix_name_their_file_and_can_be_tried_again(
     streamer: Processes, inputs: Path, tmp_path: Path
 ) -> None:
