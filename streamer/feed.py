@@ -153,7 +153,8 @@ class Lumisections:
 class LumiClock:
     """Counts lumisections by the feed's own clock, or by its events.
 
-    By time each life of a feed begins another one: none has a pause in it. An event that is fed again keeps its own.
+    By time each life of a feed begins another one: none has a pause in it. An event that is fed again keeps its own,
+    and one before it that was not booked goes with it: lumisections never fall.
 
     Parameters
     ----------
@@ -190,10 +191,12 @@ class LumiClock:
         else:
             place = np.searchsorted(self._firsts, numbers, side="right") - 1
             again = (place >= 0) & (numbers <= np.append(self._ends, -1)[place])
-            if self._begin is None and not again.all():
-                self._begin = int(due[~again][0])
+            kept = np.append(self._lumis, 0)[np.where(again, place, place + 1)]
+            new = kept == 0
+            if self._begin is None and new.any():
+                self._begin = int(due[new][0])
             counted = self._last + 1 + (due - (self._begin or 0)) // self._ns
-            found = np.where(again, np.append(self._lumis, 0)[place], counted)
+            found = np.where(new, counted, kept)
         n = int(np.searchsorted(found, self._most, side="right")) if self._most else due.size
         return found[:n].astype(np.uint32)
 

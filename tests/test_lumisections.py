@@ -36,8 +36,8 @@ def test_time_is_counted_from_the_first_event_on() -> None:
 def test_a_life_begins_another_one_but_for_what_is_fed_again() -> None:
     clock = LumiClock("1 min", last=7, before=[(14, 15, 7), (10, 11, 5)])
     assert clock.of(10, due(0, 1)).tolist() == [5, 5]
-    assert clock.of(12, due(2, 3, 4, 5, 6)).tolist() == [8, 8, 7, 7, 8], "12, 13 and 16 are new"
-    assert clock.of(17, due(61.9, 62.0)).tolist() == [8, 9], "a minute after the first that is new"
+    assert clock.of(12, due(2, 3, 4, 5, 6)).tolist() == [7, 7, 7, 7, 8], "12 and 13 were not booked, 16 is new"
+    assert clock.of(17, due(65.9, 66.0)).tolist() == [8, 9], "a minute after the first that is new"
 
 
 def test_events_are_counted_by_their_numbers() -> None:
@@ -49,6 +49,8 @@ def test_events_are_counted_by_their_numbers() -> None:
 def test_a_feed_ends_before_the_first_event_of_one_too_many() -> None:
     assert LumiClock("1 s", most=2).of(0, due(0, 1, 1.5, 2, 2.5)).tolist() == [1, 2, 2]
     assert LumiClock("1 s", last=2, before=[(3, 3, 2)], most=2).of(3, due(0, 1)).tolist() == [2]
+    after_drops = LumiClock("1 s", last=10, before=[(104, 109, 10)], most=10)
+    assert after_drops.of(100, due(*range(12))).tolist() == [10] * 10
     assert LumiClock("10 events", most=2).of(20, due(0, 1)).tolist() == []
 
 
