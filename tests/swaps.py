@@ -44,7 +44,8 @@ def main() -> int:
 
 
 def swapped(start: Processes, folder: Path, given: argparse.Namespace) -> int:
-    options = parsed(["--set", f"tagger.policy={given.policy}"])
+    one = ["--replicas", "tagger=1"]  # two change one after the other, and their blocks mix
+    options = parsed(["--set", f"tagger.policy={given.policy}", *one])
     options.output = folder
     rate = given.load * capacity(start, options)
     networks = [Path(packaged("models/eg.onnx")), twin(folder / "twin.onnx")]
