@@ -310,7 +310,9 @@ def stream(path: Path | None, wanted: dict[str, Any], title: str, *, go_on: bool
         if go_on:
             how = "stopped; it goes on when it is started again" if outcome.stopped else "finished; nothing is left"
             logs.say(f"{folder}: the run is {how}", logging.INFO, who="")
-        if error := _complete_events(config, config.input.expanded()):  # type: ignore[attr-defined]
+        later = go_on and outcome.stopped  # a service manager does not wait for so long
+        error = "" if later else _complete_events(config, config.input.expanded())  # type: ignore[attr-defined]
+        if error:
             outcome = replace(outcome, exit_code=EXIT_FAILED)
     elif outcome.exit_code != EXIT_USAGE and "streamer finish" not in error:
         error += f"; what was committed is safe, go on with: streamer run --resume {folder}"

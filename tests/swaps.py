@@ -49,7 +49,8 @@ def swapped(start: Processes, folder: Path, given: argparse.Namespace) -> int:
     options.output = folder
     rate = given.load * capacity(start, options)
     networks = [Path(packaged("models/eg.onnx")), twin(folder / "twin.onnx")]
-    run = begun(start, options, folder / "out", "--rate", rate)
+    whole = ["--set", f"writer.segment_events={10**9}"]  # to finish a file costs latency, too, but not for a change
+    run = begun(start, options, folder / "out", "--rate", rate, *whole)
     wait_until(lambda: all(row["state"] == "running" for row in rows(start)), "all processes to run")
     run.wait_for_events(int(5 * rate))
     say(f"{rate:,.0f} events/s, undisturbed")
