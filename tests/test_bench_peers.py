@@ -91,7 +91,8 @@ def test_a_server_answers_every_crop_and_ends(kind: str, config: Config, materia
     assert 0 < load.client_busy < 1
     assert material.largest <= 1e-5
     assert family
-    left = [one for one in family if one not in before and one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    _, left = psutil.wait_procs([one for one in family if one not in before], timeout=10)
+    left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert left == [], [one.cmdline() for one in left]
 
 
