@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import records
+from stages.began import began_with
 from stages.config import Config
 from stages.manifest import Manifest, Tally
 from streamer import fedbook
@@ -178,7 +179,7 @@ def _kept(manifests: list[Path], books: Books) -> Kept:
         manifest, sink = Manifest(path), int(path.stem.rpartition("-")[2])
         if not manifest.about:
             continue
-        config = Config.model_validate(manifest.about["config"])
+        config = began_with(manifest)
         if kept.stripes.n == 1:
             kept = Kept(Stripes(config.n_replicas("writer"), config.feed.block_events))
         segments = manifest.segments()

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stages.inputs import expand
 from stages.machine import n_cores, n_gpus
@@ -335,35 +335,38 @@ class WriterConfig(Section):
     """... and whenever so many events are waiting for it."""
 
 
+def _built_in(taggers: Any) -> Any:
+    """What is known of a tagger by its name: the built-in ones, and what scores are called."""
+    if not isinstance(taggers, dict):
+        return taggers
+    if not taggers:
+        raise ValueError(f"configure at least one tagger; built in are {', '.join(TAGGERS)}")
+    out = {}
+    for name, given in taggers.items():
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", str(name)):
+            raise ValueError(f"a tagger cannot be called '{name}'; letters and digits, please")
+        table = given
+        if isinstance(given, dict):
+            table = {"score": f"{name}Score", **TAGGERS.get(name, {}), **given}
+            if "model" not in table:
+                raise ValueError(f"tagger '{name}' needs a network: set taggers.{name}.model = \"FILE.onnx\"")
+        out[name] = table
+    return out
+
+
+Taggers = Annotated[dict[str, TaggerSpec], BeforeValidator(_built_in)]
+"""Names to taggers."""
+
+
 class Config(CoreConfig):
     """The whole pipeline."""
 
     input: InputConfig = InputConfig()
     framer: FramerConfig = FramerConfig()
-    taggers: dict[str, TaggerSpec] = Field({"eg": TaggerSpec()})
+    taggers: Taggers = Field({"eg": TaggerSpec()})
     tagger: TaggerConfig = TaggerConfig()
     writer: WriterConfig = WriterConfig()
     menu: MenuConfig = MenuConfig()
-
-    @field_validator("taggers", mode="before")
-    @classmethod
-    def _built_in(cls, taggers: Any) -> Any:
-        """What is known of a tagger by its name: the built-in ones, and what scores are called."""
-        if not isinstance(taggers, dict):
-            return taggers
-        if not taggers:
-            raise ValueError(f"configure at least one tagger; built in are {', '.join(TAGGERS)}")
-        out = {}
-        for name, given in taggers.items():
-            if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", str(name)):
-                raise ValueError(f"a tagger cannot be called '{name}'; letters and digits, please")
-            table = given
-            if isinstance(given, dict):
-                table = {"score": f"{name}Score", **TAGGERS.get(name, {}), **given}
-                if "model" not in table:
-                    raise ValueError(f"tagger '{name}' needs a network: set taggers.{name}.model = \"FILE.onnx\"")
-            out[name] = table
-        return out
 
     @model_validator(mode="after")
     def _taggers_fit(self) -> "Config":

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from stages.config import Config, InputConfig
+from stages.began import began_with, of_results
+from stages.config import Config
 from stages.inputs import shown
 from stages.manifest import Manifest, OpenManifest
 from stages.results import Results
@@ -30,9 +29,9 @@ def resumed(folder: Path) -> dict[str, Any]:
     """
     path = folder / "books" / "writer-0.manifest"
     manifest = Manifest(path)
-    config: dict[str, Any] = manifest.about.get("config", {})
-    if not config:
+    if not manifest.about:
         raise UsageError(f"{folder}: no run was begun there (there is no {path})")
+    config = began_with(manifest).model_dump(mode="json")
     if asked := _asked_last(path.parent):
         config["menu"] |= asked
     for name, one in swapped(path.parent).items():
@@ -73,9 +72,9 @@ def going_on(config: Config) -> tuple[dict[str, Any], str]:
     settings |= models(config, manifest.about)
     now = {str(shown(file)): file for file in config.input.files}
     try:
-        began = InputConfig.model_validate(manifest.about["config"]["input"])
-    except ValidationError:
-        raise UsageError(f"{folder}: the run there is not of this version of streamer") from None
+        began = of_results(manifest.about["config"]).input
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}; choose another --output (writer.dir)") from None
     before, which = began.files, ""
     if began.found and began.found != config.input.found and before == tuple(now):
         settings["input.found"] = began.found
@@ -118,7 +117,7 @@ def finish(folder: Path) -> tuple[Path, int]:
 
 def settings_of(folder: Path) -> Config:
     """The configuration of the run in an output folder, without the passwords of its input."""
-    config = Config.model_validate(Manifest(folder / "books" / "writer-0.manifest").about["config"])
+    config = began_with(Manifest(folder / "books" / "writer-0.manifest"))
     return config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
 
 
@@ -129,14 +128,10 @@ def _finish(folder: Path, path: Path) -> None:
     except BlockingIOError:
         raise UsageError(f"{folder}: a run is writing there; let that end first") from None
     try:
-        config = Config.model_validate(manifest.about["config"])
-        networks = manifest.about["networks"]
-    except (KeyError, ValidationError):
-        raise UsageError(f"{path}: not a manifest of this version of streamer") from None
-    config = config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
-    results = Results(config, int(path.stem.rpartition("-")[2]), config.n_replicas("writer"))
-    results.manifest, results.networks = manifest, networks
-    try:
+        config = began_with(manifest)
+        config = config.model_copy(update={"writer": config.writer.model_copy(update={"dir": folder})})
+        results = Results(config, int(path.stem.rpartition("-")[2]), config.n_replicas("writer"))
+        results.manifest, results.networks = manifest, manifest.about.get("networks", {})
         left = results.unfinished() or ({} if manifest.files else {0: results.journal_path(0)})
         for segment, journal in left.items():
             results.convert_left(_recovered(journal, results.schema), segment)

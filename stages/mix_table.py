@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.config import Config
+from stages.began import began_with
 from stages.inputs import shown
 from stages.manifest import Manifest
 from stages.records import SOURCE_INPUT
@@ -130,8 +130,7 @@ def tell(folder: Path) -> None:
     """
     paths = files_of(folder, "scores")
     try:
-        about = Manifest(folder / "books" / "writer-0.manifest").about
-        config = Config.model_validate(about["config"])
+        config = began_with(Manifest(folder / "books" / "writer-0.manifest"))
         given = config.input
         if not given.weights or not paths:
             return

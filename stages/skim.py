@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from stages.config import Config, InputConfig
+from stages.began import began_with
+from stages.config import InputConfig
 from stages.copying import Copy, Layout, layout_of
 from stages.formats import open_events
 from stages.formats.base import EventFile
@@ -204,8 +205,7 @@ def sources_of(folder: Path, inputs: Sequence[Path | str] = ()) -> tuple[InputCo
     UsageError
         There are more or fewer.
     """
-    about = Manifest(folder / "books" / "writer-0.manifest").about
-    config = Config.model_validate(about["config"]).input
+    config = began_with(Manifest(folder / "books" / "writer-0.manifest")).input
     fed = read_about(folder / "books" / "reader-0.fed", fedbook.FORMAT)["source"]
     if inputs and len(inputs) != len(fed):
         raise UsageError(f"{folder}: its run had {len(fed)} input files, and {len(inputs)} are named")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import records
+from stages.began import of_results
 from stages.config import Config, digest
 from stages.glimpse import glimpse
 from stages.manifest import Manifest, OpenManifest
@@ -233,11 +234,12 @@ class Writer(Sink):
     def _check_same(self, before: dict[str, Any], about: dict[str, Any]) -> None:
         """Another run goes on with the settings of the first. (Within a run the networks may have been changed.)"""
         folder, helps = self.config.writer.dir, "go on with the same, or choose another --output (writer.dir)"
-        for key in ("taggers", "framer", "input"):
-            settings = [one["config"][key] for one in (before, about)]
-            if key == "taggers":  # a network is what it holds, wherever it lies
-                settings = [{name: {**one, "model": ""} for name, one in taggers.items()} for taggers in settings]
-            if settings[0] != settings[1]:
+        try:
+            began, now = (of_results(one["config"]).without_places() for one in (before, about))
+        except UsageError as error:
+            raise UsageError(f"{folder}: {error}; choose another --output (writer.dir)") from None
+        for key in type(now).model_fields:
+            if getattr(began, key) != getattr(now, key):
                 raise UsageError(f"{folder}: the run there was begun with other settings of [{key}]; {helps}")
         if before["config"]["feed"].get("lumisection", "") != self.config.feed.lumisection:
             raise UsageError(f"{folder}: the run there was begun with another feed.lumisection")

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import uproot
 from physics_helpers import fill_disk, read_scores, small_disk, sum_model
 
 from stages import records
+from stages.books import read_books
 from stages.config import Config
-from stages.finishing import finish, finish_run, going_on, resumed
+from stages.finishing import finish, finish_run, going_on, resumed, settings_of
 from stages.manifest import Manifest, OpenManifest, Segment
 from stages.results import SCORES, write_scores
 from stages.stored import SUFFIX, opened
@@ -501,6 +503,68 @@ async def test_a_run_with_other_settings_does_not_go_on(tmp_path: Path, more: di
         started(tmp_path, "second", more=more, resume=True)
     assert (tmp_path / journal(0)).read_bytes() == before
     started(tmp_path, "second", more={"feed": {"rate": 10}, "tagger": {"max_batch": 3}}, resume=True).close()
+
+
+def tell_otherwise(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the settings with which a manifest says that its run began."""
+    first, *rest = path.read_text().splitlines(keepends=True)
+    about = json.loads(first)
+    change(about["config"])
+    path.write_text(json.dumps(about) + "\n" + "".join(rest))
+
+
+async def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"taggers": {"eg": {"pt_min": 40}}, "framer": {"tracks_at": "ecal"}}
+    writer = started(tmp_path, more=more)
+    await fed(writer, [1])
+    writer.close()
+
+    def without_some(config: dict[str, Any]) -> None:
+        for section, key in (("input", "fat_jets"), ("framer", "hits_from")):
+            del config[section][key]
+        for key in ("priority", "normalise", "signal", "crop"):
+            del config["taggers"]["eg"][key]
+
+    tell_otherwise(tmp_path / MANIFEST, without_some)
+    wanted = config(tmp_path, more)
+    assert going_on(wanted)[1] == f"{tmp_path}: the run there goes on"
+    again = started(tmp_path, "second", more=more, resume=True)
+    assert kept(again) == [3, 4, 5]
+    again.close()
+    with pytest.raises(UsageError, match=r"other settings of \[framer\]"):
+        started(tmp_path, "third", more=more | {"framer": {**more["framer"], "hits_from": "vertex"}}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ("framer", "unknown key 'framer.hits_fro'; did you mean 'hits_from'?"),
+        ("input", "'input.step_events': Input should be greater than or equal to 1 (it is 0)"),
+        ("taggers", "unknown key 'taggers.eg.colour'"),
+    ],
+)
+async def test_a_run_with_settings_that_this_version_does_not_know_does_not_go_on(
+    tmp_path: Path, section: str, why: str
+) -> None:
+    writer = started(tmp_path)
+    await fed(writer, [1])
+    writer.close()
+    odd = {"framer": {"hits_fro": 1}, "input": {"step_events": 0}, "taggers": {"colour": 1}}[section]
+    tell_otherwise(
+        tmp_path / MANIFEST,
+        lambda config: (config["taggers"]["eg"] if section == "taggers" else config[section]).update(odd),
+    )
+    told = f"{tmp_path}: the run there is not of this version of streamer ({why}); choose another --output (writer.dir)"
+    with pytest.raises(UsageError) as refused:
+        started(tmp_path, "second", resume=True)
+    assert str(refused.value) == told
+    with pytest.raises(UsageError) as refused:
+        going_on(config(tmp_path))
+    assert str(refused.value) == told
+    for read in (resumed, read_books, settings_of, finish):
+        with pytest.raises(UsageError) as refused:
+            await asyncio.to_thread(read, tmp_path)
+        assert str(refused.value) == f"{tmp_path / MANIFEST}: not a manifest of this version of streamer ({why})"
 
 
 async def test_a_run_with_another_network_does_not_go_on(tmp_path: Path) -> None:
