@@ -110,9 +110,9 @@ class FeedConfig(Section):
     """Start again at the end of the input until stopped; the output column `replay` counts the passes."""
     block_events: int = Field(256, ge=1, le=65536)
     """At most so many events travel in one block."""
-    block_wait: Seconds = 0.004
-    """At low rates a block is closed when its first event has waited so long; where the chain is loaded, up to eight
-    times as long, for fewer blocks are less work."""
+    block_wait: Seconds = 0.001
+    """At low rates a block is closed when its first event has waited so long; where blocks are long on their way, half
+    of that, and at most 32 times as long as this, for fewer blocks are less work."""
     read_ahead: int = Field(2, ge=1, le=64)
     """Steps of the input read before they are needed."""
     max_in_flight: int = Field(8192, ge=1)

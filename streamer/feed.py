@@ -25,8 +25,12 @@ _NOTHING: dict[str, object] = {
 }
 """As fast as the chain takes them, whatever a configuration file says."""
 
-SHARE = 8
-"""See `Feed.next`."""
+SHARE = 1 / 2
+"""A block may wait for so large a share of the time that blocks are on their way,"""
+MOST = 32
+"""... but for no more than so many times `block_wait`,"""
+MOST_OF_DEADLINE = 1 / 8
+"""... and for no more than so large a share of the deadline."""
 SKIPPED = 1 << 20
 """So many events are drawn at a time that are skipped."""
 FAR_S = 5e9
@@ -77,16 +81,17 @@ class Feed:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
 
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
-        late catches up in full blocks. Where events are long on their way, the chain is loaded, and each block costs it
-        something besides: then a block waits for up to an eighth of the way, at most eight times `block_wait`. Under a
-        deadline a block is never longer than an eighth of that, for no event leaves a stage before its whole block.
+        late catches up in full blocks. Each block costs the chain something besides its events. Where blocks are long
+        on their way, the chain is loaded or slow: then a block waits for up to half of the way, at most 32 times
+        `block_wait`. Under a deadline a block is never longer than an eighth of that, for no event leaves a stage
+        before its whole block.
 
         Parameters
         ----------
         available : int
             Events at hand, at least one; the block takes the first `result.size` of them. None: `duration` is over.
         way : float
-            How long events are on their way at present [s].
+            How long blocks are on their way at present [s].
         recorded : int64, shape (available,), optional
             When they were recorded [ns], not falling; for `arrivals = "recorded"`.
         """
@@ -100,10 +105,10 @@ class Feed:
         due = due[: np.searchsorted(due, self._end)]
         if not due.size:
             return due
-        wait = min(max(self.config.block_wait, way / SHARE), SHARE * self.config.block_wait)
+        wait = min(max(self.config.block_wait, SHARE * way), MOST * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         if self.config.deadline:
-            until = min(until, int(due[0]) + int(self.config.deadline * 1e9) // SHARE)
+            until = min(until, int(due[0]) + int(MOST_OF_DEADLINE * self.config.deadline * 1e9))
         n = int(np.searchsorted(due, until, side="right"))
         self.fed += n
         self._drawn = self._drawn[n:]

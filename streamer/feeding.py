@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import queue
 import threading
 import time
@@ -58,6 +57,7 @@ class Feeding:
         self.space = asyncio.Event()
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
+        self.way = 0.0  # how long blocks take to a sink at present [s]
         self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
         self.since, self.warned = time.monotonic(), False  # that this is longer than the deadline
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
@@ -67,7 +67,8 @@ class Feeding:
         limits = {"max_in_flight_events": self.window.max_events, "max_in_flight_bytes": max_bytes}
         process.metrics.limits(**limits, read_ahead=self.config.read_ahead)
 
-    def committed(self, intervals: Intervals) -> None:
+    def committed(self, intervals: Intervals, way: float) -> None:
+        self.way = way
         self.window.commit(intervals, time.monotonic())
         self.space.set()
 
@@ -200,7 +201,7 @@ class Feeding:
                         number = int(numbers[first])
                         available = min(end - first, self.stripes.room(number))
                         stamps = None if recorded is None else recorded[first : first + available]
-                        due = feed.next(available, time.time_ns(), self.way(), stamps)
+                        due = feed.next(available, time.time_ns(), self.way, stamps)
                         counted = {} if clock is None else {LUMISECTION.name: clock.of(number, due)}
                         for lumis in counted.values():
                             due = due[: lumis.size]
@@ -327,11 +328,6 @@ class Feeding:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""
         self.space.clear()
         return self.space.wait()
-
-    def way(self) -> float:
-        """About how long events are on their way [s], without the wait for the disk; no longer than they may be."""
-        config = self.process.config
-        return min(max(0.0, self.window.usual - config.commit_interval), config.deadline or math.inf)
 
     async def redeliver(self, outlet: hop.Outlet) -> None:
         while True:

@@ -27,6 +27,8 @@ GLIMPSE_NS = 1_000_000_000
 """The live page is shown an event so often, and those that failed."""
 DONE_BLOCKS = 4096
 """The last blocks of which the writer's report tells one by one."""
+WAY_MEMORY = 1 / 16
+"""Weight of the newest block in how long blocks take."""
 
 
 class Done(NamedTuple):
@@ -52,6 +54,7 @@ class Writing:
         self.traced: list[tuple[Told, Told]] = []  # written, and not on disk yet
         self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
         self.glimpsed = self.failures_told = 0
+        self.way = 0.0  # how long blocks take from the source [s]
         self.wake = asyncio.Event()
         self.over = False
         self.within = int(process.config.feed.deadline * 1e9)
@@ -88,6 +91,7 @@ class Writing:
                 block, link = item
                 await process.settled(block)
                 process.book_arrival(block, inlet)
+                self.see_way(block)
                 self.take(block)
                 if self.within:
                     self.survey.learn(block, now := time.time_ns())
@@ -104,6 +108,13 @@ class Writing:
         process.facts["done"] = list(self.done)
         process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
         process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
+
+    def see_way(self, block: Block) -> None:
+        """Learn how long blocks take, from those that were sent once."""
+        source = self.process.pipeline.names[0]
+        if block.attempt == 1 and source in block.stamps:
+            took = max(0.0, (time.time_ns() - block.stamps[source]) * 1e-9)
+            self.way += WAY_MEMORY * (took - self.way) if self.way else took
 
     def take(self, block: Block) -> None:
         """Write those events of a block that we have not: of the others the commit was lost, and is sent again."""
@@ -174,4 +185,4 @@ class Writing:
             self.process.metrics.busy.inc(time.perf_counter() - begin)
             self.latencies.commit_latency.observe((time.time_ns() - np.concatenate(times)) * 1e-9)
         for sender in self.commits:
-            await sender.commit(done)
+            await sender.commit(done, self.way)

@@ -226,7 +226,7 @@ BLOCKS = [
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10,
            "ways": {}}  # fmt: skip
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
-_COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]]}
+_COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]], "way": 0}
 _DIED = {"kind": "died", "run": RUN, "life": "1", "name": "tagger-0", "how": "died", "ids": [[1, 2]]}
 _WELCOME = {"kind": "welcome", "run": RUN, "life": "l"}
 
@@ -297,6 +297,10 @@ TO_READER = [
     Hostile("good and bad ids together", _control(_COMMIT, ids=[[1, 2], ["3", 4]]), "header"),
     Hostile("an interval upside down", _control(_COMMIT, ids=[[2, 1]]), "header"),
     Hostile("an interval up to 2**62", _control(_COMMIT, ids=[[1, 1 << 62]]), "header"),
+    Hostile("a commit without a way", _control(_COMMIT, way=...), "header"),
+    Hostile("a way back in time", _control(_COMMIT, way=-1), "header"),
+    Hostile("a way of 2**62", _control(_COMMIT, way=1 << 62), "header"),
+    Hostile("a way that is no whole number", _control(_COMMIT, way=0.5), "header"),
     Hostile("a commit without a life", _control(_COMMIT, life=...), "header"),
     Hostile("a commit that is for nobody", _control(_COMMIT, of=None), "header"),
     Hostile("a credit to a reader", _control(_CREDIT), "header"),

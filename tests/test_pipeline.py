@@ -294,7 +294,7 @@ def junk(at: str) -> None:
         [MAGIC + b"\xc1\xff\x00"],
         [b"x"] * 300,
         [told(kind="credit", run="guess", life="a", of="b", received=0, spare=1 << 40)],
-        [told(kind="commit", run="guess", ids=[[0, 1 << 40]])],
+        [told(kind="commit", run="guess", ids=[[0, 1 << 40]], way=0)],
         [told(kind="bye", run="guess", life="a"), b"more"],
         [told(kind=5)],
         [bytes(4000)] * 5,

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from streamer.block import Array, Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
 from streamer.fedbook import FedBook, read
+from streamer.feed import Feed
 from streamer.feeding import Feeding
 from streamer.ledger import Stripes
 from streamer.metrics import StageMetrics
@@ -107,6 +109,26 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
         facts = processes[-1].facts
         assert 0 < facts["first_fed_ns"] < facts["last_done_ns"]
         assert 0 < facts["latency_s"]["0.5"] <= facts["latency_s"]["0.99"]
+
+
+async def test_the_feed_knows_how_long_blocks_are_on_their_way(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(block: Block) -> Block:
+        time.sleep(0.02)
+        return block
+
+    told: list[float] = []
+    as_it_is = Feed.next
+
+    def next_block(feed: Feed, available: int, now_ns: int, way: float = 0.0, recorded: Any = None) -> Any:
+        told.append(way)
+        return as_it_is(feed, available, now_ns, way, recorded)
+
+    monkeypatch.setattr(Feed, "next", next_block)
+    async with chain(run, config(rate=200.0)) as made:
+        start(made, ToySource(100), ToyStage(slow))
+        assert await made.codes() == [0, 0, 0, 0]
+    assert told[0] == 0.0
+    assert told[-1] >= 0.02
 
 
 async def test_processes_tell_their_life(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +224,7 @@ async def test_a_commit_between_looking_and_waiting_is_not_missed() -> None:
     feeding = Feeding(process, ToySource(0))
     feeding.window.add(toy_block(1, 4), 0.0)
     waiting = feeding.more_space()
-    feeding.committed([(1, 4)])  # the last one: no other commit will wake us
+    feeding.committed([(1, 4)], 0.25)  # the last one: no other commit will wake us
     await asyncio.wait_for(waiting, 20)
     assert len(feeding.window) == 0
 
@@ -382,7 +404,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
             told.append("on disk")
 
     class Sender:
-        async def commit(self, ids: Iterable[tuple[int, int]]) -> None:
+        async def commit(self, ids: Iterable[tuple[int, int]], way: float) -> None:
             told.append(list(ids))
 
     process: Any = SimpleNamespace(
