@@ -11,10 +11,12 @@ import typer
 from streamer import __version__, logs
 from streamer.config import LogConfig, load, parse_set, to_toml
 from streamer.control_commands import scale, status, stop, top
-from streamer.errors import EXIT_USAGE, StreamerError, UsageError
+from streamer.errors import EXIT_FAILED, EXIT_USAGE, StreamerError, UsageError, one_line
 from streamer.folders import give_caches_a_place
 from streamer.pipeline import installed_pipeline, resolve
 from streamer.reference_command import reference
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="streamer",
@@ -183,3 +185,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(EXIT_USAGE)
+    except OSError as error:  # a disk, a socket, a file that has just gone
+        log.debug("traceback", exc_info=True)
+        logs.say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else one_line(error))
+        sys.exit(EXIT_FAILED)

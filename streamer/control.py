@@ -27,6 +27,10 @@ TIMEOUT_S = 10.0
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
+class NoAnswerError(StreamerError):
+    """A run is there and does not answer in time."""
+
+
 @contextlib.asynccontextmanager
 async def listening(folder: Path, answer: Answer) -> AsyncIterator[None]:
     """Answer requests while this is entered."""
@@ -78,13 +82,23 @@ def ask(folder: Path, request: dict[str, Any], patience: float = TIMEOUT_S) -> d
         Nobody answers.
     StreamerError
         It refuses, or ends before it has answered.
+    NoAnswerError
+        It has not answered in time.
     """
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(patience)
-        link.connect(os.fspath(folder / SOCKET))
-        link.sendall(json.dumps(request).encode() + b"\n")
-        with link.makefile("rb") as answers:
-            line = answers.readline(MAX_LINE)
+        try:
+            link.connect(os.fspath(folder / SOCKET))
+            link.sendall(json.dumps(request).encode() + b"\n")
+            with link.makefile("rb") as answers:
+                line = answers.readline(MAX_LINE)
+        except (TimeoutError, BlockingIOError):  # the latter where not even one more can wait
+            raise NoAnswerError(
+                f"the run of {folder} has not answered for {patience:g} s; it may still do what it was asked for"
+            ) from None
+        except OSError as error:
+            error.filename = str(folder / SOCKET)
+            raise
     if not line:
         raise StreamerError(f"the run ended before it had answered; see what it said last ({folder})")
     said = json.loads(line)
@@ -94,10 +108,14 @@ def ask(folder: Path, request: dict[str, Any], patience: float = TIMEOUT_S) -> d
     return said
 
 
-def runs(base: Path) -> dict[Path, dict[str, Any]]:
-    """The runs that go on, and their status."""
-    found = {}
+def runs(base: Path) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
+    """The runs that go on with their status, and those that do not answer."""
+    found, silent = {}, []
     for folder in sorted(base.glob("run-*")):
-        with contextlib.suppress(OSError, ValueError, StreamerError):
+        try:
             found[folder] = ask(folder, {"do": "status"})
-    return found
+        except NoAnswerError:
+            silent.append(folder)
+        except (OSError, ValueError, StreamerError):  # it is over
+            continue
+    return found, silent

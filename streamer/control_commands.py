@@ -21,12 +21,14 @@ def the_run(output: Path | None) -> tuple[Path, dict[str, Any]]:
     from streamer.control import runs
     from streamer.folders import runtime_dir
 
-    found = runs(runtime_dir())
+    found, silent = runs(runtime_dir())
     if output is not None:
         wanted = str(output.resolve())
         found = {folder: status for folder, status in found.items() if status["output"] == wanted}
     if not found:
         which = f"{output}: no run goes on there" if output else "no run goes on"
+        if silent:
+            raise UsageError(f"{which} that answers; of these the processes hang: {', '.join(map(str, silent))}")
         raise UsageError(f"{which} (of this user, under {runtime_dir()}); begin one with: streamer run")
     if len(found) > 1:
         outputs = ", ".join(sorted(status["output"] for status in found.values()))

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +139,51 @@ def test_a_run_that_ends_before_it_answers_has_done_nothing(tmp_path: Path) -> N
         link.close()
         with pytest.raises(StreamerError, match="ended before it had answered"):
             asked.result(20)
+
+
+@pytest.fixture
+def quiet_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a run that is known here; nobody waits long for its answers."""
+    runtime = Path(tempfile.mkdtemp(prefix="st-", dir="/tmp"))  # short, because socket paths must be
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(control.ask, "__defaults__", (0.5,))
+    folder = runtime / "streamer" / "run-1"
+    folder.mkdir(parents=True, mode=0o700)
+    yield folder
+    shutil.rmtree(runtime)
+
+
+def test_a_run_that_hangs_is_told(quiet_run: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(quiet_run / control.SOCKET))
+        hanging.listen()
+        code, _, err = call("status")
+    assert (code, err) == (2, f"streamer: no run goes on that answers; of these the processes hang: {quiet_run}\n")
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_run_that_does_not_answer_any_more_is_told(quiet_run: Path, tmp_path: Path, over: bool) -> None:
+    path = quiet_run / control.SOCKET
+    with socket.socket(socket.AF_UNIX) as server, ThreadPoolExecutor(1) as pool:
+        server.bind(str(path))
+        server.listen()
+
+        def answer_once() -> None:
+            link, _ = server.accept()
+            with link, link.makefile("rb") as asked:
+                asked.readline()
+                if over:
+                    path.unlink()
+                link.sendall(json.dumps({"output": str(tmp_path)}).encode() + b"\n")
+
+        answering = pool.submit(answer_once)
+        code, _, err = call("stop")
+        answering.result(20)
+    why = f"{path}: No such file or directory" if over else f"the run of {quiet_run} has not answered for 0.5 s"
+    assert code == 1
+    assert why in err
+    assert err.startswith("streamer: ")
+    assert err.count("\n") == 1
 
 
 def test_states_follow_each_other_as_they_may() -> None:
