@@ -11,9 +11,6 @@ from streamer.cli import ConfigOption, SetOption, overrides
 from streamer.control_commands import RunOption
 from streamer.errors import UsageError
 
-LOAD_PATIENCE_S = 600.0
-"""A network may take minutes to compile."""
-
 
 def add_networks(app: typer.Typer) -> None:
     """Add these commands to the command line."""
@@ -332,7 +329,7 @@ def model(
 
       streamer model eg=better.onnx
     """
-    from streamer.control import ask
+    from streamer.control import CHANGE_TIMEOUT_S, ask
     from streamer.control_commands import the_run
 
     name, equals, path = wanted.partition("=")
@@ -340,4 +337,4 @@ def model(
         raise UsageError(f"{wanted!r}: write NAME=NEW.onnx, such as eg=better.onnx")
     folder, _ = the_run(output)
     change = {"settings": {f"taggers.{name}.model": str(Path(path).resolve())}, "at_lumisection": at_lumisection}
-    ask(folder, {"do": "change", "stage": "tagger", **change}, LOAD_PATIENCE_S)
+    ask(folder, {"do": "change", "stage": "tagger", **change}, CHANGE_TIMEOUT_S)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SOCKET = "control"
 MAX_LINE = 1 << 20
 TIMEOUT_S = 10.0
+CHANGE_TIMEOUT_S = 600.0
+"""A change is waited for so long: all replicas get ready for it first, and a network may take minutes to compile."""
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 

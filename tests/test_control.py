@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from physics_helpers import Process, Processes, call, event, sum_model, wait_until, write_hits
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from stages.detector.ecal import eb_detid
 from streamer import control
@@ -184,6 +185,64 @@ def test_a_run_that_does_not_answer_any_more_is_told(quiet_run: Path, tmp_path: 
     assert why in err
     assert err.startswith("streamer: ")
     assert err.count("\n") == 1
+
+
+def test_a_change_is_waited_for(quiet_run: Path, tmp_path: Path) -> None:
+    answers = iter([{"output": str(tmp_path), "processes": [{"name": "writer-0", "metrics": ""}]}, {}])
+
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "change":
+            assert request["settings"] == {"menu.prescale_column": "quiet", "menu.prescale_from": 0}
+            await asyncio.sleep(2)  # four times as long as anything else is waited for
+        return next(answers)
+
+    async def asked() -> tuple[int, str, str]:
+        async with control.listening(quiet_run, answer):
+            return await asyncio.to_thread(call, "prescale", "quiet")
+
+    code, out, err = asyncio.run(asked())
+    assert (code, err) == (0, "")
+    assert out == "prescale column 'quiet' from the next lumisection on; one that has begun keeps its own\n"
+
+
+def test_several_writers_are_asked_for_a_lumisection_that_none_has_seen(quiet_run: Path, tmp_path: Path) -> None:
+    pages = []
+    for begun in (7, 9):
+        registry = CollectorRegistry()
+        gauge = Gauge("streamer_lumisection", "begun", registry=registry)
+        gauge.set(begun)
+        pages.append((gauge, *start_http_server(0, "127.0.0.1", registry)))
+    rows = [
+        {"name": f"writer-{k}", "metrics": f"http://127.0.0.1:{page[1].server_port}"} for k, page in enumerate(pages)
+    ]
+    asked: list[int] = []
+
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "status":
+            return {"output": str(tmp_path), "processes": [{"name": "tagger-0", "metrics": ""}, *rows]}
+        asked.append(request["settings"]["menu.prescale_from"])
+        if request["settings"]["menu.prescale_column"] != "quiet":
+            raise UsageError("there is no such column")
+        if len(asked) == 1:
+            pages[0][0].set(12)
+            raise UsageError("lumisection 12 has begun already")
+        return {}
+
+    async def called(column: str) -> tuple[int, str, str]:
+        async with control.listening(quiet_run, answer):
+            return await asyncio.to_thread(call, "prescale", column)
+
+    try:
+        code, out, err = asyncio.run(called("quiet"))
+        assert (code, err, asked) == (0, "", [11, 20])
+        assert out == "prescale column 'quiet' from lumisection 20 on; one that has begun keeps its own\n"
+        assert asyncio.run(called("quite")) == (2, "", "streamer: there is no such column\n")
+        assert asked == [11, 20, 14], "for another reason it is not asked again"
+    finally:
+        for _, server, thread in pages:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 def test_states_follow_each_other_as_they_may() -> None:

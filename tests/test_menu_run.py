@@ -214,9 +214,9 @@ def test_several_writers_keep_each_nth_of_their_own_and_switch_at_the_same_lumis
     assert "several writers agree on lumisections that the feed counts; run with --lumisection '23.31 s'" in err
     process = streamer(*several, "--lumisection", "25 events")
     process.wait_for_events(100)
-    refused = streamer("prescale", "default")
-    assert refused.wait() == 2
-    assert re.search(r"name the lumisection from which on it holds, such as --at-lumisection \d+", refused.err)
+    settings: dict[str, Any] = {"menu.prescale_column": "default", "menu.prescale_from": 0}
+    with pytest.raises(UsageError, match=r"name the lumisection .*, such as --at-lumisection \d+"):
+        control.ask(streamer.run_dir(), {"do": "change", "stage": "writer", "settings": settings})
     wait_until(lambda: done(streamer) > 600, "events")
     switched = [(3, "quiet")]
     first = 1
@@ -231,6 +231,12 @@ def test_several_writers_keep_each_nth_of_their_own_and_switch_at_the_same_lumis
         else:
             switched.append((since, column))
     assert len(switched) > 10
+    column = ("default", "quiet")[len(switched) % 2]
+    asked = streamer("prescale", column)
+    asked.check()
+    since = int(re.findall(rf"prescale column '{column}' from lumisection (\d+) on", asked.out)[0])
+    switched.append((since, column))
+    wait_until(lambda: done(streamer) > 25 * (since + 4), "events with the column of both writers")
     streamer("stop").check()
     process.check()
     books = books_of(out)
@@ -249,6 +255,7 @@ def test_several_writers_keep_each_nth_of_their_own_and_switch_at_the_same_lumis
     in_force = {
         lumi: next((column for since, column in reversed(switched) if since <= lumi), "default") for lumi in held
     }
+    assert since in held
     assert held == {lumi: {0 if column == "quiet" else 1} for lumi, column in in_force.items()}
     assert call("ledger", out)[1].count("High_v1") == 1
 

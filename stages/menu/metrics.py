@@ -12,7 +12,7 @@ from stages.menu.trigger import Trigger
 
 
 class MenuMetrics(Collector):
-    """Counts by path and by outcome, and the prescale column of the lumisection that is being decided."""
+    """Counts by path and by outcome, the lumisection that is being decided, and its prescale column."""
 
     def __init__(self, trigger: Trigger, registry: CollectorRegistry) -> None:
         self._trigger = trigger
@@ -40,3 +40,7 @@ class MenuMetrics(Collector):
         for name in menu.columns:
             column.add_metric([name], float(name == now))
         yield column
+        begun = trigger.schedule.begun_since(0)
+        yield GaugeMetricFamily(
+            "streamer_lumisection", "the last lumisection that has begun", value=begun[2] if begun is not None else 0
+        )
