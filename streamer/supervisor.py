@@ -25,6 +25,7 @@ from streamer.config import MAX_REPLICAS, CoreConfig, changed, to_toml
 from streamer.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StreamerError, UsageError, one_line
 from streamer.forkserver import ForkServer, Running
 from streamer.monitor.shown import Shown, targets
+from streamer.news import read
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
 from streamer.reference import Taken
@@ -441,26 +442,25 @@ class Supervisor:
     async def _hear(self, child: Child) -> None:
         assert child.process.stdout is not None
         async for line in logs.lines(child.process.stdout, MAX_LINE):
-            try:
-                news = json.loads(line)
-                child.state = news["state"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+            news = read(line)
+            if news is None:
                 child.log.line(line)
                 continue
-            child.metrics_url = news.get("metrics", child.metrics_url)
-            child.error = news.get("error", child.error)
-            child.again = news.get("again", child.again)
-            if "report" in news:
-                child.report = news["report"]
-                child.values = {**child.values, **child.report.get("metrics", {})}  # its last words are exact
+            child.state = news.state
+            child.metrics_url = news.metrics or child.metrics_url
+            child.error = news.error or child.error
+            child.again = child.again if news.again is None else news.again
+            if news.report is not None:
+                child.report = news.report.model_dump(exclude_unset=True)
+                child.values = {**child.values, **news.report.metrics}  # its last words are exact
             self._shown.hear(news)
-            if "prepared" in news:
-                self._said_ready(child, news["prepared"], news["refused"])
-            child.changed = news.get("changed", child.changed)
+            if news.prepared is not None:
+                self._said_ready(child, news.prepared, news.refused)
+            child.changed = child.changed if news.changed is None else news.changed
             if self._signals == 1 and child.stage == self.pipeline.names[0] and child.state == "starting":
                 self._signal(child, signal.SIGTERM)  # it could not hear that before
             everybody = len(self.children) >= len(self.pipeline.replicas(self.config))
-            if "metrics" in news and everybody and all(c.metrics_url for c in self.children):
+            if news.metrics and everybody and all(c.metrics_url for c in self.children):
                 self._tell_metrics()
 
     def _tell_metrics(self) -> None:

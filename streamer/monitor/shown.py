@@ -14,6 +14,7 @@ from streamer.child import Child
 from streamer.config import CoreConfig
 from streamer.monitor.drift import Drift
 from streamer.monitor.watch import SERIES, Seen, Watch, verdict
+from streamer.news import News
 from streamer.pipeline import Pipeline
 from streamer.reference import fitting
 
@@ -61,11 +62,11 @@ class Shown:
         """Take in the last words of a process that is not looked at any more."""
         self.drift.take(as_seen(child))
 
-    def hear(self, news: dict[str, Any]) -> None:
+    def hear(self, news: News) -> None:
         """Keep the events that a process tells of."""
-        if news.get("glimpse"):
-            self._glimpses.append(news["glimpse"])
-        remember(self._failures, news.get("failures", ()))
+        if news.glimpse:
+            self._glimpses.append(news.glimpse)
+        remember(self._failures, [failure.model_dump() for failure in news.failures])
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
