@@ -30,6 +30,7 @@ def problems(config: Config) -> list[str]:
     attempt(Tagger(config).setup)
     attempt(lambda: prepare_folder(config.writer.dir))
     if (reference := config.quality.reference) is not None:
-        attempt(lambda: fitting(reference, measured(config)))
+        going_on = config.model_copy(update={"writer": config.writer.model_copy(update={"overwrite": False})})
+        attempt(lambda: fitting(reference, measured(going_on)))
     attempt(lambda: require(config))
     return found

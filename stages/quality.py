@@ -5,6 +5,7 @@ were shed, or that no path of a menu wants.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from stages import records
 from stages.config import UNITS, Config, digest
 from stages.detector.layout import N_PIXELS, N_TOWERS
+from stages.swapped import began_with_others
 from streamer.block import Array, Columns
 from streamer.quality import Histograms, Quantity
 
@@ -74,9 +76,18 @@ def quantities(config: Config, networks: Mapping[str, str] | None = None) -> dic
 
 
 def measured(config: Config) -> tuple[Quantity, ...]:
-    """What a run measures, with the networks that it has now."""
+    """What a run measures, with the networks that it has now.
+
+    Raises
+    ------
+    UsageError
+        What the output folder tells of replaced networks cannot be read.
+    """
     networks = {name: digest(spec.model) for name, spec in config.taggers.items()}
-    return tuple(quantities(config, networks).values())
+    found = quantities(config, networks)
+    if replaced := began_with_others(config, networks):
+        found[SCORE] = replace(found[SCORE], began=replaced)
+    return tuple(found.values())
 
 
 def _marks(columns: Columns) -> tuple[Array, ...]:

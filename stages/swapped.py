@@ -3,6 +3,7 @@ them again. Which network an event had stands in its own entry (`egModel`)."""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +77,29 @@ def models(config: Config, began: dict[str, Any]) -> dict[str, str]:
         f"taggers.{name}.model": one["model"]
         for name, one in swapped(config.books).items()
         if name in config.taggers and digest(config.taggers[name].model) == began["networks"].get(name)
+    }
+
+
+def began_with_others(config: Config, networks: Mapping[str, str]) -> dict[str, str]:
+    """The networks with which the run of the output folder began, where a configuration has those that have taken their
+    places. Whether their files still hold these is the writer's to complain about.
+
+    Parameters
+    ----------
+    networks : mapping of str to str
+        Taggers to the SHA-256 of the configuration's networks.
+
+    Raises
+    ------
+    UsageError
+        What the folder tells cannot be read.
+    """
+    if config.writer.overwrite or not (others := swapped(config.books)):
+        return {}
+    began = Manifest(config.books / "writer-0.manifest").about.get("networks", {})
+    return {
+        name: began[name]
+        for name, one in others.items()
+        if name in began and name in networks
+        if one["sha256"] == networks[name] or one["model"] == str(config.taggers[name].model)
     }

@@ -6,7 +6,7 @@ them against a reference (`streamer.monitor.drift`).
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,8 @@ class Quantity:
         The label's values; each with what its distribution depends on beside the data, such as a network's hash.
     edges : tuple of float
         Upper edges of the bins, which belong to the bin below; beyond the last edge there is one bin more.
+    began : mapping of str to str
+        As `of`, when the run began, for what has been replaced since; nothing is held against references of that.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Quantity:
     label: str
     of: Mapping[str, str]
     edges: tuple[float, ...]
+    began: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def les(self) -> list[str]:

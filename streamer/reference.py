@@ -180,7 +180,7 @@ def fitting(path: Path, quantities: Iterable[Quantity]) -> Taken:
                 raise UsageError(f"{path}: has nothing of {what} (of {known}); {_ANOTHER}")
             if one.edges != quantity.edges:
                 raise UsageError(f"{path}: has other bins for {what}; {_ANOTHER}")
-            if one.of != of:
+            if one.of not in (of, quantity.began.get(value, of)):
                 raise UsageError(f"{path}: has {what} with another network; {_ANOTHER}")
     return reference
 

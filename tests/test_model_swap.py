@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import uproot
 from onnx import helper
-from physics_helpers import Processes, call, event, save_graph, sum_model, wait_until, write_hits
+from physics_helpers import Processes, call, event, save_graph, single_hits, sum_model, wait_until, write_hits
 
 from stages.detector.ecal import eb_detid
 from stages.swapped import swapped
@@ -103,7 +103,11 @@ def test_a_run_that_goes_on_has_the_network_that_it_had_last(streamer: Processes
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
     hits, out = write_hits(tmp_path / "events.root", events), tmp_path / "out"
     old, new = sum_model(tmp_path / "old.onnx"), twice_model(tmp_path / "new.onnx")
-    service = ("run", hits, "--output", out, "--loop", "--rate", 1000, "--tagger", f"eg={old}", "--go-on")
+    single_hits(old, 100).write(tmp_path / "good.json")
+    service = (
+        *("run", hits, "--output", out, "--loop", "--rate", 1000, "--tagger", f"eg={old}", "--go-on"),
+        *("--reference", tmp_path / "good.json"),
+    )
     first = streamer(*service)
     first.wait_for_events(300)
     streamer("model", f"eg={new}").check()

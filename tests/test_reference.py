@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from physics_helpers import call, hits_block, reference_of
+from physics_helpers import call, hits_block, reference_of, sum_model
 from prometheus_client import CollectorRegistry
 
 from stages import PIPELINE, records
-from stages.config import Config, packaged
+from stages.config import Config, digest, packaged
 from stages.conversion import schema_of
 from stages.formats import open_events
 from stages.framer import Framer
+from stages.manifest import OpenManifest
 from stages.quality import ENERGY, OCCUPANCY, SCORE, ScoreQuality
+from stages.swapped import keep
+from streamer.config import to_toml
 from streamer.errors import UsageError
+from streamer.monitor.shown import Shown
 from streamer.reference import FILE, LARGE, MIXED, NOTABLE, Distribution, Taken, apart, compared, fitting, read
 
 EDGES = np.linspace(-3, 3, 25)
@@ -167,6 +171,34 @@ def test_a_reference_of_another_kind_of_run_is_one_line(good: Path, data: dict[s
     with pytest.raises(UsageError, match=told) as error:
         fitting(good, PIPELINE.quantities(Config.model_validate(data)))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_whose_network_was_replaced_goes_on_with_its_reference(good: Path, tmp_path: Path) -> None:
+    out, new = tmp_path / "out", sum_model(tmp_path / "new.onnx")
+    began = Config.model_validate({"writer": {"dir": out}, "quality": {"reference": good}})
+    now = Config.model_validate({**began.model_dump(), "taggers": {"eg": {"model": new}}})
+    toml = tmp_path / "my.toml"
+    toml.write_text(to_toml(now))
+    refused = "has the score of tagger 'eg' with another network; make one"
+    code, _, err = call("check", toml)
+    assert code == 2
+    assert refused in err.splitlines()[-1]
+    began.books.mkdir(parents=True, exist_ok=True)
+    manifest = OpenManifest(began.books / "writer-0.manifest")
+    manifest.begin({"run": "r", "networks": {"eg": digest(began.taggers["eg"].model)}})
+    manifest.close()
+    keep(now)
+    for overwrite in ("false", "true"):
+        assert call("check", toml, "--set", f"writer.overwrite={overwrite}")[0] == 0
+    shown = {(one["quantity"], one["value"]): one["why_not"] for one in Shown(PIPELINE, now).drift.shown}
+    assert shown["score", "eg"] == "another network than the reference's"
+    assert shown["occupancy", "ECAL"] == "0 entries so far, 500 are needed"
+    anew = now.model_copy(update={"writer": now.writer.model_copy(update={"overwrite": True})})
+    with pytest.raises(UsageError, match=refused):
+        Shown(PIPELINE, anew)
+    other = sum_model(tmp_path / "other.onnx", limit=3.0)
+    with pytest.raises(UsageError, match=refused):
+        Shown(PIPELINE, Config.model_validate({**began.model_dump(), "taggers": {"eg": {"model": other}}}))
 
 
 def test_a_reference_can_be_left_out_again(good: Path) -> None:
