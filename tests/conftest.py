@@ -51,6 +51,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_here() -> Iterator[None]:
+    """What commands make where nobody says where (`streamer-out`, `streamer-bench`) belongs into `tmp_path`."""
+    before = {*Path().glob("streamer-*")}
+    yield
+    assert {*Path().glob("streamer-*")} == before
+
+
 @pytest.fixture
 def run() -> Iterator[Run]:
     """A run: a short folder for sockets, and a token."""

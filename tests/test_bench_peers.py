@@ -210,11 +210,11 @@ def test_an_http_error_is_one(http: Callable[[int], Http]) -> None:
         drive(http(1), [np.float32(-1).tobytes()], iter([0.0]), 5.0, most=1)
 
 
-def test_what_cannot_be_is_told_in_one_line() -> None:
+def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
     code, _, told = call("bench", "peers", "--tagger", "egg")
     assert code == UsageError.exit_code
     assert "--tagger 'egg': write name=value, such as eg=MODEL.onnx" in told
-    code, _, told = call("bench", "peers", "/nowhere.root")
+    code, _, told = call("bench", "peers", "/nowhere.root", "-o", tmp_path / "bench")
     assert code == UsageError.exit_code
     assert [line for line in told.splitlines() if line.startswith("streamer: ")] == told.splitlines()[-1:]
     assert "/nowhere.root: cannot be read" in told

@@ -257,7 +257,7 @@ def test_delphes_without_tracks_is_refused_at_the_start(tmp_path: Path) -> None:
         f"{path}: no TrackPt, TrackD0, TrackDz, as there is no Track in this Delphes file; tagger qg would see nothing "
         "there: set taggers.qg.allow_empty = true to go on so, or take another kind of file"
     )
-    code, _, err = call("check", tmp_path / "check.toml")
+    code, _, err = call("check", tmp_path / "check.toml", "--set", f"writer.dir={tmp_path / 'out'}")
     assert code == 2
     assert [line for line in err.splitlines() if line.startswith(("streamer: ", "ERROR "))] == [
         f"streamer: {tmp_path / 'check.toml'}: {said}"
