@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
+import copied
 import pytest
 from hypothesis import settings
 
@@ -21,6 +22,10 @@ settings.load_profile("streamer")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="what takes long as well, and chaos in its long form")
     parser.addoption("--seed", type=int, help="of the chaos suite; drawn and told when left out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    copied.anew = copied.anew or config.getoption("--long")
 
 
 LONGEST_FIRST = (

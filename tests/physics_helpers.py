@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import copied
 import numpy as np
 import onnx
 import psutil
@@ -339,6 +340,8 @@ def call(*args: object) -> tuple[int, str, str]:
     """The command line inside this process, for what starts no others: exit code, output, error output."""
     root, old = logging.getLogger(), sys.argv
     handlers, level = root.handlers[:], root.level
+    commands, groups = cli.app.registered_commands, cli.app.registered_groups
+    cli.app.registered_commands, cli.app.registered_groups = commands[:], groups[:]  # else there are more each time
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     sys.argv = ["streamer", *map(str, args)]
@@ -349,6 +352,7 @@ def call(*args: object) -> tuple[int, str, str]:
         code = end.code or 0
     finally:
         sys.argv = old
+        cli.app.registered_commands, cli.app.registered_groups = commands, groups
         root.handlers[:] = handlers
         root.setLevel(level)
     return code, out.getvalue(), err.getvalue()
@@ -380,10 +384,11 @@ class Process:
         number = len(list(folder.glob("command-*.err")))
         self._out, self._err = folder / f"command-{number}.out", folder / f"command-{number}.err"
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "COLUMNS": "200", "NO_COLOR": "1"}
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.popen = subprocess.Popen(
+        with self._out.open("wb") as out, self._err.open("wb") as err, open(os.devnull, "rb") as nothing:
+            copy = None if prefix else copied.started(self.args, environment, [f.fileno() for f in (nothing, out, err)])
+            self.popen = copy or subprocess.Popen(
                 [*prefix, sys.executable, "-m", "streamer", *self.args],
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=out,
                 stderr=err,
                 env=environment,
