@@ -27,7 +27,7 @@ def swapped(books: Path) -> dict[str, dict[str, str]]:
     try:
         found: dict[str, dict[str, str]] = json.loads(path.read_text())
         return {name: {key: str(one[key]) for key in ("model", "sha256")} for name, one in found.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of a file in the way, whoever wants to write there will tell
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); without it the run goes on as it began") from None
