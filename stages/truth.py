@@ -4,6 +4,7 @@ It is read back from the files of scores, so that it tells of what was written.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -132,21 +133,40 @@ def read(paths: Sequence[Path]) -> tuple[list[Scored], int]:
     taggers : list of Scored
         Those whose objects can have labels.
     n_passes : int
-        Over the input.
+        Over the input; of a mix, over the input that was fed most often of those in the last files.
     """
     taggers: list[Scored] = []
-    n_passes = 0
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(opened(path)) for path in paths]
-        for name, spec in json.loads(files[0].text("streamer_taggers")).items():
+    with opened(paths[0]) as file:
+        for name, spec in json.loads(file.text("streamer_taggers")).items():
             if (objects := spec["objects"]) in LABELS:
                 taggers.append(Scored(name, objects, LABELS[objects], f"{objects}_{spec['score']}", spec["signal"]))
-        files = [file for file in files if file.n_events]
-        if files:
-            n_passes = 1 + max(map(_last_pass, files))
-        for file in files:
-            _read(file, taggers, several=n_passes > 1)
+    writers = _by_writer(paths)
+    n_passes = max(map(_passes, writers))
+    for path in itertools.chain(*writers):  # a run of months has more files than a process may open
+        if all(tagger.full for tagger in taggers):
+            break
+        with opened(path) as file:
+            if file.n_events:
+                _read(file, taggers, several=n_passes > 1 or _is_mix(file))
     return taggers, n_passes
+
+
+def _by_writer(paths: Sequence[Path]) -> list[list[Path]]:
+    """The files of each writer, in the order in which it made them: `scores.root`, `scores_1.root`, ..."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in paths:
+        stem, _, number = path.stem.partition("_")
+        found.setdefault(stem, []).append((int(number or 0), path))
+    return [[path for _, path in sorted(files)] for files in found.values()]
+
+
+def _passes(paths: Sequence[Path]) -> int:
+    """Passes over the input, as the last of a writer's files tells that has events."""
+    for path in reversed(paths):
+        with opened(path) as file:
+            if file.n_events:
+                return 1 + _last_pass(file)
+    return 0
 
 
 def _is_mix(file: Stored) -> bool:

@@ -185,8 +185,8 @@ def block(photons: Sequence[Rows], fat_jets: Sequence[Rows] | None = None, repla
     return Block(1, n, columns)
 
 
-def written(folder: Path, *blocks: Block, kind: str = "ttree") -> Path:
-    config = Config.model_validate({"taggers": TAGGERS, "writer": {"dir": folder, "format": kind}})
+def written(folder: Path, *blocks: Block, kind: str = "ttree", more: dict[str, Any] | None = None) -> Path:
+    config = Config.model_validate({"taggers": TAGGERS, "writer": {"dir": folder, "format": kind}, **(more or {})})
     path = (folder / SCORES).with_suffix(SUFFIX[config.writer.format])
     write_scores(path, iter(blocks), config, {})
     return path
@@ -250,6 +250,32 @@ def test_reading_ends_with_a_pass_that_adds_nothing(tmp_path: Path, monkeypatch:
     rows: list[Rows] = [[(1, 0.5)], [(0, 0.25)]]
     read([written(tmp_path, *(block(rows, replay=replay) for replay in range(50)))])
     assert set(seen) == {99, 0, 2, 4}, "who is in the last pass, two passes, and the beginning of the third"
+
+
+@pytest.mark.parametrize(
+    ("files", "passes"),
+    [
+        ({"": [(0, 0), (1, 0)], "_1": [(1, 1), (0, 0)], "_2": [(1, 1), (1, 2)], "_10": [(0, 1), (1, 3)]}, 4),
+        ({"": [(0, 0), (1, 0)], "_1": [(1, 1), (1, 2)], "_2": [(1, 3), (1, 4)], "_10": [(0, 0), (0, 0)]}, 1),
+    ],
+)
+def test_the_passes_of_a_mix_are_looked_for_in_the_last_file_and_each_event_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, list[tuple[int, int]]], passes: int
+) -> None:
+    """Files with (input, pass) of their blocks; one input may be so seldom that it is not in the last file."""
+    monkeypatch.setattr(truth, "READ_EVENTS", 3)
+    mix = {"input": {"files": ["a", "b"], "weights": [1, 1]}}
+    for name, fed in files.items():
+        blocks = [block([[(1, 0.5)], [(0, 0.25)]], replay=replay, file=file) for file, replay in fed]
+        blocks = [one.with_columns({**one.columns, "sourceInput": one.columns["sourceFile"]}) for one in blocks]
+        written(tmp_path, *blocks, more=mix).rename(tmp_path / f"part{name}.root")
+    parts = [path.rename(path.with_name(path.name.replace("part", "scores"))) for path in tmp_path.glob("part*.root")]
+    asked: list[set[str]] = []
+    columns = truth._columns
+    monkeypatch.setattr(truth, "_columns", lambda *args: asked.append(args[1]) or columns(*args))  # type: ignore[func-returns-value]
+    (found, *_), n_passes = read(parts)
+    assert (n_passes, found.n.tolist()) == (passes, [0, 2, 2])
+    assert asked.count({"replay"}) == 2, "four events, three at a time"
 
 
 def test_so_many_objects_are_enough(
