@@ -13,7 +13,7 @@ from streamer.runner import Run
 from streamer.testing import run_folder
 
 DATA = Path(__file__).parents[2] / "shared" / "cms-open-data"
-ASYNC_TIMEOUT_S = 30.0
+ASYNC_TIMEOUT_S = 60.0
 
 settings.register_profile("streamer", deadline=None, database=None)  # a slow machine is no failure
 settings.load_profile("streamer")
@@ -30,8 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONGEST_FIRST = (
     *("pipeline", "control", "collisions", "poison", "mix", "remote", "bad_disks", "chaos", "taggers", "truth"),
-    *("training_session", "recovery", "foreign_formats", "bench", "bench_peers", "training_networks", "view_plot"),
+    *("training_session", "models", "foreign_formats", "bench", "bench_peers", "training_networks", "view_plot"),
     *("quantize", "batch_metrics", "forms", "page", "deploy", "notify", "live_feed", "skim", "bench_feed", "menu_run"),
+    "recovery",
 )
 """Files of tests that take more than ten seconds: those that start first do not keep one worker busy at the end."""
 

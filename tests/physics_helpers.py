@@ -326,7 +326,7 @@ def single_hits(model: Path, events: int, scored: int = 0) -> Taken:
 # ---- real processes
 
 
-def wait_until(check: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def wait_until(check: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Poll until `check` gives something true."""
     deadline = time.monotonic() + seconds
     while not (found := check()):
@@ -457,11 +457,11 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def wait(self, seconds: float = 90.0) -> int:
+    def wait(self, seconds: float = 180.0) -> int:
         """The exit code."""
         return self.popen.wait(seconds)
 
-    def check(self, code: int = 0, seconds: float = 90.0) -> "Process":
+    def check(self, code: int = 0, seconds: float = 180.0) -> "Process":
         """Wait for the end and assert the exit code."""
         got = self.wait(seconds)
         assert got == code, f"exit code {got}, not {code}: {' '.join(self.args)}\n{self.out}\n{self.err}"

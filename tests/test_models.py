@@ -118,12 +118,13 @@ def test_the_stream_gets_the_auc_of_the_cards_on_fresh_events(tmp_path: Path) ->
         assert re.search(rf"^{tagger} +0\.\d{{4}} \+- ", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.timeout(300)
 def test_the_demo_tells_of_all_four(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "streamer", "demo", "--events", "2775", "--output", str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert "2,775 fed = 2,775 scored + 0 errors" in done.stdout

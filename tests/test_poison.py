@@ -15,7 +15,7 @@ from physics_helpers import Processes, call, deadly_model, event, sum_model, wri
 from stages import PIPELINE
 from stages.detector.ecal import eb_detid
 
-N_EVENTS, DEADLY = 10_000, 4321
+N_EVENTS, DEADLY = 4_000, 1321
 
 
 @pytest.fixture(scope="module")

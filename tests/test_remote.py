@@ -165,7 +165,7 @@ def test_damage_costs_only_itself_as_on_disk(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("kind", "multirange", "every"),  # which requests are tried: there are many where each is for one range
-    [("ttree", True, 2), ("ttree", False, 19), ("rntuple", True, 19)],
+    [("ttree", True, 2), ("ttree", False, 19), ("rntuple", True, 41)],
 )
 def test_http_lost_at_any_request_costs_no_event(
     folder: Path, kind: str, multirange: bool, every: int, monkeypatch: pytest.MonkeyPatch

@@ -48,12 +48,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def streamed(folder: Path) -> Iterator[dict[str, Process]]:
-    """The packaged electrons and photons once, and two and a half times as an RNTuple by two of each stage."""
+    """The packaged electrons and photons once, and one and a half times as an RNTuple by two of each stage."""
     twice = ("--replicas", "framer=2,cropper=2,tagger=2", "--set", "writer.format=rntuple")
     with Processes(folder) as streamer:
         made = {
             "once": streamer("run", SAMPLE, "--output", folder / "once"),
-            "loop": streamer("run", SAMPLE, "--output", folder / "loop", "--loop", "--events", 6_250, *twice),
+            "loop": streamer("run", SAMPLE, "--output", folder / "loop", "--loop", "--events", 3_750, *twice),
         }
         yield {name: process.check() for name, process in made.items()}
 
@@ -84,7 +84,7 @@ def test_the_auc_is_that_of_the_labels_in_the_input(streamed: dict[str, Process]
 
 
 def test_events_that_come_again_count_once(streamed: dict[str, Process], folder: Path) -> None:
-    assert len(read_scores(folder / "loop/scores.root")["event"]) == 6_250
+    assert len(read_scores(folder / "loop/scores.root")["event"]) == 3_750
     assert told(streamed["loop"]) == told(streamed["once"])
     once = "each event of the input counts once, however often it was fed"
     assert once in streamed["loop"].out

@@ -13,7 +13,8 @@ from streamer.background import give_way
 from streamer.errors import StreamerError, one_line
 from streamer.pipeline import Pipeline, resolve
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
+"""A drawing may take so long: it gives way to the stream, which may leave it little of a busy machine."""
 IDLE_S = 60.0
 MOST_BYTES = 32 << 20
 
