@@ -46,7 +46,7 @@ def process(processes: Processes, folder: Path) -> Process:
     network = sum_model(folder / "sum.onnx", limit=75.5)  # the last 25 events fail
     single_hits(network, 100, scored=75).write(folder / "good.json")
     made = processes(
-        *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 500),
+        *("run", write_hits(folder / "events.root", events), "--output", folder / "out", "--loop", "--rate", 200),
         *("--replicas", "tagger=1"),
         *("--tagger", f"eg={network}", "--monitor", "--reference", folder / "good.json"),
     )
@@ -74,7 +74,7 @@ def asked(process: Process, method: str, path: str, **headers: str) -> tuple[int
 
 
 def test_it_tells_what_the_run_does(process: Process) -> None:
-    wait_until(lambda: (got(process, "state").get("rates") or {}).get("done", 0) > 300, "the rate")
+    wait_until(lambda: (got(process, "state").get("rates") or {}).get("done", 0) > 120, "the rate")
     state = got(process, "state")
     assert state["state"] == "running"
     assert [stage["name"] for stage in state["stages"]] == ["reader", "framer", "cropper", "tagger", "writer"]
