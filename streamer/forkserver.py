@@ -123,14 +123,19 @@ class ForkServer:
     async def _fork(self, arguments: list[str]) -> "Forked":
         async with self._turn:
             stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()
+            theirs = [stdin[0], stdout[1], stderr[1]]
+            asking = asyncio.get_running_loop().run_in_executor(None, self._ask, arguments, theirs)
             try:
-                pid = await asyncio.to_thread(self._ask, arguments, [stdin[0], stdout[1], stderr[1]])
+                pid = await asyncio.shield(asking)
             except BaseException:
+                if not asking.done():  # we are no longer wanted, but the answer must not be taken for the next one's
+                    with contextlib.suppress(GoneError, OSError):
+                        os.kill(Forked(await asking).pid, signal.SIGKILL)
                 for fd in (stdin[1], stdout[0], stderr[0]):
                     os.close(fd)
                 raise
             finally:
-                for fd in (stdin[0], stdout[1], stderr[1]):
+                for fd in theirs:
                     os.close(fd)
         ours = stdin[1], stdout[0], stderr[0]
         try:

@@ -13,6 +13,7 @@ import pytest
 from physics_helpers import wait_until
 
 from streamer.forkserver import Forked, ForkServer, Running
+from streamer.testing import until
 
 MODULES = ["streamer.runner"]
 
@@ -80,6 +81,24 @@ def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
             assert [await one.wait() for one in (first, second, third)] == [0, -signal.SIGSEGV, 0]
 
     asyncio.run(live())
+
+
+def test_one_that_is_no_longer_wanted_does_not_stay_and_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").touch()
+
+    async def change_ones_mind() -> None:
+        async with opened() as server:
+            before = psutil.Process().children()
+            asked = asyncio.create_task(server.start(["draw", "--config", str(tmp_path / "run.toml")]))
+            await until(server._turn.locked)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            code, said, _ = await ended(await server.start(["--version"]))
+            assert (code, said.split()[0]) == (0, b"streamer")
+            await until(lambda: psutil.Process().children() == before)
+
+    asyncio.run(change_ones_mind())
 
 
 def test_nobody_is_left_when_whoever_asked_is_killed(tmp_path: Path) -> None:
