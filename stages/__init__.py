@@ -7,7 +7,7 @@ CHAIN = (
     StageSpec("reader", "stages.reader:Reader"),
     StageSpec("framer", "stages.framer:Framer"),
     StageSpec("cropper", "stages.cropper:Cropper"),
-    StageSpec("tagger", "stages.tagger:Tagger"),
+    StageSpec("tagger", "stages.tagger:Tagger", rehearse="stages.rehearsing:rehearse"),
     StageSpec("writer", "stages.writer:Writer"),
 )
 

@@ -45,6 +45,8 @@ class Model:
         The setting that names its file.
     device : int
         Which GPU, where one is used.
+    tried : str
+        The SHA-256 that its files must have; any where it is empty.
 
     Attributes
     ----------
@@ -58,7 +60,7 @@ class Model:
     Raises
     ------
     UsageError
-        Not a model, a model of another shape, or a provider that does not load.
+        Not a model, a model of another shape, another one than was tried, or a provider that does not load.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Model:
         form: str = "image",
         key: str = "model",
         device: int = 0,
+        tried: str = "",
     ) -> None:
         self.where, self.spec, self._name, self._path = f"tagger {name}: {path}", spec, name, path
         self._key = f"taggers.{name}.{key}"
@@ -85,6 +88,8 @@ class Model:
                     f"{self.where}: its weights are in '{other}', which cannot be read; put it beside the model"
                 )
         self.sha256 = digest(path)
+        if tried and self.sha256 != tried:
+            raise UsageError(f"{self.where}: has become another file since it was tried; ask for it again")
         self.session = self._load(path)
         self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         self.n_points = spec.points

@@ -3,9 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import psutil
+from pydantic import BaseModel, ConfigDict
 
 from stages import records
 from stages.config import Config
@@ -23,10 +26,40 @@ log = logging.getLogger(__name__)
 
 WARM_UP_S = 0.005
 """Each batch size is measured for about so long at the start; running tells the rest."""
+REHEARSAL_S = 0.1
+"""... and for so long in a rehearsal by the clock on the wall, as others are served first there."""
 OVERHEAD_S = 0.2e-3
 """About what the tagger spends on a batch besides."""
 TOLERANCE = 1e-5
 """Scores of a changed graph may differ so much from those of the network as it was."""
+
+
+class Finding(BaseModel):
+    """What a rehearsal found of a network.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of the files that were tried.
+    provider : str
+        What it ran on.
+    form : str
+        How it is given what it sees (`stages.forms`).
+    max_batch : int
+    costs : dict of int to float or None
+        Seconds by size, where batches are to adapt.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    provider: str
+    form: str
+    max_batch: int
+    costs: dict[int, float] | None
+
+
+NO_FINDINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Network:
@@ -40,6 +73,8 @@ class Network:
         Which GPU, where one is used.
     whole : bool
         Nothing is cut off the graph (`stages.scaling`): the network as anybody else would run it.
+    found : Finding, optional
+        What a rehearsal found of it; another network than was tried there is refused.
 
     Attributes
     ----------
@@ -56,24 +91,37 @@ class Network:
         Whatever is wrong with the model.
     """
 
-    def __init__(self, name: str, config: Config, key: str = "model", device: int = 0, whole: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        key: str = "model",
+        device: int = 0,
+        whole: bool = False,
+        found: Finding | None = None,
+    ) -> None:
         self.name, self.spec, self._key, self._device, self._whole = name, config.taggers[name], key, device, whole
         self._settings, self._threads, self._within = config.tagger, threads_of(config), config.feed.deadline
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
         form = "image" if self.spec.input == "auto" else self.spec.input
-        self.model, self.form = self._made(form)
+        self.model, self.form = self._made(found.form if found else form, found.sha256 if found else "")
         self.exact = self.model.provider == "CPU"
         self.costs: Costs | None = None
+        if found and self.model.provider != found.provider:
+            raise UsageError(
+                f"{self.model.where}: would run on {self.model.provider} here, and was tried on {found.provider}"
+            )
         if self.spec.crop:
             self.crop, self.pixel = records.crop_names(config.crops[name])
         self.score = records.score_column(name, self.spec).name
         self.model_is = records.model_column(name).name
 
-    def _made(self, form: str) -> tuple[Model, Form]:
+    def _made(self, form: str, tried: str = "") -> tuple[Model, Form]:
         """The model and the batch in one form."""
         spec, settings, grid = self.spec, self._settings, self._grid
-        model = Model(self.name, spec.model, spec, settings.provider, self._threads, form, self._key, self._device)
+        how = settings.provider, self._threads, form, self._key, self._device
+        model = Model(self.name, spec.model, spec, *how, tried)
         to_cut = form == "image" and model.provider == "CPU" and not self._whole
         self._scaling = model.without_scaling() if to_cut else None
         n_channels = self._scaling.source.size if self._scaling else len(spec.channels)
@@ -94,33 +142,80 @@ class Network:
             return model, Entries(grid, exact=model.provider == "CPU")
         return model, Images(spec, grid, self.max_batch, self._scaling)
 
-    def warm_up(self) -> None:
+    def warm_up(self, within: float = WARM_UP_S) -> None:
         """Compile, run the network, choose its form where that is left open, and learn what batches cost.
+
+        Parameters
+        ----------
+        within : float
+            Seconds for which a size is measured by the clock on the wall.
 
         Raises
         ------
         UsageError
             The network fails, a changed graph gives other scores, or no crop could be scored before its deadline.
         """
-        seen = typical(self._grid, self.max_batch, self._index_dtype)
         try:
-            self.form.fill(seen, 0, self.max_batch, 0)  # compiles
-            self.run(self.max_batch)  # takes the memory
+            seen = self._run_largest()
             if self.form.name == "sparse" or self.spec.normalise or self._scaling:
                 self._check(seen)
             if self.spec.input == "auto":
                 self._choose(seen)
             if self._settings.policy == "adaptive":
-                self.costs = self._learned(seen)
+                self.costs = self._learned(seen, within)
             else:
                 self.form.fill(seen, 0, 1, 0)
                 self.run(self.padded(1))
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(f"{self.model.where}: fails on made-up objects ({one_line(error)})") from None
+            raise self._failing(error) from None
         least = self.costs.of(self.padded(1)) if self.costs else 0.0
         self._check_deadline(least)
+
+    def _run_largest(self) -> Sparse:
+        """Run the largest batch: that compiles, and takes the memory. Returns what was filled in."""
+        seen = typical(self._grid, self.max_batch, self._index_dtype)
+        self.form.fill(seen, 0, self.max_batch, 0)
+        self.run(self.max_batch)
+        return seen
+
+    def _failing(self, error: Exception) -> UsageError:
+        return UsageError(f"{self.model.where}: fails on made-up objects ({one_line(error)})")
+
+    @property
+    def finding(self) -> Finding:
+        """What is known since it was warmed up."""
+        costs = {n: self.costs.of(n) for n in self.costs.sizes} if self.costs else None
+        return Finding(
+            sha256=self.model.sha256,
+            provider=self.model.provider,
+            form=self.form.name,
+            max_batch=self.max_batch,
+            costs=costs,
+        )
+
+    def get_ready(self, found: Finding | None, within: float = WARM_UP_S) -> None:
+        """Go by what a rehearsal found; without that, `warm_up`.
+
+        Raises
+        ------
+        UsageError
+            The network cannot be used.
+        """
+        if found is None:
+            self.warm_up(within)
+            return
+        self.max_batch = min(self.max_batch, found.max_batch)
+        try:
+            seen = self._run_largest()
+            if not self.exact:  # so that nothing is compiled when events are waiting
+                for n in found.costs or [self.padded(1)]:
+                    self.form.fill(seen, 0, min(n, self.max_batch), 0)
+                    self.run(n)
+        except Exception as error:
+            raise self._failing(error) from None
+        self.costs = Costs(found.costs) if found.costs else None
 
     def _check_deadline(self, least: float) -> None:
         """Hold the deadline against an inference of one crop [s]."""
@@ -164,11 +259,11 @@ class Network:
     def _choose(self, seen: Sparse) -> None:
         """Of image and sparse, what is faster here."""
         image = self.model, self.form
-        took = {"image": self.seconds(self.max_batch, seen)}
+        took = {"image": self.seconds(self.max_batch, seen, clock=self._clock)}
         try:
             self.model, self.form = self._made("sparse")
             self._check(seen)
-            took["sparse"] = self.seconds(self.max_batch, seen)
+            took["sparse"] = self.seconds(self.max_batch, seen, clock=self._clock)
         except UsageError as error:
             log.info("input = 'auto': %s", error)
         if took["image"] <= took.get("sparse", np.inf):
@@ -176,13 +271,18 @@ class Network:
         told = ", ".join(f"{form} {seconds * 1e3:.3g} ms" for form, seconds in took.items())
         log.info("%s: input = '%s' (%d objects: %s)", self.model.where, self.form.name, self.max_batch, told)
 
-    def _learned(self, seen: Sparse) -> Costs:
+    @property
+    def _clock(self) -> Callable[[], float]:
+        """At a start all processes compile, and a rehearsal gives way to the stream: a long batch is interrupted more
+        than a short one."""
+        return time.thread_time if self.exact and self._threads == 1 else time.perf_counter
+
+    def _learned(self, seen: Sparse, within: float) -> Costs:
         """What batches cost, from sizes that are each four times the one before."""
         some = {1 << k for k in range(0, self.max_batch.bit_length(), 2)}
         ends = [self.max_batch] if self.model.fixed_batch else sorted({*some, self.max_batch})
-        # At a start all processes compile, and a long batch is interrupted more than a short one.
-        clock = time.thread_time if self.exact and self._threads == 1 else time.perf_counter
-        measured = {n: self.seconds(n, seen, WARM_UP_S, clock) for n in ends}
+        within = within if self._clock is time.perf_counter else WARM_UP_S
+        measured = {n: self.seconds(n, seen, within, self._clock) for n in ends}
         self.max_batch = largest_useful(measured, OVERHEAD_S)
         ends = [n for n in ends if n <= self.max_batch]
         sizes = useful_sizes({n: measured[n] for n in ends})

@@ -321,9 +321,9 @@ def model(
 ) -> None:
     """Replace a tagger's network while a run goes on; no event is lost, and none waits for it.
 
-    The new one is loaded and warmed up beside the old one, and scores from a block on; a column of the output
-    ([bold]egModel[/bold] for eg) tells which network an event was scored by. One that cannot be used is
-    refused, and the old one stays.
+    The new one is tried in a process of its own, loaded beside the old one, and scores from a block on; a column of the
+    output ([bold]egModel[/bold] for eg) tells which network an event was scored by. One that cannot be used, or that
+    crashes or hangs where it is tried, is refused, and the old one stays.
 
     [bold]Example[/bold]
 

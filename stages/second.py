@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from stages.config import Config
 from stages.forms import Sparse
-from stages.network import Network
+from stages.network import NO_FINDINGS, Finding, Network
 from streamer.background import give_way
 from streamer.batcher import Part
 from streamer.block import Array, Block
@@ -48,29 +49,46 @@ class OpinionMetrics:
         )
 
 
-def second_networks(name: str, config: Config, device: int = 0) -> list[tuple[str, Network, float]]:
+def second_networks(
+    name: str, config: Config, device: int = 0, rehearsed: Mapping[str, Finding] = NO_FINDINGS
+) -> list[tuple[str, Network, float]]:
     """What scores again for a tagger, warm: against what, by what network, which share of the objects.
+
+    Parameters
+    ----------
+    rehearsed : mapping
+        What a rehearsal found, by what it is against.
 
     Raises
     ------
     UsageError
         The shadow cannot be used.
     """
-    spec, found = config.taggers[name], []
+    spec, made = config.taggers[name], []
     if spec.shadow is not None:
-        found.append(("shadow", _second(name, config, "shadow", device, model=spec.shadow), spec.shadow_share))
+        network = _second(name, config, "shadow", rehearsed.get("shadow"), device, model=spec.shadow)
+        made.append(("shadow", network, spec.shadow_share))
     if spec.cpu_check:
         form = "points" if spec.input == "points" else "image"
-        found.append(("cpu", _second(name, config, "model", provider="cpu", input=form), spec.cpu_check))
-    return found
+        network = _second(name, config, "model", rehearsed.get("cpu"), provider="cpu", input=form)
+        made.append(("cpu", network, spec.cpu_check))
+    return made
 
 
-def _second(name: str, config: Config, key: str, device: int = 0, provider: str = "", **changed: Any) -> Network:
+def _second(
+    name: str,
+    config: Config,
+    key: str,
+    found: Finding | None,
+    device: int = 0,
+    provider: str = "",
+    **changed: Any,
+) -> Network:
     spec = config.taggers[name].model_copy(update=changed)
     runs = {"policy": "fixed", "deadline": 0.0, "max_batch": 16, **({"provider": provider} if provider else {})}
     settings = {"taggers": {**config.taggers, name: spec}, "tagger": config.tagger.model_copy(update=runs)}
-    network = Network(name, config.model_copy(update=settings), key, device)
-    network.warm_up()
+    network = Network(name, config.model_copy(update=settings), key, device, found=found)
+    network.get_ready(found)
     return network
 
 

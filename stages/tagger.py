@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from stages import records
 from stages.config import Config, digest
 from stages.machine import cores, n_gpus
-from stages.network import Network, threads_of
+from stages.network import NO_FINDINGS, WARM_UP_S, Finding, Network, threads_of
 from stages.second import OpinionMetrics, SecondOpinion, second_networks
 from streamer.background import give_way
 from streamer.batcher import Part
@@ -25,11 +25,85 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """A network that is ready, and what scores again for it: against what, by what, which share."""
 
     network: Network
     seconds: list[tuple[str, Network, float]]
+
+    @property
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """What is known of each since it was warmed up, as plain data: by `model`, `shadow` and `cpu`."""
+        each = [("model", self.network), *((against, network) for against, network, _ in self.seconds)]
+        return {what: network.finding.model_dump(mode="json") for what, network in each}
+
+
+def pin(config: Config) -> None:
+    """This thread, and those that it starts, use the cores that are set aside for inference.
+
+    Raises
+    ------
+    UsageError
+        This process may not use one of them.
+    """
+    if config.tagger.cpus:
+        os.sched_setaffinity(0, cores(config.tagger.cpus))
+
+
+def loaded(
+    config: Config,
+    names: Iterable[str],
+    device: int = 0,
+    rehearsed: Mapping[str, Mapping[str, Any]] = NO_FINDINGS,
+    within: float = WARM_UP_S,
+) -> list[Loaded]:
+    """Networks, checked and warm, and what scores again for them.
+
+    Parameters
+    ----------
+    device : int
+        Which GPU, where one is used.
+    rehearsed : mapping
+        `Loaded.findings` by tagger, of those that were tried in a rehearsal.
+    within : float
+        See `stages.network.Network.warm_up`.
+
+    Raises
+    ------
+    UsageError
+        With one line for each that cannot be used.
+    """
+    made: list[Loaded] = []
+    problems: list[str] = []
+    for name in names:
+        found = {what: Finding.model_validate(one) for what, one in rehearsed.get(name, {}).items()}
+        try:
+            network = Network(name, config, device=device, found=found.get("model"))
+            network.get_ready(found.get("model"), within)
+            made.append(Loaded(network, second_networks(name, config, device, found)))
+        except UsageError as error:
+            problems += [line for line in str(error).splitlines() if line not in problems]
+    if problems:
+        raise UsageError("\n".join(problems))
+    return made
+
+
+def others(now: Config, wanted: Config) -> list[str]:
+    """The taggers for which another file is wanted.
+
+    Raises
+    ------
+    UsageError
+        Something else is to be changed.
+    """
+    have = [*now.taggers]
+    for name in wanted.taggers.keys() - now.taggers.keys():
+        raise UsageError(f"there is no tagger '{name}' in this run{nearest(name, have)}; it has {', '.join(have)}")
+    models = {name: spec.model for name, spec in now.taggers.items()}
+    same = {name: spec.model_copy(update={"model": models.get(name)}) for name, spec in wanted.taggers.items()}
+    if same != now.taggers or wanted.tagger != now.tagger:
+        raise UsageError("only networks (taggers.NAME.model) can be changed while a run goes on")
+    return [name for name, spec in wanted.taggers.items() if spec.model != models[name]]
 
 
 class Tagger(BatchStage):
@@ -59,43 +133,19 @@ class Tagger(BatchStage):
         self._opinion_metrics = OpinionMetrics(self.registry) if asked else None
         self.priorities: dict[str, int] = {}
         self._n_changes = 0
-        self._cores = cores(self.config.tagger.cpus) if self.config.tagger.cpus else set()
         self._pinned = False
-        self.at_once = not self._cores  # which are for the engine's thread
-        self._use(self._loaded(self.config, [*self.config.taggers]))
+        self.at_once = not self.config.tagger.cpus  # which are for the engine's thread
+        self._use(self._loaded(self.config, self.config.taggers))
 
-    def _pin(self) -> None:
-        """This thread, and those that it starts, use the cores that are set aside for inference."""
-        if self._cores:
-            os.sched_setaffinity(0, self._cores)
-
-    def _loaded(self, config: Config, names: Sequence[str]) -> list[_Loaded]:
-        """Networks, checked and warm, and what scores again for them.
-
-        Raises
-        ------
-        UsageError
-            With one line for each that cannot be used.
-        """
-        self._pin()
-        device = self.replica % max(1, n_gpus())
-        found: list[_Loaded] = []
-        problems: list[str] = []
-        for name in names:
-            try:
-                network = Network(name, config, device=device)
-                network.warm_up()
-                found.append(_Loaded(network, second_networks(name, config, device)))
-            except UsageError as error:
-                problems += [line for line in str(error).splitlines() if line not in problems]
-        if problems:
-            raise UsageError("\n".join(problems))
-        for one in found:
+    def _loaded(self, config: Config, names: Iterable[str], rehearsed: Mapping[str, Any] = NO_FINDINGS) -> list[Loaded]:
+        pin(config)
+        made = loaded(config, names, self.replica % max(1, n_gpus()), rehearsed)
+        for one in made:
             model, threads = one.network.model, threads_of(config)
             log.info("%s on %s, %d threads", model.where, model.provider, threads)
-        return found
+        return made
 
-    def _use(self, loaded: Sequence[_Loaded]) -> None:
+    def _use(self, loaded: Iterable[Loaded]) -> None:
         """Score with these from the next block on. What waits for others is scored by those."""
         suffix = f"#{self._n_changes}" if self._n_changes else ""
         for one in loaded:
@@ -115,38 +165,35 @@ class Tagger(BatchStage):
             self.queues[queue] = network.max_batch
         self._n_changes += 1
 
-    def prepare(self, config: Config) -> Callable[[], None]:
-        """Load other networks and warm them up.
+    def prepare(self, config: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
+        """Load other networks, and warm up those that were not tried in a rehearsal.
+
+        Parameters
+        ----------
+        rehearsed : mapping
+            What `stages.rehearsing.rehearse` found.
 
         Raises
         ------
         UsageError
-            One cannot be used, or something else is to be changed.
+            One cannot be used or is not the file that was tried, or something else is to be changed.
         """
-        now = self.config.taggers
-        for name in config.taggers.keys() - now.keys():
-            raise UsageError(
-                f"there is no tagger '{name}' in this run{nearest(name, list(now))}; it has {', '.join(now)}"
-            )
-        models = {name: spec.model for name, spec in now.items()}
-        wanted = {name: spec.model_copy(update={"model": models.get(name)}) for name, spec in config.taggers.items()}
-        if wanted != now or config.tagger != self.config.tagger:
-            raise UsageError("only networks (taggers.NAME.model) can be changed while a run goes on")
-        current = {self.networks[queue].name: self.networks[queue] for queue in self.queues}
-        others = [
-            name
-            for name, spec in config.taggers.items()
-            if spec.model != current[name].spec.model or digest(spec.model) != current[name].model.sha256
+        moved = others(self.config, config)
+        current = {self.networks[queue].name: self.networks[queue].model for queue in self.queues}
+        wanted = [
+            name for name, spec in config.taggers.items() if name in moved or digest(spec.model) != current[name].sha256
         ]
-        if not others:
+        if not wanted:
             raise UsageError("the stream has these networks already")
-        if threads_of(config) == 1:  # a session's own threads would have to give way for ever
+        # What was rehearsed is short, and does not give way: a thread that has Python to itself and no processor would
+        # let all others wait. A session's own threads would have to give way for ever.
+        if not rehearsed.keys() >= {*wanted} and threads_of(config) == 1:
             give_way()
-        loaded = self._loaded(config, others)
+        networks = self._loaded(config, wanted, rehearsed)
 
         def change() -> None:
             self.config = config
-            self._use(loaded)
+            self._use(networks)
 
         return change
 
@@ -194,7 +241,7 @@ class Tagger(BatchStage):
 
     def infer(self, queue: str, parts: list[Part[Block]]) -> Array:
         if not self._pinned:  # where cores are set aside, it is always the engine's thread
-            self._pin()
+            pin(self.config)
             self._pinned = True
         scores = self.networks[queue].infer(parts)
         for opinion in self.opinions.get(queue, ()):

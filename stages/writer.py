@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ class Writer(Sink):
 
             self._crops = CropKeeper(self.config)
 
-    def prepare(self, config: Config) -> Callable[[], None]:
+    def prepare(self, config: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         """Get ready for another prescale column.
 
         Raises

@@ -1,6 +1,7 @@
 """Other settings while a run goes on: prepared beside the work, and put into force between two blocks.
 
-The supervisor asks all replicas of a stage to get ready. When all are, it tells all to make the change; when one
+The supervisor lets a process of its own try what is expensive or dangerous about a change (`streamer.rehearsing`), and
+then asks all replicas of the stage to get ready. When all are, it tells all to make the change; when one
 refuses, all forget it, and everything stays as it was. What must not be worked on in between, as it may depend on the
 change, waits (`streamer.stage.Unit.must_wait`): so all replicas of a sink make it at the same place of the stream.
 """
@@ -8,8 +9,9 @@ change, waits (`streamer.stage.Unit.must_wait`): so all replicas of a sink make 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from streamer.background import in_own_thread
 from streamer.block import Block
@@ -48,10 +50,10 @@ class Changes:
         self._next: deque[_Change] = deque()  # to be made, in this order
         self._decided = asyncio.Event()
 
-    async def prepare(self, number: int, config: CoreConfig) -> str:
-        """Get ready for a change; returns why not, or nothing."""
+    async def prepare(self, number: int, config: CoreConfig, rehearsed: Mapping[str, Any]) -> str:
+        """Get ready for a change, of which a rehearsal has found so much; returns why not, or nothing."""
         try:
-            change = _Change(number, config, await in_own_thread(self._unit.prepare, config))
+            change = _Change(number, config, await in_own_thread(self._unit.prepare, config, rehearsed))
             if number <= self._last_dropped:  # nobody would decide about it any more
                 return "it was ready too late"
             self._unit.promise(config)

@@ -148,6 +148,14 @@ def draw(config: Annotated[Path, typer.Option("--config")]) -> None:
 
 
 @app.command(hidden=True)
+def rehearse(stage: str, run_dir: Annotated[Path, typer.Option("--run-dir")]) -> None:
+    """Try a change of a run before its replicas get ready for it: told on standard input, answered in JSON."""
+    from streamer import rehearsing
+
+    leave(rehearsing.rehearse(installed_pipeline(), stage, run_dir))
+
+
+@app.command(hidden=True)
 def forkserver(
     fd: int, modules: list[str], supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 ) -> None:

@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 SOCKET = "control"
 MAX_LINE = 1 << 20
 TIMEOUT_S = 10.0
-CHANGE_TIMEOUT_S = 600.0
-"""A change is waited for so long: all replicas get ready for it first, and a network may take minutes to compile."""
+CHANGE_TIMEOUT_S = 1200.0
+"""A change is waited for so long: it is rehearsed, all replicas get ready for it, and a network may take minutes to
+compile."""
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 

@@ -18,10 +18,21 @@ ENTRY_POINTS = "streamer.pipeline"
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A place in the chain; `target` is `module:Class`, imported only in the process that needs it."""
+    """A place in the chain.
+
+    Parameters
+    ----------
+    target : str
+        `module:Class`, imported only in the process that needs it.
+    rehearse : str
+        `module:function`; called with the configuration in force and with another one, in a process of its own, before
+        a replica is asked to `prepare` for that: does once what is expensive or dangerous about it, and returns what it
+        found, as plain data for `prepare`. Raises `UsageError` where the change is wrong. Without it nothing is tried.
+    """
 
     name: str
     target: str
+    rehearse: str = ""
 
     def make(self, config: CoreConfig) -> Unit:
         module, _, name = self.target.partition(":")
@@ -78,7 +89,8 @@ class Pipeline:
     @property
     def modules(self) -> list[str]:
         """What its processes import."""
-        return [*dict.fromkeys(spec.target.partition(":")[0] for spec in self.chain), *self.preload]
+        targets = [target for spec in self.chain for target in (spec.target, spec.rehearse) if target]
+        return [*dict.fromkeys(target.partition(":")[0] for target in targets), *self.preload]
 
     def place(self, stage: str) -> int:
         """Where a stage stands in the chain, from 0."""

@@ -291,8 +291,9 @@ class Process:
 
     def _hear_supervisor(self) -> None:
         """Standard input: a JSON object a line. `{"over": ["reader-0", ...]}` names who has ended the stream, and
-        `{"replicas": {"tagger": 3}}` tells that there are more or fewer now. `{"prepare": 7, "settings": {...}}` asks
-        to get ready for a change, `{"change": 7, "at_lumisection": false}` to make it, `{"drop": 7}` to forget it.
+        `{"replicas": {"tagger": 3}}` tells that there are more or fewer now. `{"prepare": 7, "settings": {...},
+        "rehearsed": {...}}` asks to get ready for a change, `{"change": 7, "at_lumisection": false}` to make it,
+        `{"drop": 7}` to forget it.
 
         At its end our supervisor has died: leave at once. What is on disk is safe, and the run can be resumed.
         """
@@ -306,7 +307,7 @@ class Process:
             if "replicas" in news:
                 self.config = self.config.model_copy(update={"replicas": news["replicas"]})
             if "prepare" in news:
-                self.background(self._prepare(news["prepare"], news["settings"]))
+                self.background(self._prepare(news["prepare"], news["settings"], news["rehearsed"]))
             if self._changes is not None and "change" in news:
                 self._changes.make(news["change"], at_lumisection=news["at_lumisection"])
             if self._changes is not None and "drop" in news:
@@ -317,11 +318,11 @@ class Process:
             self._tell_over(self._inlet)
             self.background(self._inlet.follow(self._upstream()))
 
-    async def _prepare(self, number: int, settings: dict[str, Any]) -> None:
+    async def _prepare(self, number: int, settings: dict[str, Any], rehearsed: dict[str, Any]) -> None:
         """Get ready for a change, and say whether we are."""
         assert self._changes is not None
         try:
-            refused = await self._changes.prepare(number, changed(self.config, settings))
+            refused = await self._changes.prepare(number, changed(self.config, settings), rehearsed)
         except UsageError as error:
             refused = str(error)
         self.tell(self.state, prepared=number, refused=refused)

@@ -74,10 +74,15 @@ class Unit:
     def close(self) -> None:
         """Let go of what `setup` took."""
 
-    def prepare(self, config: Any) -> Callable[[], None]:
+    def prepare(self, config: Any, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         """Get ready for another configuration while the stage works; returns what puts it into force, between blocks.
 
         Runs in a thread of its own; what it returns is called in the loop.
+
+        Parameters
+        ----------
+        rehearsed : mapping
+            What the stage's rehearsal found (`streamer.pipeline.StageSpec`); empty where there was none.
 
         Raises
         ------

@@ -29,6 +29,7 @@ from streamer.news import read
 from streamer.notify import Notifier, Pulse
 from streamer.pipeline import Pipeline, resolve
 from streamer.reference import Taken
+from streamer.rehearsing import Rehearsal
 from streamer.run_folder import run_folder
 from streamer.runner import Run
 from streamer.tracing import require
@@ -107,6 +108,7 @@ class Supervisor:
         require(config)
         modules = [*pipeline.modules, *(["streamer.spans"] if config.trace.share else [])]
         self._forks = ForkServer(pipeline.program, modules, MAX_LINE)
+        self._rehearsal = Rehearsal(self._forks, config.supervisor.start_timeout)
         self.page = self._page()
 
     async def run(self) -> Outcome:
@@ -140,6 +142,7 @@ class Supervisor:
                     await asyncio.to_thread(resolve(self.pipeline.finish), self.config)
                 poller.cancel()
             finally:
+                self._rehearsal.break_off()
                 for child in self.children:
                     self._signal(child, signal.SIGKILL)
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -327,7 +330,7 @@ class Supervisor:
         StreamerError
             They cannot be kept, as where a disk is full; everything stays as it is.
         """
-        self.pipeline.place(stage)
+        rehearse = self.pipeline.chain[self.pipeline.place(stage)].rehearse
         config, children = changed(self.config, settings), [c for c in self.children if c.stage == stage]
         if self._signals or self._failure is not None or self._over:
             raise UsageError("the run is stopping")
@@ -340,7 +343,8 @@ class Supervisor:
         self._n_changes += 1
         self._asked = {child.name: asyncio.get_running_loop().create_future() for child in children}
         try:
-            if refused := await self._prepared(children, settings) or await self._keep_change(config):
+            rehearsed = await self._rehearsal.of(stage, settings, self._dir) if rehearse else {}
+            if refused := await self._prepared(children, settings, rehearsed) or await self._keep_change(config):
                 raise UsageError(refused[0])
             quantities = await asyncio.to_thread(self.pipeline.quantities, config)
             for child in children:  # from here on, none can be started again before all is told
@@ -366,10 +370,10 @@ class Supervisor:
         told = ", ".join(f"{key} = {value}" for key, value in settings.items())
         log.warning("%s: %s%s", stage, told, ", from the next lumisection on" if at_lumisection else "")
 
-    async def _prepared(self, children: list[Child], settings: dict[str, Any]) -> list[str]:
+    async def _prepared(self, children: list[Child], settings: dict[str, Any], rehearsed: dict[str, Any]) -> list[str]:
         """Let replicas get ready for a change; why some cannot."""
         patience = self.config.supervisor.start_timeout
-        self._tell(children, {"prepare": self._n_changes, "settings": settings})
+        self._tell(children, {"prepare": self._n_changes, "settings": settings, "rehearsed": rehearsed})
         try:
             async with asyncio.timeout(patience):
                 return [why for why in await asyncio.gather(*self._asked.values()) if why]
@@ -606,6 +610,7 @@ class Supervisor:
 
     def _signalled(self) -> None:
         self._signals += 1
+        self._rehearsal.break_off()
         self._manager.tell(STOPPING="1")
         if self._signals == 1:
             log.warning("stopping: what was fed comes out first (again to break off)")

@@ -32,7 +32,7 @@ LONGEST_FIRST = (
     *("pipeline", "control", "collisions", "poison", "mix", "remote", "bad_disks", "chaos", "taggers", "truth"),
     *("training_session", "models", "foreign_formats", "bench", "bench_peers", "training_networks", "view_plot"),
     *("quantize", "batch_metrics", "forms", "page", "deploy", "notify", "live_feed", "skim", "bench_feed", "menu_run"),
-    "recovery",
+    *("recovery", "model_swap"),
 )
 """Files of tests that take more than ten seconds: those that start first do not keep one worker busy at the end."""
 

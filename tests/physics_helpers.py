@@ -424,6 +424,8 @@ class Process:
             for child in self.children():
                 with contextlib.suppress(psutil.Error):
                     command = child.cmdline()
+                    if "stage" not in command:  # what rehearses a change, such as
+                        continue
                     if stage in command and command[command.index("--replica") + 1] == replica:
                         return child
             return None

@@ -1,17 +1,19 @@
 """A network that is replaced while its stream goes on. Real processes, real networks, real files."""
 
+import contextlib
 import hashlib
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import uproot
-from onnx import helper
-from physics_helpers import Processes, call, event, save_graph, single_hits, sum_model, wait_until, write_hits
+from onnx import TensorProto, helper
+from physics_helpers import Process, Processes, call, event, save_graph, single_hits, sum_model, wait_until, write_hits
 
 from stages.detector.ecal import eb_detid
 from stages.swapped import swapped
@@ -36,6 +38,26 @@ def twice_model(path: Path) -> Path:
         helper.make_node("Add", ["sum", "sum"], ["score"]),
     ]
     return save_graph(path, nodes, output=("batch",), weights={"axes": np.array([1, 2, 3], np.int64)})
+
+
+def endless_model(path: Path) -> Path:
+    """Its graph is in order, and its loop does not end."""
+
+    def value(name: str, kind: int) -> Any:
+        return helper.make_tensor_value_info(name, kind, [])
+
+    again = [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Add", ["x", "x"], ["twice"])]
+    real, flag = TensorProto.FLOAT, TensorProto.BOOL
+    ins = [value("k", TensorProto.INT64), value("go", flag), value("x", real)]
+    body = helper.make_graph(again, "body", ins, [value("goes", flag), value("twice", real)])
+    nodes = [
+        helper.make_node("ReduceSum", ["crops"], ["all"], keepdims=0),
+        helper.make_node("Loop", ["", "true", "all"], ["more"], body=body),
+        helper.make_node("ReduceSum", ["crops", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["sum", "more"], ["score"]),
+    ]
+    weights = {"axes": np.array([1, 2, 3], np.int64), "true": np.array(True)}
+    return save_graph(path, nodes, output=("batch",), weights=weights)
 
 
 def number_of(model: Path) -> int:
@@ -97,6 +119,75 @@ def test_networks_are_replaced_at_block_borders_and_bad_ones_refused(streamer: P
     assert swapped(out / "books") == {}, "the network that the run began with needs no word"
 
 
+def test_a_network_that_crashes_or_hangs_does_so_in_its_rehearsal(streamer: Processes, tmp_path: Path) -> None:
+    process, old = endless(streamer, tmp_path)
+    bad = endless_model(tmp_path / "bad.onnx")
+    asked = streamer("model", f"eg={bad}")
+    rehearsal = wait_until(lambda: rehearsing(process), "a rehearsal")
+    wait_until(lambda: rehearsal.nice() == 19 and rehearsal.cpu_times().user > 1, "its loop")
+    with pytest.raises(UsageError, match="another change is just being prepared"):
+        change(streamer, {"taggers.eg.model": str(bad)})
+    seen = done(streamer)
+    wait_until(lambda: done(streamer) > seen + 300, "events meanwhile")
+    rehearsal.send_signal(signal.SIGSEGV)
+    asked.check(2)
+    assert asked.complaints == ["tagger: the rehearsal died of SIGSEGV; everything stays as it was"]
+    assert {row["restarts"] for row in status(streamer)} == {0}
+    late = streamer("model", f"eg={bad}")
+    wait_until(lambda: rehearsing(process), "another rehearsal")
+    streamer("stop").check()
+    late.check(2)
+    assert late.complaints == ["the run is stopping"]
+    process.check()
+    assert not [child for child in process.children() if child.is_running()]
+    assert call("ledger", tmp_path / "out")[0] == 0
+    with uproot.open(tmp_path / "out" / "scores.root") as file:
+        assert {*file["Events"]["egModel"].array(library="np").tolist()} == {number_of(old)}
+
+
+def test_a_rehearsal_ends_with_its_run(streamer: Processes, tmp_path: Path) -> None:
+    process, _ = endless(streamer, tmp_path)
+    streamer("model", f"eg={endless_model(tmp_path / 'bad.onnx')}")
+    wait_until(lambda: rehearsing(process), "a rehearsal")
+    family = process.children()
+    process.signal(signal.SIGKILL)
+    for child in family:
+        child.wait(20)
+
+
+@pytest.mark.long
+def test_a_network_that_takes_too_long_is_refused(streamer: Processes, tmp_path: Path) -> None:
+    process, _ = endless(streamer, tmp_path, "--set", "supervisor.start_timeout=30")
+    refused = streamer("model", f"eg={endless_model(tmp_path / 'bad.onnx')}").check(2)
+    assert refused.complaints == ["tagger: the rehearsal was not done after 30 s; everything stays as it was"]
+    assert not rehearsing(process)
+    new = twice_model(tmp_path / "new.onnx")
+    streamer("model", f"eg={new}").check()
+    streamer("stop").check()
+    process.check()
+
+
+def endless(streamer: Processes, tmp_path: Path, *more: object) -> tuple[Process, Path]:
+    """A run that goes on until it is stopped, and its network."""
+    hit = int(eb_detid(20, 11))
+    events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(100)]
+    hits, old = write_hits(tmp_path / "events.root", events), sum_model(tmp_path / "old.onnx")
+    run = ("run", hits, "--output", tmp_path / "out", "--loop", "--rate", 1000, "--tagger", f"eg={old}")
+    process = streamer(*run, "--replicas", "tagger=2", *more)
+    process.wait_for_events(200)
+    wait_until(lambda: {row["state"] for row in status(streamer)} == {"running"}, "all processes to run")
+    return process, old
+
+
+def rehearsing(process: Process) -> psutil.Process | None:
+    """The process that rehearses a change."""
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):
+            if "streamer rehearse" in " ".join(child.cmdline()):
+                return child
+    return None
+
+
 @pytest.mark.long
 def test_a_run_that_goes_on_has_the_network_that_it_had_last(streamer: Processes, tmp_path: Path) -> None:
     hit = int(eb_detid(20, 11))
@@ -154,7 +245,7 @@ class Changing(ToyStage):
 
     rate = 0.0
 
-    def prepare(self, config: CoreConfig) -> Any:
+    def prepare(self, config: CoreConfig, rehearsed: Mapping[str, Any]) -> Any:
         if config.replicas:
             raise UsageError("no")
 
@@ -176,13 +267,13 @@ def block_of(lumi: int) -> Block:
 async def test_a_change_is_made_before_the_next_block_or_at_the_next_lumisection() -> None:
     stage = Changing()
     changes = Changes(stage)
-    assert await changes.prepare(1, config(5.0)) == ""
+    assert await changes.prepare(1, config(5.0), {}) == ""
     assert changes.before(block_of(1)) is None, "nobody has said that it is to be made"
     changes.make(1, at_lumisection=False)
     assert changes.before(block_of(1)) == config(5.0)
     assert stage.rate == 5.0
     assert changes.before(block_of(1)) is None
-    assert await changes.prepare(2, config(6.0)) == ""
+    assert await changes.prepare(2, config(6.0), {}) == ""
     changes.make(2, at_lumisection=True)
     assert [changes.before(block_of(lumi)) for lumi in (4, 4, 4)] == [None] * 3
     assert stage.rate == 5.0
@@ -193,12 +284,11 @@ async def test_a_change_is_made_before_the_next_block_or_at_the_next_lumisection
 async def test_what_is_refused_or_dropped_changes_nothing() -> None:
     stage = Changing()
     changes = Changes(stage)
-    assert await changes.prepare(1, CoreConfig(replicas={"a": 2})) == "no"
-    assert await changes.prepare(2, config(7.0)) == ""
+    assert await changes.prepare(1, CoreConfig(replicas={"a": 2}), {}) == "no"
+    assert await changes.prepare(2, config(7.0), {}) == ""
     changes.drop(2)
     for number in (1, 2, 3):
         changes.make(number, at_lumisection=False)
     assert changes.before(block_of(1)) is None
-    assert (
-        await Changes(ToyStage()).prepare(1, config(1.0)) == "none of these settings can be changed while a run goes on"
-    )
+    refused = await Changes(ToyStage()).prepare(1, config(1.0), {})
+    assert refused == "none of these settings can be changed while a run goes on"
