@@ -12,6 +12,7 @@ its journal goes when the manifest has it.
 import contextlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from stages import PIPELINE, records
 from stages.config import Config
 from stages.error_stream import ErrorStream
 from stages.inputs import shown
-from stages.manifest import OpenManifest, Tally
+from stages.manifest import OpenManifest, Segment, Tally
 from stages.menu.output import StreamFiles, is_complete, menu_metadata, output_steps
 from stages.stored import SUFFIX, files_of, sha256_of, write
 from streamer import __version__
-from streamer.journal import Journal
+from streamer.journal import Journal, Written
 from streamer.ledger import Stripes
 
 SCORES = "scores.root"
@@ -42,6 +43,7 @@ class Results:
 
     def __init__(self, config: Config, replica: int, n_replicas: int) -> None:
         self.config, self.folder, self.books = config, config.writer.dir, config.books
+        self.replica = replica
         self.stripes = Stripes(n_replicas, config.feed.block_events)
         self.schema = records.journal(config)
         self.streams = StreamFiles(config, replica)
@@ -98,12 +100,33 @@ class Results:
             The disk is full; the journal stays, and it can be tried again.
         """
         assert self.manifest is not None
+        self.enter(closing, segment, self.make(closing.written(), segment, self.manifest.went_on))
+
+    def make(self, written: Written, segment: int, went_on: Sequence[int]) -> Segment:
+        """Make a journal's files; `went_on` as in the manifest.
+
+        Raises
+        ------
+        OSError
+            The disk is full.
+        """
         path = self.scores_path(segment)
-        tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths), self.manifest.went_on)
-        write_scores(path, tally.count(closing.blocks()), self.config, self.networks)
-        streams = self.streams.write(closing, segment, metadata_of(self.config, self.networks))
-        self.errors.rewrite(segment, closing.blocks() if tally.errors else [])
-        self.manifest.add(tally.segment(path, sha256_of(path), streams))
+        tally = Tally(self.stripes, self.config.feed.deadline, len(self.config.menu.paths), went_on)
+        write_scores(path, tally.count(written.blocks()), self.config, self.networks)
+        streams = self.streams.write(written, segment, metadata_of(self.config, self.networks))
+        return tally.segment(path, sha256_of(path), streams)
+
+    def enter(self, closing: Journal, segment: int, made: Segment) -> None:
+        """Enter a journal's files in the manifest, and drop the journal.
+
+        Raises
+        ------
+        OSError
+            As `convert`.
+        """
+        assert self.manifest is not None
+        self.errors.rewrite(segment, closing.blocks() if made.errors else [])
+        self.manifest.add(made)
         drop(closing)
 
     def convert_left(self, left: Journal, segment: int) -> None:

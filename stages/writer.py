@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from stages.manifest import Manifest, OpenManifest
 from stages.menu.config import same_menu
 from stages.quality import ScoreQuality
 from stages.results import Results, drop, stored_sources
+from stages.segment import LEAST_EVENTS, made_beside
 from stages.stored import require
 from stages.swapped import forget, swapped
 from streamer import __version__
@@ -350,9 +352,23 @@ class Writer(Sink):
         return False
 
     async def _convert(self, journal: Journal, segment: int) -> None:
-        loop = asyncio.get_running_loop()
-        work = lambda: loop.run_in_executor(self._files, self.results.convert, journal, segment)  # noqa: E731
+        slow = journal.n_events >= 2 * self.config.writer.segment_events  # the one before was not ready sooner
+        beside = journal is not self._journal and journal.n_events >= LEAST_EVENTS and not slow
+        work = partial(self._finished_beside if beside else self._finished, journal, segment)
         await self._patiently(work, self.results.scores_path(segment))
+
+    async def _finished(self, journal: Journal, segment: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._files, self.results.convert, journal, segment)
+
+    async def _finished_beside(self, journal: Journal, segment: int) -> None:
+        """The same while the stream goes on."""
+        try:
+            made = await made_beside(self.results, journal, segment)
+        except RuntimeError as error:  # out of memory, or of processes
+            log.warning("%s; it is made by the writer itself", error)
+            await self._finished(journal, segment)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._files, self.results.enter, journal, segment, made)
 
     async def finish(self) -> None:
         await self.sync()

@@ -5,6 +5,7 @@ A `Log` whose records are the frames of a block (`streamer.block.encode`) as a m
 
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,26 @@ _RUN = "journal"
 FORMAT = "streamer journal 3"
 
 
+@dataclass(frozen=True)
+class Written:
+    """Blocks of a journal that are on disk: the first event of each, and its place in the file."""
+
+    path: Path
+    ids: Sequence[int]
+    places: Sequence[int]
+    schema: Schema
+
+    def blocks(self) -> Iterator[Block]:
+        """In the order of the events.
+
+        Raises
+        ------
+        StreamerError
+            One cannot be read back.
+        """
+        return _blocks(self.path, self.ids, self.places, self.schema)
+
+
 class Journal:
     """A journal that is being written, by one process: a new one, or the one that its predecessor left.
 
@@ -31,8 +52,8 @@ class Journal:
 
     Attributes
     ----------
-    ids, sizes : array of int
-        The first event of each block, and how many it has.
+    ids, sizes, places : array of int
+        The first event of each block, how many it has, and where it stands in the file.
 
     Raises
     ------
@@ -43,12 +64,12 @@ class Journal:
     def __init__(self, path: Path, about: dict[str, Any], schema: Schema, damaged: Damaged) -> None:
         self.path, self.schema = path, schema
         self._log = Log(path, {"format": FORMAT, **about}, MAGIC, damaged)
-        self.ids, self.sizes, self._places = _whole(path, self._log.places, schema, damaged)
+        self.ids, self.sizes, self.places = _whole(path, self._log.places, schema, damaged)
         self.n_events = sum(self.sizes)
 
     def add(self, block: Block) -> None:
         """Take a block; it is on disk after the next `sync`."""
-        self._places.append(self._log.add(msgpack.packb([bytes(frame) for frame in encode(block, _RUN)])))
+        self.places.append(self._log.add(msgpack.packb([bytes(frame) for frame in encode(block, _RUN)])))
         self.ids.append(block.id)
         self.sizes.append(block.n_events)
         self.n_events += block.n_events
@@ -69,7 +90,11 @@ class Journal:
 
     def blocks(self) -> Iterator[Block]:
         """What was written, in the order of the events."""
-        return _blocks(self.path, self.ids, self._places, self.schema)
+        return self.written().blocks()
+
+    def written(self) -> Written:
+        """Where its blocks are."""
+        return Written(self.path, self.ids, self.places, self.schema)
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from stages.books import read_books
 from stages.config import Config
 from stages.finishing import finish, finish_run, going_on, resumed, settings_of
 from stages.manifest import Manifest, OpenManifest, Segment
-from stages.results import SCORES, write_scores
+from stages.results import SCORES, Results, write_scores
 from stages.stored import SUFFIX, opened
 from stages.writer import Writer, prepare_folder
 from streamer.block import Block
@@ -459,6 +459,46 @@ async def test_a_writer_killed_while_it_finishes_a_file_finishes_it_when_it_come
     await ended(again)
     assert_holds(tmp_path / "b" / SCORES, [1, 2, 3])
     assert names(tmp_path / "b") == [MANIFEST, SCORES]
+
+
+@pytest.mark.parametrize("why", ["", "/bin/false", "/nowhere", "no room"])
+async def test_a_long_segment_is_finished_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    monkeypatch.setattr("stages.writer.LEAST_EVENTS", 6)
+    making, made_here = Results.make, []
+
+    def make(*args: Any) -> Segment:
+        made_here.append(args[2])
+        return making(*args)
+
+    monkeypatch.setattr(Results, "make", make)
+    if why.startswith("/"):
+        monkeypatch.setattr("stages.segment.sys.executable", why)
+    elif why == "no room":
+        (tmp_path / "scores.root.part").mkdir()
+    writer = started(tmp_path, segment_events=6)
+    await fed(writer, [2, 1])
+    await fed(writer, [3])
+    if why == "no room":
+        await logged("results cannot be written", caplog)
+        (tmp_path / "scores.root.part").rmdir()
+    await converted(writer)
+    assert_holds(tmp_path / SCORES, [1, 2])
+    assert made_here == ([0] if why.startswith("/") else [])
+    assert ("it is made by the writer itself" in caplog.text) == why.startswith("/")
+    await ended(writer)
+    assert made_here[-1] == 1, "the last one holds nobody up"
+    one, other = Manifest(tmp_path / MANIFEST).segments()
+    assert (one.ids, one.events, other.ids) == ([[3, 8]], 6, [[9, 11]])
+    assert one.sha256 == hashlib.sha256((tmp_path / SCORES).read_bytes()).hexdigest()
+    assert names(tmp_path) == [MANIFEST, SCORES, "scores_1.root"]
+
+
+async def logged(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(20):
+        while text not in caplog.text:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_writer_killed_before_it_drops_a_finished_journal_counts_nothing_twice(tmp_path: Path) -> None:

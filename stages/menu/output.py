@@ -15,7 +15,7 @@ from stages.menu.flags import unpacked
 from stages.stored import SUFFIX, SUFFIXES, Form, sha256_of, write
 from streamer.block import Columns, Schema
 from streamer.gather import gather
-from streamer.journal import Journal, steps
+from streamer.journal import Written, steps
 
 FOLDER = "streams"
 SOURCE = "-source"
@@ -100,7 +100,7 @@ class StreamFiles:
     def _form(self, stream: str) -> Form:
         return self._config.menu.streams[stream].format or self._config.writer.format
 
-    def write(self, journal: Journal, segment: int, metadata: dict[str, str]) -> list[list[Any]]:
+    def write(self, journal: Written, segment: int, metadata: dict[str, str]) -> list[list[Any]]:
         """Write those of a segment; returns `[file, events, bytes, sha256]` of each.
 
         Raises
@@ -110,7 +110,7 @@ class StreamFiles:
         """
         return [self._write(journal, segment, stream, metadata) for stream in self._config.menu.streams]
 
-    def _write(self, journal: Journal, segment: int, stream: str, metadata: dict[str, str]) -> list[Any]:
+    def _write(self, journal: Written, segment: int, stream: str, metadata: dict[str, str]) -> list[Any]:
         path, schema = self._path(stream, segment), stream_schema(self._config, stream)
         path.parent.mkdir(exist_ok=True)
         crops = self._config.menu.streams[stream].keeps_crops
