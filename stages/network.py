@@ -211,8 +211,7 @@ class Network:
             seen = self._run_largest()
             if not self.exact:  # so that nothing is compiled when events are waiting
                 for n in found.costs or [self.padded(1)]:
-                    self.form.fill(seen, 0, min(n, self.max_batch), 0)
-                    self.run(n)
+                    self._run_anew(min(n, self.max_batch), seen)
         except Exception as error:
             raise self._failing(error) from None
         self.costs = Costs(found.costs) if found.costs else None
@@ -288,7 +287,7 @@ class Network:
         sizes = useful_sizes({n: measured[n] for n in ends})
         if not self.exact:
             for n in sizes:  # so that nothing is compiled when events are waiting
-                self.run(n)
+                self._run_anew(n, seen)
         return Costs(dict(zip(sizes, np.interp(sizes, ends, [measured[n] for n in ends]).tolist(), strict=True)))
 
     def seconds(
@@ -303,17 +302,21 @@ class Network:
         With the time to fill in what is `seen`, where that is given.
         """
         if not self.exact:  # a new size is compiled
-            self.run(n)
+            self._run_anew(n, seen)
         took: list[float] = []
         while len(took) < 3 or (len(took) < 20 and sum(took) < within):
             begin = clock()
-            if seen is not None:
-                self.form.fill(seen, 0, n, 0)
-            self.run(n)
+            self._run_anew(n, seen)
             took.append(clock() - begin)
             if sum(took) > 3 * within:
                 break
         return min(took)
+
+    def _run_anew(self, n: int, seen: Sparse | None) -> None:
+        """Run a batch of what is `seen`; without that, of what was filled in last, which must have been as many."""
+        if seen is not None:
+            self.form.fill(seen, 0, n, 0)
+        self.run(n)
 
     def items(self, block: Block) -> int:
         """How many crops or frames of a block it is to score."""

@@ -159,6 +159,21 @@ def test_a_warm_network_compiles_nothing_more(tmp_path: Path, form: str) -> None
     assert {name: len(kernel.signatures) for name, kernel in KERNELS.items()} == known
 
 
+@pytest.mark.parametrize("form", ["image", "sparse"])
+def test_sizes_are_warmed_up_as_on_a_device_that_compiles_each(tmp_path: Path, form: str) -> None:
+    made = config({"input": form}, conv_model(tmp_path / "m.onnx"))
+    network = Network("eg", made)
+    network.exact = False
+    network.warm_up()
+    assert network.costs is not None
+    assert network.costs.sizes[0] == 1 < network.costs.sizes[-1] == network.max_batch
+    other = Network("eg", made, found=network.finding)
+    other.exact = False
+    other.get_ready(network.finding)
+    assert other.costs is not None
+    assert other.costs.sizes == network.costs.sizes
+
+
 # ---- points
 
 
