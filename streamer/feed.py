@@ -29,7 +29,7 @@ SHARE = 1 / 2
 """A block may wait for so large a share of the time that blocks are on their way,"""
 MOST = 32
 """... but for no more than so many times `block_wait`,"""
-MOST_OF_DEADLINE = 1 / 8
+MOST_OF_DEADLINE = 1 / 16
 """... and for no more than so large a share of the deadline."""
 SKIPPED = 1 << 20
 """So many events are drawn at a time that are skipped."""
@@ -83,7 +83,7 @@ class Feed:
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
         late catches up in full blocks. Each block costs the chain something besides its events. Where blocks are long
         on their way, the chain is loaded or slow: then a block waits for up to half of the way, at most 32 times
-        `block_wait`. Under a deadline a block is never longer than an eighth of that, for no event leaves a stage
+        `block_wait`. Under a deadline a block is never longer than a sixteenth of that, for no event leaves a stage
         before its whole block.
 
         Parameters

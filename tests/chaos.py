@@ -42,7 +42,7 @@ from chaos_plan import (
     Scenario,
     table,
 )
-from physics_helpers import Process, Processes
+from physics_helpers import Process, Processes, command_of
 
 PATIENCE_S = 60.0
 """Whatever else takes longer is a failure."""
@@ -178,7 +178,7 @@ class Storm:
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                command = process.cmdline()
+                command = command_of(process)
                 if "stage" in command and any(part.startswith(str(self.start.runtime)) for part in command):
                     stage, replica = command[command.index("stage") + 1], command[command.index("--replica") + 1]
                     found[f"{stage}-{replica}"] = process

@@ -336,6 +336,11 @@ def wait_until(check: Callable[[], Any], what: str, seconds: float = 120.0) -> A
     return found
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """The words of its command; a title that is shorter than what was there before is one word, and empty ones."""
+    return " ".join(process.cmdline()).split()
+
+
 def call(*args: object) -> tuple[int, str, str]:
     """The command line inside this process, for what starts no others: exit code, output, error output."""
     root, old = logging.getLogger(), sys.argv
@@ -423,7 +428,7 @@ class Process:
         def look() -> psutil.Process | None:
             for child in self.children():
                 with contextlib.suppress(psutil.Error):
-                    command = child.cmdline()
+                    command = command_of(child)
                     if "stage" not in command:  # what rehearses a change, such as
                         continue
                     if stage in command and command[command.index("--replica") + 1] == replica:

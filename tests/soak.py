@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from physics_helpers import Process, Processes
+from physics_helpers import Process, Processes, command_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from stages.config import packaged
@@ -185,7 +185,7 @@ def named(run: Process) -> dict[str, psutil.Process]:
     out = {"supervisor": psutil.Process(run.popen.pid)}
     for child in run.children():
         with contextlib.suppress(psutil.Error):
-            command = child.cmdline()
+            command = command_of(child)
             if "stage" in command:
                 stage, replica = command[command.index("stage") + 1], command[command.index("--replica") + 1]
                 out[f"{stage}-{replica}"] = child

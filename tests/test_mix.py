@@ -165,13 +165,16 @@ def test_what_cannot_be_mixed_is_told_in_one_line(inputs: Path, tmp_path: Path) 
     assert sum(columns["sequence"].size for columns in asked.read()) >= 590
 
 
-def test_the_command_line_says_what_is_wrong_before_anything_starts(streamer: Processes, inputs: Path) -> None:
+def test_the_command_line_says_what_is_wrong_before_anything_starts(
+    streamer: Processes, inputs: Path, tmp_path: Path
+) -> None:
     asked = (
         (("run", *mix(inputs), "--events", 100_000), "signal.root: has 300 events, and 100,000 of the mix need"),
         (("run", "--mix", "signal.root"), "--mix 'signal.root': write input=weight, such as signal.root=0.1"),
         (("run", "a.root", "--mix", "b.root=1"), "--mix names inputs of its own; leave INPUT out"),
     )
-    for process, said in [(streamer(*args), said) for args, said in asked]:
+    out = "--output", tmp_path / "out"
+    for process, said in [(streamer(*args, *out), said) for args, said in asked]:
         assert process.wait() == 2
         assert any(said in line for line in process.complaints), process.err
 

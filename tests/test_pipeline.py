@@ -25,6 +25,7 @@ from physics_helpers import (
     Process,
     Processes,
     call,
+    command_of,
     conv_model,
     event,
     fed_and_done,
@@ -384,7 +385,7 @@ def test_sigterm_in_the_middle_drains(streamer: Processes, model: Path, hits: Pa
 
 def test_a_stop_before_the_first_event_is_heard(streamer: Processes, model: Path, hits: Path, tmp_path: Path) -> None:
     process = streamer("run", hits, "--output", tmp_path / "out", "--tagger", f"eg={model}", "--loop")
-    wait_until(lambda: any("forkserver" in child.cmdline() for child in process.children()), "a first process")
+    wait_until(lambda: any("forkserver" in command_of(child) for child in process.children()), "a first process")
     process.signal(signal.SIGTERM)
     process.check()
     fed, scored, _ = fed_and_done(process.out)

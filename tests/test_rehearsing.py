@@ -21,6 +21,7 @@ from streamer.supervisor import MAX_LINE
 from streamer.testing import until
 
 STAYS = "; everything stays as it was"
+OTHERS: set[int] = set()
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,12 @@ def _no_orphans() -> Iterator[None]:
     """Do not stay the parent of other tests' orphans."""
     yield
     ctypes.CDLL("libc.so.6").prctl(36, 0, 0, 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def _of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orphans of other tests may have become ours."""
+    monkeypatch.setattr(f"{__name__}.OTHERS", {child.pid for child in psutil.Process().children()})
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +63,7 @@ async def opened(*, forked: bool) -> AsyncIterator[ForkServer]:
 def children() -> list[psutil.Process]:
     """What rehearses, or is dead and was not waited for."""
     found = []
-    for child in psutil.Process().children():
+    for child in [child for child in psutil.Process().children() if child.pid not in OTHERS]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.status() == psutil.STATUS_ZOMBIE or "rehearse" in " ".join(child.cmdline()):
                 found.append(child)
