@@ -128,9 +128,8 @@ class ForkServer:
             try:
                 pid = await asyncio.shield(asking)
             except BaseException:
-                if not asking.done():  # we are no longer wanted, but the answer must not be taken for the next one's
-                    with contextlib.suppress(GoneError, OSError):
-                        os.kill(Forked(await asking).pid, signal.SIGKILL)
+                with contextlib.suppress(GoneError, OSError):  # or we are no longer wanted: nobody else would end it,
+                    os.kill(Forked(await asking).pid, signal.SIGKILL)  # or take its answer off the socket
                 for fd in (stdin[1], stdout[0], stderr[0]):
                     os.close(fd)
                 raise
