@@ -6,7 +6,6 @@ input what to do, and answers with a JSON object: the segment (`stages.manifest.
 
 import asyncio
 import json
-import os
 import sys
 from array import array
 from asyncio.subprocess import PIPE
@@ -14,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from streamer.background import give_way_as_session
 from streamer.orphan import die_with_parent
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def made_beside(results: "Results", closing: "Journal", segment: int) -> "
     }
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=MOST_TOLD
+            sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=MOST_TOLD, start_new_session=True
         )
     except OSError as error:  # which is no disk's
         raise RuntimeError(f"no process could be started for {closing.path} ({error.strerror})") from error
@@ -95,5 +95,5 @@ def make(task: dict[str, Any], blocks: IO[bytes]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     die_with_parent()
-    os.nice(NICE)
+    give_way_as_session(NICE)
     print(json.dumps(make(json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer)), flush=True)

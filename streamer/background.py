@@ -1,13 +1,18 @@
 """Work that gives way to the stream."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+AUTOGROUP = Path("/proc/self/autogroup")
+"""How nice our session is, where Linux has that."""
 
 
 async def in_own_thread(function: Callable[..., T], *args: object) -> T:
@@ -26,3 +31,14 @@ def give_way() -> None:
     """
     if os.uname().sysname == "Linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def give_way_as_session(nice: int = 19) -> None:
+    """From now on this process gives way to all others, and so does the session that it leads, if it does.
+
+    Linux may share the processors among sessions before it looks at niceness within each (autogroup, sched(7)).
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # not Linux, or one without autogroups
+            AUTOGROUP.write_text(str(nice))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamer import cli
+from streamer.background import AUTOGROUP
 from streamer.config import CoreConfig
 from streamer.errors import UsageError
 from streamer.pipeline import Pipeline, StageSpec
@@ -43,7 +44,10 @@ def rehearse(now: ToyConfig, wanted: ToyConfig) -> Any:
         case "odd":
             return {"data": {1, 2}}
     victim = Path("/proc/self/oom_score_adj").read_text()
-    return {"was": now.how, "is": wanted.how, "nice": os.getpriority(os.PRIO_PROCESS, 0), "victim": int(victim)}
+    nice = [os.getpriority(os.PRIO_PROCESS, 0)]
+    if AUTOGROUP.exists():
+        nice.append(int(AUTOGROUP.read_text().split()[-1]))
+    return {"was": now.how, "is": wanted.how, "nice": nice, "victim": int(victim)}
 
 
 PIPELINE = Pipeline(

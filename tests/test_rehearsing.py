@@ -12,6 +12,7 @@ import psutil
 import pytest
 from rehearsing_program import PIPELINE, ToyConfig
 
+from streamer.background import AUTOGROUP
 from streamer.config import to_toml
 from streamer.errors import UsageError
 from streamer.forkserver import ForkServer
@@ -89,7 +90,8 @@ def test_a_rehearsal_tells_what_it_found_and_gives_way(folder: Path, forked: boo
             return found
 
     found = asyncio.run(rehearse())
-    assert found == {"was": "well", "is": "very well", "nice": 19, "victim": 1000}, "in one process with what printed"
+    nice = [19, 19] if AUTOGROUP.exists() else [19]
+    assert found == {"was": "well", "is": "very well", "nice": nice, "victim": 1000}, "in one process with what printed"
     assert os.getpriority(os.PRIO_PROCESS, 0) < 19
 
 

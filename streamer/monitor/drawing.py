@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streamer.background import give_way
+from streamer.background import give_way_as_session
 from streamer.errors import StreamerError, one_line
 from streamer.pipeline import Pipeline, resolve
 
@@ -92,7 +92,7 @@ class Drawer:
 
 def draw_for_ever(pipeline: Pipeline, config: Path) -> None:
     """Answer on standard output, line by line, what is asked for on standard input."""
-    give_way()
+    give_way_as_session()
     effective, function = pipeline.load_config(config), resolve(pipeline.draw)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries that print are not to be heard
