@@ -165,7 +165,7 @@ class Tagger(BatchStage):
             self.queues[queue] = network.max_batch
         self._n_changes += 1
 
-    def prepare(self, config: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
+    def prepare(self, now: Config, wanted: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         """Load other networks, and warm up those that were not tried in a rehearsal.
 
         Parameters
@@ -178,21 +178,19 @@ class Tagger(BatchStage):
         UsageError
             One cannot be used or is not the file that was tried, or something else is to be changed.
         """
-        moved = others(self.config, config)
-        current = {self.networks[queue].name: self.networks[queue].model for queue in self.queues}
-        wanted = [
-            name for name, spec in config.taggers.items() if name in moved or digest(spec.model) != current[name].sha256
-        ]
-        if not wanted:
+        have = {self.networks[queue].name: self.networks[queue].model.sha256 for queue in self.queues}
+        specs = wanted.taggers.items()
+        names = others(now, wanted) or [name for name, spec in specs if digest(spec.model) != have[name]]
+        if not names:
             raise UsageError("the stream has these networks already")
         # What was rehearsed is short, and does not give way: a thread that has Python to itself and no processor would
         # let all others wait. A session's own threads would have to give way for ever.
-        if not rehearsed.keys() >= {*wanted} and threads_of(config) == 1:
+        if not rehearsed.keys() >= {*names} and threads_of(wanted) == 1:
             give_way()
-        networks = self._loaded(config, wanted, rehearsed)
+        networks = self._loaded(wanted, names, rehearsed)
 
         def change() -> None:
-            self.config = config
+            self.config = wanted
             self._use(networks)
 
         return change

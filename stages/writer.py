@@ -110,7 +110,7 @@ class Writer(Sink):
 
             self._crops = CropKeeper(self.config)
 
-    def prepare(self, config: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
+    def prepare(self, now: Config, wanted: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         """Get ready for another prescale column.
 
         Raises
@@ -122,11 +122,11 @@ class Writer(Sink):
             raise UsageError("this run has no menu (run --menu FILE), and so no prescale columns")
         from stages.menu.switching import prepared
 
-        change = prepared(self._trigger, self.config, config, self.n_replicas)
+        change = prepared(self._trigger, now, wanted, self.n_replicas)
 
         def make() -> None:
             change(self.manifest)
-            self.config = self.config.model_copy(update={"menu": config.menu})
+            self.config = self.config.model_copy(update={"menu": wanted.menu})
 
         return make
 

@@ -41,6 +41,8 @@ class Changes:
     ----------
     last_made : int
         The number of the last one that was made.
+    coming : CoreConfig or None
+        The configuration when all is made that is decided; None: nothing waits to be made.
     """
 
     def __init__(self, unit: Unit) -> None:
@@ -50,13 +52,23 @@ class Changes:
         self._next: deque[_Change] = deque()  # to be made, in this order
         self._decided = asyncio.Event()
 
-    async def prepare(self, number: int, config: CoreConfig, rehearsed: Mapping[str, Any]) -> str:
-        """Get ready for a change, of which a rehearsal has found so much; returns why not, or nothing."""
+    @property
+    def coming(self) -> CoreConfig | None:
+        return self._next[-1].config if self._next else None
+
+    async def prepare(self, number: int, now: CoreConfig, wanted: CoreConfig, rehearsed: Mapping[str, Any]) -> str:
+        """Get ready for a change, of which a rehearsal has found so much; returns why not, or nothing.
+
+        Parameters
+        ----------
+        now : CoreConfig
+            What is in force before it: the one that is `coming`, if any.
+        """
         try:
-            change = _Change(number, config, await in_own_thread(self._unit.prepare, config, rehearsed))
+            change = _Change(number, wanted, await in_own_thread(self._unit.prepare, now, wanted, rehearsed))
             if number <= self._last_dropped:  # nobody would decide about it any more
                 return "it was ready too late"
-            self._unit.promise(config)
+            self._unit.promise(wanted)
             self._prepared[number] = change
         except StreamerError as error:
             return str(error)

@@ -321,8 +321,9 @@ class Process:
     async def _prepare(self, number: int, settings: dict[str, Any], rehearsed: dict[str, Any]) -> None:
         """Get ready for a change, and say whether we are."""
         assert self._changes is not None
+        now = self._changes.coming or self.config
         try:
-            refused = await self._changes.prepare(number, changed(self.config, settings), rehearsed)
+            refused = await self._changes.prepare(number, now, changed(now, settings), rehearsed)
         except UsageError as error:
             refused = str(error)
         self.tell(self.state, prepared=number, refused=refused)

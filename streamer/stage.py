@@ -74,13 +74,16 @@ class Unit:
     def close(self) -> None:
         """Let go of what `setup` took."""
 
-    def prepare(self, config: Any, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
+    def prepare(self, now: Any, wanted: Any, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         """Get ready for another configuration while the stage works; returns what puts it into force, between blocks.
 
         Runs in a thread of its own; what it returns is called in the loop.
 
         Parameters
         ----------
+        now : Config
+            What is in force before it. Changes that are decided wait for their place in the stream, so it may be ahead
+            of what the stage has.
         rehearsed : mapping
             What the stage's rehearsal found (`streamer.pipeline.StageSpec`); empty where there was none.
 

@@ -27,7 +27,7 @@ class Promising(Unit):
         super().__init__()
         self.first, self.taken, self.promised, self.n_made = first, 0, False, 0
 
-    def prepare(self, config: Any, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
+    def prepare(self, now: Any, wanted: Any, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
         def make() -> None:
             self.n_made += 1
 
@@ -50,7 +50,7 @@ async def test_what_depends_on_a_change_waits_until_that_is_decided() -> None:
     unit = Promising(10)
     changes = Changes(unit)
     await asyncio.wait_for(changes.settled(toy_block(12, 1)), 5)  # nothing was asked for
-    assert await changes.prepare(1, CoreConfig(), {}) == ""
+    assert await changes.prepare(1, CoreConfig(), CoreConfig(), {}) == ""
     await asyncio.wait_for(changes.settled(toy_block(9, 1)), 5)
     late = waiting(changes, 10)
     await asyncio.sleep(0)
@@ -66,7 +66,7 @@ async def test_what_depends_on_a_change_waits_until_that_is_decided() -> None:
 async def test_a_change_that_is_forgotten_lets_everything_go_on() -> None:
     unit = Promising(10)
     changes = Changes(unit)
-    assert await changes.prepare(1, CoreConfig(), {}) == ""
+    assert await changes.prepare(1, CoreConfig(), CoreConfig(), {}) == ""
     late = waiting(changes, 11)
     await asyncio.sleep(0)
     changes.drop(7)
@@ -81,7 +81,7 @@ async def test_a_change_that_is_forgotten_lets_everything_go_on() -> None:
 async def test_what_is_ready_after_it_was_forgotten_holds_nothing_up() -> None:
     unit = Promising(10)
     changes = Changes(unit)
-    late = asyncio.create_task(changes.prepare(1, CoreConfig(), {}))
+    late = asyncio.create_task(changes.prepare(1, CoreConfig(), CoreConfig(), {}))
     changes.drop(1)
     assert await late == "it was ready too late"
     await asyncio.wait_for(changes.settled(toy_block(12, 1)), 5)
@@ -113,7 +113,7 @@ async def test_what_cannot_be_promised_is_refused() -> None:
     unit = Promising(10)
     unit.taken = 10
     changes = Changes(unit)
-    assert await changes.prepare(1, CoreConfig(), {}) == "too late"
+    assert await changes.prepare(1, CoreConfig(), CoreConfig(), {}) == "too late"
     await asyncio.wait_for(changes.settled(toy_block(12, 1)), 5)
 
 
@@ -121,7 +121,7 @@ async def test_changes_for_which_no_block_has_come_are_all_made() -> None:
     unit = Promising(10)
     changes = Changes(unit)
     for number in (1, 2):
-        assert await changes.prepare(number, CoreConfig(), {}) == ""
+        assert await changes.prepare(number, CoreConfig(), CoreConfig(), {}) == ""
         changes.make(number, at_lumisection=number == 2)
     assert changes.before(toy_block(9, 1)) is not None
     assert changes.last_made == 1

@@ -133,6 +133,8 @@ def test_a_network_that_crashes_or_hangs_does_so_in_its_rehearsal(streamer: Proc
     asked.check(2)
     assert asked.complaints == ["tagger: the rehearsal died of SIGSEGV; everything stays as it was"]
     assert {row["restarts"] for row in status(streamer)} == {0}
+    streamer("model", f"eg={twice_model(tmp_path / 'new.onnx')}", "--at-lumisection").check()  # there is only one
+    streamer("model", f"eg={old}").check()  # and that takes it back
     late = streamer("model", f"eg={bad}")
     wait_until(lambda: rehearsing(process), "another rehearsal")
     streamer("stop").check()
@@ -245,12 +247,12 @@ class Changing(ToyStage):
 
     rate = 0.0
 
-    def prepare(self, config: CoreConfig, rehearsed: Mapping[str, Any]) -> Any:
-        if config.replicas:
+    def prepare(self, now: CoreConfig, wanted: CoreConfig, rehearsed: Mapping[str, Any]) -> Any:
+        if wanted.replicas:
             raise UsageError("no")
 
         def change() -> None:
-            self.rate = config.feed.rate
+            self.rate = wanted.feed.rate
 
         return change
 
@@ -267,28 +269,30 @@ def block_of(lumi: int) -> Block:
 async def test_a_change_is_made_before_the_next_block_or_at_the_next_lumisection() -> None:
     stage = Changing()
     changes = Changes(stage)
-    assert await changes.prepare(1, config(5.0), {}) == ""
+    assert await changes.prepare(1, CoreConfig(), config(5.0), {}) == ""
     assert changes.before(block_of(1)) is None, "nobody has said that it is to be made"
     changes.make(1, at_lumisection=False)
     assert changes.before(block_of(1)) == config(5.0)
     assert stage.rate == 5.0
     assert changes.before(block_of(1)) is None
-    assert await changes.prepare(2, config(6.0), {}) == ""
+    assert await changes.prepare(2, CoreConfig(), config(6.0), {}) == ""
     changes.make(2, at_lumisection=True)
     assert [changes.before(block_of(lumi)) for lumi in (4, 4, 4)] == [None] * 3
     assert stage.rate == 5.0
+    assert changes.coming == config(6.0)
     assert changes.before(block_of(5)) == config(6.0)
+    assert changes.coming is None
     assert stage.rate == 6.0
 
 
 async def test_what_is_refused_or_dropped_changes_nothing() -> None:
     stage = Changing()
     changes = Changes(stage)
-    assert await changes.prepare(1, CoreConfig(replicas={"a": 2}), {}) == "no"
-    assert await changes.prepare(2, config(7.0), {}) == ""
+    assert await changes.prepare(1, CoreConfig(), CoreConfig(replicas={"a": 2}), {}) == "no"
+    assert await changes.prepare(2, CoreConfig(), config(7.0), {}) == ""
     changes.drop(2)
     for number in (1, 2, 3):
         changes.make(number, at_lumisection=False)
     assert changes.before(block_of(1)) is None
-    refused = await Changes(ToyStage()).prepare(1, config(1.0), {})
+    refused = await Changes(ToyStage()).prepare(1, CoreConfig(), config(1.0), {})
     assert refused == "none of these settings can be changed while a run goes on"

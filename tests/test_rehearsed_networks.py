@@ -6,8 +6,9 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from physics_helpers import Chain, columns_of, conv_model, event, per_event, sum_model
 
@@ -16,8 +17,11 @@ from stages.detector.ecal import eb_detid
 from stages.network import Network
 from stages.rehearsing import rehearse
 from stages.tagger import Tagger
+from streamer.block import Block
+from streamer.changes import Changes
 from streamer.config import changed
 from streamer.errors import UsageError
+from streamer.testing import toy_block
 
 Found = dict[str, dict[str, dict[str, Any]]]
 
@@ -65,7 +69,7 @@ def test_a_tagger_takes_over_what_was_found(tmp_path: Path, monkeypatch: pytest.
     told["form"] = "sparse" if form == "auto" else form  # whichever was faster here
     told["costs"], told["max_batch"] = {"1": 0.25, "8": 0.5, "16": 0.75}, 16
     nothing_is_tried(monkeypatch)
-    chain.tagger.prepare(wanted, found)()
+    chain.tagger.prepare(chain.config, wanted, found)()
     queue = "eg#1"
     network, costs = chain.tagger.networks[queue], chain.tagger.costs[queue]
     assert chain.tagger.queues == {queue: 16}
@@ -86,13 +90,13 @@ def test_what_scores_again_is_tried_and_taken_over_too(tmp_path: Path, monkeypat
     assert [found[what]["costs"] is None for what in found] == [False, True, True]
     assert found["cpu"]["sha256"] == found["model"]["sha256"] != found["shadow"]["sha256"]
     nothing_is_tried(monkeypatch)
-    tagger.prepare(wanted, {"eg": found})()
+    tagger.prepare(now, wanted, {"eg": found})()
     assert len(tagger.opinions["eg#1"]) == 2
     conv_model(shadow, seed=1)
     third = sum_model(tmp_path / "third.onnx", limit=2.0)
     found["model"]["sha256"] = found["cpu"]["sha256"] = Network("eg", other(now, third)).model.sha256
     with pytest.raises(UsageError, match=r"shadow.onnx: has become another file since it was tried; ask for it again"):
-        tagger.prepare(other(now, third), {"eg": found})
+        tagger.prepare(now, other(now, third), {"eg": found})
     tagger.close()
 
 
@@ -102,10 +106,10 @@ def test_another_file_or_provider_than_was_tried_is_refused(tmp_path: Path) -> N
     found = tried(now, wanted)
     told = found["eg"]["model"]
     with pytest.raises(UsageError, match=rf"^tagger eg: {new}: would run on CPU here, and was tried on CUDA$"):
-        tagger.prepare(wanted, {"eg": {"model": {**told, "provider": "CUDA"}}})
+        tagger.prepare(now, wanted, {"eg": {"model": {**told, "provider": "CUDA"}}})
     conv_model(new)
     with pytest.raises(UsageError) as error:
-        tagger.prepare(wanted, found)
+        tagger.prepare(now, wanted, found)
     assert str(error.value) == f"tagger eg: {new}: has become another file since it was tried; ask for it again"
     assert tagger.queues.keys() == {"eg"}
 
@@ -114,10 +118,39 @@ def test_a_file_that_was_written_anew_is_tried(tmp_path: Path) -> None:
     now = config(sum_model(tmp_path / "model.onnx"))
     tagger = working(now)
     with pytest.raises(UsageError, match="the stream has these networks already"):
-        tagger.prepare(now, tried(now, now))
+        tagger.prepare(now, now, tried(now, now))
     sum_model(tmp_path / "model.onnx", limit=3.0)
-    tagger.prepare(now, tried(now, now))()
+    tagger.prepare(now, now, tried(now, now))()
     assert tagger.queues.keys() == {"eg#1"}
+
+
+async def test_a_change_goes_on_from_those_that_wait_for_their_place(tmp_path: Path) -> None:
+    old, first, second, third = (sum_model(tmp_path / f"{k}.onnx", limit=float(k)) for k in (1, 2, 3, 4))
+    taggers = {"eg": {"model": old}, "two": {"model": old, "score": "twoScore"}}
+    now = Config.model_validate({"taggers": taggers, "tagger": {"provider": "cpu", "threads": 1}})
+    tagger = working(now)
+    changes = Changes(tagger)
+    for number, (name, model) in enumerate([("eg", first), ("two", second), ("two", third), ("eg", old)], 1):
+        before = cast(Config, changes.coming or tagger.config)
+        wanted = changed(before, {f"taggers.{name}.model": str(model)})
+        assert await changes.prepare(number, before, wanted, tried(before, wanted)) == ""
+        changes.make(number, at_lumisection=number == 1)
+        if number == 3:
+            assert changes.before(block_of(1)) is None, "the first one waits, and so do those behind it"
+            assert changes.before(block_of(2)) == wanted
+            assert scoring(tagger) == {"eg": first, "two": third}
+    changes.before(block_of(2))
+    assert scoring(tagger) == {"eg": old, "two": third}
+
+
+def block_of(lumi: int) -> Block:
+    block = toy_block(1, 2)
+    return block.with_columns({**block.columns, "run": np.full(2, 1), "luminosityBlock": np.full(2, lumi)})
+
+
+def scoring(tagger: Tagger) -> dict[str, Path]:
+    """The networks that the next block is scored by."""
+    return {tagger.networks[queue].name: tagger.networks[queue].model.spec.model for queue in tagger.queues}
 
 
 def two_channels(path: Path) -> None:
@@ -139,7 +172,7 @@ def test_what_is_refused_is_refused_in_the_same_words(tmp_path: Path, spoil: Any
     wanted = other(now, tmp_path / "bad.onnx")
     said = []
     tagger = working(now)
-    for ask in (Tagger(wanted).setup, lambda: rehearse(now, wanted), lambda: tagger.prepare(wanted, {})):
+    for ask in (Tagger(wanted).setup, lambda: rehearse(now, wanted), lambda: tagger.prepare(now, wanted, {})):
         with pytest.raises(UsageError) as error, ThreadPoolExecutor(1) as own:  # which may give way
             own.submit(ask).result()
         said.append(str(error.value))
@@ -161,7 +194,7 @@ def test_only_what_was_not_rehearsed_gives_way(tmp_path: Path) -> None:
     tagger = working(now)
 
     def niceness(found: Mapping[str, Any]) -> int:
-        tagger.prepare(wanted, found)
+        tagger.prepare(now, wanted, found)
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     for found, nice in ((tried(now, wanted), os.getpriority(os.PRIO_PROCESS, 0)), ({}, 19)):

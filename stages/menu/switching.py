@@ -69,7 +69,7 @@ def prepared(trigger: Trigger, now: Config, wanted: Config, n_writers: int) -> C
     ):
         raise UsageError("only the prescale column (menu.prescale_column) can be changed while a run goes on")
     asked, schedule = _asked(wanted.menu), trigger.schedule
-    if asked == schedule.asked:
+    if asked == _asked(now.menu):
         raise UsageError(f"the prescale column '{asked.column}' was asked for already")
     if n_writers > 1 and not now.feed.lumisection:
         raise UsageError(f"the prescale column cannot be switched: {SEVERAL}")
