@@ -263,7 +263,8 @@ def test_a_disk_that_turns_read_only_or_dies_costs_nothing_that_was_acknowledged
     kill_all(run)
     ext4.repair()
     assert 0 < n <= n_on_disk(out)
-    finish(out)
+    resume(out).check()
+    assert_whole(out, N_EVENTS)
 
 
 @pytest.mark.long

@@ -123,6 +123,7 @@ def generate_file(
         steps = _egamma(n_events, seed, jobs)
         settings |= {"process": EGAMMA, "pt_gev": egamma.PT_GEV, "max_eta": egamma.MAX_ETA}
     else:
+        _require_packages()
         steps = _collisions(process, n_events, seed, pileup, jobs)
         sources = {source.name: list(source.settings) for source in PROCESSES[process].sources}
         settings |= {"process": PROCESSES[process].name, "pileup": pileup, "pythia": sources}
@@ -194,10 +195,18 @@ def _make(first: int, n: int) -> Columns:
     return made
 
 
-def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int) -> Any:
-    """The events in steps of some chunks, in their order."""
+def _require_packages() -> None:
+    """Tell here what is missing, and not by a process that ends. Ctrl-C in the middle would look as if it were."""
     from stages.jets import require_fastjet
     from stages.simulation.collisions import require_pythia
+
+    with _sigint_waits():
+        require_pythia()
+        require_fastjet()
+
+
+def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int) -> Any:
+    """The events in steps of some chunks, in their order."""
     from stages.simulation.events import CHUNK, Simulator
 
     pieces = [(first, min(CHUNK, n_events - first)) for first in range(0, n_events, CHUNK)]
@@ -205,8 +214,6 @@ def _collisions(process: str, n_events: int, seed: int, pileup: float, jobs: int
         simulator = Simulator(process, seed, pileup)
         yield from _joined(simulator.make(*piece) for piece in pieces)
         return
-    require_pythia()  # what is missing is told here, not by a process that ends
-    require_fastjet()
     pool = ProcessPoolExecutor(
         min(jobs, len(pieces)), get_context("spawn"), initializer=_begin, initargs=(process, seed, pileup)
     )
