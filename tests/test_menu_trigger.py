@@ -1,13 +1,16 @@
 """What a menu makes of blocks: seeds, prescales, and which column holds for which lumisection."""
 
 import random
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from stages import records
 from stages.config import Config
@@ -17,6 +20,7 @@ from stages.menu.books import MenuBooks
 from stages.menu.config import DEFAULT
 from stages.menu.flags import FLAGS, sections, unpacked
 from stages.menu.menu import menu_of
+from stages.menu.metrics import MenuMetrics
 from stages.menu.schedule import MOST_SWITCHES, Asked, Place, Schedule, Section
 from stages.menu.switching import begun_trigger
 from stages.menu.tally import read_row
@@ -282,6 +286,33 @@ def test_which_lumisection_has_begun_is_told() -> None:
     assert schedule.last() == (1, 1, 2)
     assert schedule.begun_since(2) == (1, 1, 3)
     assert schedule.begun_since(4) is None, "the pass before does not count"
+
+
+def test_metrics_are_asked_for_while_lumisections_begin() -> None:
+    """The writer's loop gets its turn between any two instructions of the thread that serves metrics."""
+    trigger, n_turns = trigger_of(config()), 0
+    registry = CollectorRegistry()
+    MenuMetrics(trigger, registry)
+
+    def turn(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal n_turns
+        if not frame.f_code.co_filename.endswith(("menu/schedule.py", "menu/metrics.py")):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            n_turns += 1
+            trigger.schedule.saw((0, 1, 1 + n_turns % 50), Place(n_turns), DEFAULT)
+        return turn
+
+    trigger.schedule.saw((0, 1, 50), Place(0), DEFAULT)
+    before = sys.gettrace()
+    sys.settrace(turn)
+    try:
+        told = registry.get_sample_value("streamer_lumisection")
+    finally:
+        sys.settrace(before)
+    assert told == 50
+    assert n_turns > 100
 
 
 def test_what_is_long_past_is_forgotten() -> None:

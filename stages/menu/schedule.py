@@ -54,6 +54,9 @@ class _Switch:
 class Schedule:
     """Prescale columns by lumisection.
 
+    `at`, `begun_since` and `last` may be asked by another thread, as by the one that serves metrics: they copy what has
+    begun, and do not go through it while it changes.
+
     Parameters
     ----------
     column : str
@@ -99,8 +102,8 @@ class Schedule:
 
     def begun_since(self, lumisection: int) -> Section | None:
         """The last lumisection with this number or a higher one that has begun in the run that goes on."""
-        now = {section[:2] for section in [*self._begun][-1:]}
-        return max((s for s in self._begun if s[:2] in now and s[2] >= lumisection), default=None)
+        begun = tuple(self._begun)
+        return max((s for s in begun if s[:2] == begun[-1][:2] and s[2] >= lumisection), default=None)
 
     def begins(self, section: Section, lumisection: int) -> bool:
         """Whether an event would begin a lumisection with this number or a higher one."""
@@ -108,7 +111,8 @@ class Schedule:
 
     def last(self) -> Section | None:
         """The lumisection of which an event came last."""
-        return next(reversed(self._begun), None)
+        begun = tuple(self._begun)
+        return begun[-1] if begun else None
 
     def ask(self, asked: Asked) -> None:
         """Have another column for the lumisections behind those that have begun."""
