@@ -23,14 +23,15 @@ def groups(config: Config) -> list[list[int]]:
     files = config.input.expanded()
     if not config.input.weights:
         return [list(range(len(files)))]
+    place = {file: number for number, file in enumerate(files)}
     found: list[list[int]] = []
     owner: dict[Path | str, str] = {}
     for name, own in zip(config.input.files, config.input.by_name(), strict=True):
         for file in own:
-            twin = owner.setdefault(file, name)
-            if twin != name or len(own) != len(set(own)):
-                raise UsageError(f"{shown(file)}: is in two inputs of the mix, {shown(twin)} and {shown(name)}")
-        found.append([files.index(file) for file in own])
+            if file in owner:
+                raise UsageError(f"{shown(file)}: is in two inputs of the mix, {shown(owner[file])} and {shown(name)}")
+            owner[file] = name
+        found.append([place[file] for file in own])
     return found
 
 

@@ -1,5 +1,6 @@
 """Mixed and shuffled inputs through the whole chain: shares, truth, exactly once, errors. Real processes and files."""
 
+import itertools
 import json
 import re
 import signal
@@ -13,9 +14,10 @@ import uproot
 from physics_helpers import Processes, event, sum_model, write_hits
 
 from stages.books import read_books
-from stages.config import Config
+from stages.config import Config, InputConfig
 from stages.detector.ecal import eb_detid
 from stages.error_stream import read_lines
+from stages.mix import groups
 from stages.reader import Reader
 from streamer.errors import UsageError
 
@@ -143,6 +145,7 @@ def test_what_cannot_be_mixed_is_told_in_one_line(inputs: Path, tmp_path: Path) 
             r"signal.root: has 300 events, and 2,000 of the mix need 1,022; ask for at most 590 \(--events\)",
         ),
         ({"files": [signal_, str(inputs)], "weights": [1, 1]}, {}, "signal.root: is in two inputs of the mix"),
+        ({"files": [signal_, signal_], "weights": [1, 1]}, {}, "signal.root: is in two inputs of the mix"),
         (
             {"files": [signal_, str(tmp_path / "empty.root")], "weights": [1, 1]},
             {},
@@ -163,6 +166,32 @@ def test_what_cannot_be_mixed_is_told_in_one_line(inputs: Path, tmp_path: Path) 
     asked = reader(input=few, feed={"events": 590})
     asked.setup()
     assert sum(columns["sequence"].size for columns in asked.read()) >= 590
+
+
+class Name(str):
+    """A file that counts how often any is looked at."""
+
+    n_looks = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.n_looks += 1
+        return str(self) == str(other)
+
+    def __hash__(self) -> int:
+        Name.n_looks += 1
+        return hash(str(self))
+
+
+def test_a_file_is_looked_at_no_more_often_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.model_validate({"input": {"files": ["a", "b"], "weights": [1, 9]}})
+
+    def by_name(_: InputConfig) -> list[list[Name]]:
+        return [[Name(f"{name}{k}.root") for k in range(500)] for name in "ab"]
+
+    monkeypatch.setattr(InputConfig, "by_name", by_name)
+    monkeypatch.setattr(InputConfig, "expanded", lambda given: [*itertools.chain(*given.by_name())])
+    assert groups(config) == [[*range(500)], [*range(500, 1000)]]
+    assert 1000 <= Name.n_looks < 10_000
 
 
 def test_the_command_line_says_what_is_wrong_before_anything_starts(
