@@ -21,7 +21,7 @@ from stages.began import began_with
 from stages.inputs import shown
 from stages.manifest import Manifest
 from stages.records import SOURCE_INPUT
-from stages.stored import files_of, opened
+from stages.stored import opened, scores_of
 from streamer import logs
 from streamer.block import Array
 
@@ -128,7 +128,7 @@ def tell(folder: Path) -> None:
 
     What goes wrong is one line: the scores are good without.
     """
-    paths = files_of(folder, "scores")
+    paths = scores_of(folder)
     try:
         config = began_with(Manifest(folder / "books" / "writer-0.manifest"))
         given = config.input

@@ -11,7 +11,6 @@ its journal goes when the manifest has it.
 
 import contextlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from stages.error_stream import ErrorStream
 from stages.inputs import shown
 from stages.manifest import OpenManifest, Segment, Tally
 from stages.menu.output import StreamFiles, is_complete, menu_metadata, output_steps
-from stages.stored import SUFFIX, files_of, sha256_of, write
+from stages.stored import SUFFIX, scores_of, sha256_of, write
 from streamer import __version__
 from streamer.journal import Journal, Written
 from streamer.ledger import Stripes
@@ -72,9 +71,7 @@ class Results:
 
     def all_scores(self) -> list[Path]:
         """Files of scores, of any form, and of streams that are there."""
-        mine = re.compile(rf"{self._stem}(_\d+)?")
-        scores = [path for path in files_of(self.folder, self._stem) if mine.fullmatch(path.stem)]
-        return scores + self.streams.all()
+        return scores_of(self.folder, self.replica) + self.streams.all()
 
     def stale(self) -> list[Path]:
         """Such files that the manifest does not know, without those of complete events: the end replaces them."""

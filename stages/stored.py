@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -113,6 +114,8 @@ def opened(path: Path) -> Iterator[Stored]:
         stored.close()
 
 
-def files_of(folder: Path, stem: str) -> list[Path]:
-    """Files of results in a folder, of any form, whose names begin so."""
-    return sorted(path for path in folder.glob(f"{stem}*") if path.suffix in SUFFIXES)
+def scores_of(folder: Path, replica: int | None = None) -> list[Path]:
+    """The files of scores in a folder, of any form, of one writer or of all; not what others have made beside them."""
+    writer = r"(-\d+)?" if replica is None else f"-{replica}" if replica else ""
+    stem = re.compile(rf"scores{writer}(_\d+)?")
+    return sorted(path for path in folder.glob("scores*") if path.suffix in SUFFIXES and stem.fullmatch(path.stem))

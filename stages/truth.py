@@ -20,7 +20,7 @@ from rich.table import Table
 
 from stages.performance import auc, background_rejection, roc_png
 from stages.records import LABELS, SOURCE_INPUT
-from stages.stored import Stored, files_of, opened
+from stages.stored import Stored, opened, scores_of
 from streamer import logs
 from streamer.block import Array
 
@@ -217,7 +217,7 @@ def tell(folder: Path) -> None:
 
     Nothing is said where nothing is labelled. What goes wrong is one line: the scores are good without.
     """
-    paths = files_of(folder, "scores")
+    paths = scores_of(folder)
     if not paths:
         return
     try:

@@ -1,6 +1,7 @@
 """What is told of the inputs of a mix: from files of scores whose numbers are known."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def test_nothing_is_told_where_there_is_no_mix_and_one_line_where_it_cannot_be_r
     assert not out
     assert len(err.splitlines()) == 1
     assert "the scores cannot be read back for the table of the mix" in err
+
+
+def test_what_was_joined_beside_them_does_not_count_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(tmp_path)
+    for name in ("scores.root", "scores_1.root", "scores_all.root"):
+        written(tmp_path / name, 500)
+    tell(tmp_path)
+    assert re.search(r"background.root +90.00% +900 ", capsys.readouterr().out)
 
 
 def test_efficiencies_have_binomial_errors() -> None:

@@ -348,6 +348,24 @@ def test_scores_that_cannot_be_read_back_are_one_line(tmp_path: Path, capsys: py
     assert err.startswith(f"streamer: {tmp_path}: the scores cannot be read back for the AUC (")
 
 
+def test_only_a_runs_own_files_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[Rows] = [[(1, 0.75)], [(0, 0.25)]]
+    for name in (
+        "scores_1.root",
+        "scores-1.root",
+        "scores-1_12.root",
+        "scores_all.root",
+        "scores-2_.root",
+        "scores2.root",
+    ):
+        written(tmp_path, block(rows)).rename(tmp_path / name)
+    written(tmp_path, block(rows))
+    tell(tmp_path)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"eg\s+1.0000.* 4 +4 +roc_eg.png", out)
+
+
 async def test_a_run_that_is_finished_later_has_its_auc_too(tmp_path: Path) -> None:
     config = Config.model_validate({"taggers": TAGGERS, "writer": {"dir": tmp_path}})
     writer = Writer(config)
