@@ -17,6 +17,7 @@ from stages.forms import Entries, Form, Images, Points, Sparse, bytes_of, typica
 from stages.graph import normalised
 from stages.machine import cores, n_cores
 from stages.model import Model, one_line
+from stages.scaling import Scaling
 from streamer.batcher import Part
 from streamer.block import Array, Block, Columns, offsets, readonly
 from streamer.costs import Costs, largest_useful, useful_sizes
@@ -105,7 +106,7 @@ class Network:
         self._grid = grid_of(self.spec, config.channels)
         self._index_dtype = np.dtype(records.crop_index_dtype(self.spec.crop) if self.spec.crop else "i4")
         form = "image" if self.spec.input == "auto" else self.spec.input
-        self.model, self.form = self._made(found.form if found else form, found.sha256 if found else "")
+        self._take(*self._made(found.form if found else form, found.sha256 if found else ""))
         self.exact = self.model.provider == "CPU"
         self.costs: Costs | None = None
         if found and self.model.provider != found.provider:
@@ -117,30 +118,33 @@ class Network:
         self.score = records.score_column(name, self.spec).name
         self.model_is = records.model_column(name).name
 
-    def _made(self, form: str, tried: str = "") -> tuple[Model, Form]:
-        """The model and the batch in one form."""
+    def _take(self, model: Model, form: Form, max_batch: int, scaling: Scaling | None) -> None:
+        self.model, self.form, self.max_batch, self._scaling = model, form, max_batch, scaling
+
+    def _made(self, form: str, tried: str = "") -> tuple[Model, Form, int, Scaling | None]:
+        """The model and the batch in one form, how many the batch holds, and what is cut off the model."""
         spec, settings, grid = self.spec, self._settings, self._grid
         how = settings.provider, self._threads, form, self._key, self._device
         model = Model(self.name, spec.model, spec, *how, tried)
         to_cut = form == "image" and model.provider == "CPU" and not self._whole
-        self._scaling = model.without_scaling() if to_cut else None
-        n_channels = self._scaling.source.size if self._scaling else len(spec.channels)
+        scaling = model.without_scaling() if to_cut else None
+        n_channels = scaling.source.size if scaling else len(spec.channels)
         per_item = model.n_points * (3 + n_channels) if form == "points" else n_channels * grid.rows * grid.columns
         item = 4 * per_item
-        self.max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
-        needed, there = self.max_batch * item, psutil.virtual_memory().available
+        max_batch = model.fixed_batch or max(1, min(settings.max_batch, (settings.batch_mb << 20) // item))
+        needed, there = max_batch * item, psutil.virtual_memory().available
         if needed > there // 2:
             raise UsageError(
-                f"{model.where}: a batch of {self.max_batch} objects takes {needed / 1e9:,.1f} GB, and "
+                f"{model.where}: a batch of {max_batch} objects takes {needed / 1e9:,.1f} GB, and "
                 f"{there / 1e9:,.1f} GB of memory are free; export it with an open batch dimension or a smaller one"
             )
         if form == "points":
-            return model, Points(grid, self.max_batch, model.n_points)
+            return model, Points(grid, max_batch, model.n_points), max_batch, None
         if form == "sparse":
             if needed // 4 >= 1 << 31:
                 raise UsageError(f"{model.where}: input = 'sparse' counts up to 2^31 pixels; lower tagger.batch_mb")
-            return model, Entries(grid, exact=model.provider == "CPU")
-        return model, Images(spec, grid, self.max_batch, self._scaling)
+            return model, Entries(grid, exact=model.provider == "CPU"), max_batch, None
+        return model, Images(spec, grid, max_batch, scaling), max_batch, scaling
 
     def warm_up(self, within: float = WARM_UP_S) -> None:
         """Compile, run the network, choose its form where that is left open, and learn what batches cost.
@@ -161,6 +165,7 @@ class Network:
                 self._check(seen)
             if self.spec.input == "auto":
                 self._choose(seen)
+                seen = self._run_largest()  # which may be larger as pixels than as images
             if self._settings.policy == "adaptive":
                 self.costs = self._learned(seen, within)
             else:
@@ -257,18 +262,18 @@ class Network:
 
     def _choose(self, seen: Sparse) -> None:
         """Of image and sparse, what is faster here."""
-        image = self.model, self.form
-        took = {"image": self.seconds(self.max_batch, seen, clock=self._clock)}
+        image, n = (self.model, self.form, self.max_batch, self._scaling), self.max_batch
+        took = {"image": self.seconds(n, seen, clock=self._clock)}
         try:
-            self.model, self.form = self._made("sparse")
+            self._take(*self._made("sparse"))
             self._check(seen)
-            took["sparse"] = self.seconds(self.max_batch, seen, clock=self._clock)
+            took["sparse"] = self.seconds(n, seen, clock=self._clock)
         except UsageError as error:
             log.info("input = 'auto': %s", error)
         if took["image"] <= took.get("sparse", np.inf):
-            self.model, self.form = image
+            self._take(*image)
         told = ", ".join(f"{form} {seconds * 1e3:.3g} ms" for form, seconds in took.items())
-        log.info("%s: input = '%s' (%d objects: %s)", self.model.where, self.form.name, self.max_batch, told)
+        log.info("%s: input = '%s' (%d objects: %s)", self.model.where, self.form.name, n, told)
 
     @property
     def _clock(self) -> Callable[[], float]:

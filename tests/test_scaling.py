@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from physics_helpers import save_graph
 
 from stages.config import TAGGERS, Config
-from stages.forms import typical
+from stages.forms import Sparse, typical
 from stages.model import Model
 from stages.network import Network
 from stages.scaling import cut
@@ -81,6 +81,33 @@ def test_scores_are_those_of_the_whole_network(
     assert len(network.form.arrays(1)[0][0]) == branches * n_channels
     network.warm_up()  # where it is checked
     np.testing.assert_allclose(scores(network, 8), scores(whole, 8), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("faster", ["image", "sparse"])
+@pytest.mark.parametrize("policy", ["adaptive", "fixed"])
+def test_the_form_that_is_faster_has_batches_that_fit_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, faster: str
+) -> None:
+    def seconds(network: Network, n: int, seen: Sparse | None = None, *_: Any, **__: Any) -> float:
+        assert seen is not None
+        network.form.fill(seen, 0, 1, 0)
+        assert len(seen[0]) > n * network._grid.n_channels, "so many have been filled in"
+        assert len(network.form.arrays(n)[0]) == n or network.form.name == "sparse"
+        return n * (1e-3 if network.form.name == faster else 2e-3)
+
+    monkeypatch.setattr(Network, "seconds", seconds)
+    path = model(tmp_path / "m.onnx", (1, 32, 32), branches=2)  # its images are twice as large as what it sees
+    tagger = {"provider": "cpu", "max_batch": 1000, "batch_mb": 1, "policy": policy}
+    made = Config.model_validate({"taggers": {"eg": {"model": path, "input": "auto"}}, "tagger": tagger})
+    network = Network("eg", made)
+    network.warm_up()
+    assert network.form.name == faster
+    assert network.max_batch == {"image": 128, "sparse": 256}[faster]
+    assert (network._scaling is None) == (faster == "sparse")
+    ready = Network("eg", made, found=network.finding)
+    ready.get_ready(network.finding)
+    assert ready.max_batch == network.max_batch
+    assert len(scores(ready, ready.max_batch)) == ready.max_batch + 2
 
 
 def test_normalise_alone_leaves_the_graph_as_it_is(tmp_path: Path) -> None:
