@@ -175,6 +175,7 @@ class Network:
             raise
         except Exception as error:
             raise self._failing(error) from None
+        self.take_left_out()  # of what was made up
         least = self.costs.of(self.padded(1)) if self.costs else 0.0
         self._check_deadline(least)
 
@@ -219,6 +220,7 @@ class Network:
                     self._run_anew(min(n, self.max_batch), seen)
         except Exception as error:
             raise self._failing(error) from None
+        self.take_left_out()  # of what was made up
         self.costs = Costs(found.costs) if found.costs else None
 
     def _check_deadline(self, least: float) -> None:

@@ -257,6 +257,18 @@ def test_a_network_tells_how_many_points_it_takes(tmp_path: Path) -> None:
     assert [array.shape for array in network.form.arrays(2)] == [(2, 16, 3), (2, 16)]
 
 
+def test_what_is_made_up_to_warm_up_with_is_not_counted(tmp_path: Path) -> None:
+    made = config({"input": "points"}, cloud_model(tmp_path / "m.onnx", 16))
+    network = Network("eg", made)
+    network.warm_up()
+    assert network.take_left_out() == 0
+    ready = Network("eg", made, found=network.finding)
+    ready.get_ready(network.finding)
+    assert ready.take_left_out() == 0
+    scored(ready, typical(grid_of(made.taggers["eg"], ("ECAL",)), 1, np.dtype("u2")), 1)
+    assert ready.take_left_out() > 0, "of 32 pixels, where 16 have a place"
+
+
 # ---- what cannot be
 
 
