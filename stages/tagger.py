@@ -133,6 +133,7 @@ class Tagger(BatchStage):
         self._opinion_metrics = OpinionMetrics(self.registry) if asked else None
         self.priorities: dict[str, int] = {}
         self._n_changes = 0
+        self._unseen: set[str] = set()  # since a change, the queues that no block has been given to
         self._pinned = False
         self.at_once = not self.config.tagger.cpus  # which are for the engine's thread
         self._use(self._loaded(self.config, self.config.taggers))
@@ -152,6 +153,8 @@ class Tagger(BatchStage):
             network = one.network
             for queue in [queue for queue in self.queues if self.networks[queue].name == network.name]:
                 del self.queues[queue]
+                if queue in self._unseen:  # nobody else has heard of it
+                    self.forget(queue)
             queue = network.name + suffix
             self.networks[queue] = network
             if self._opinion_metrics is not None:
@@ -163,6 +166,8 @@ class Tagger(BatchStage):
                 self.costs[queue] = network.costs
             self.priorities[queue] = network.spec.priority
             self.queues[queue] = network.max_batch
+            if suffix:
+                self._unseen.add(queue)
         self._n_changes += 1
 
     def prepare(self, now: Config, wanted: Config, rehearsed: Mapping[str, Any]) -> Callable[[], None]:
@@ -217,6 +222,7 @@ class Tagger(BatchStage):
         }
 
     def items(self, block: Block) -> dict[str, int]:
+        self._unseen.clear()
         return {queue: self.networks[queue].items(block) for queue in self.queues}
 
     def deadlines(self, queue: str, block: Block) -> Array | None:

@@ -204,7 +204,10 @@ class BatchStage(Unit, ABC):
         return None
 
     def forget(self, queue: str) -> None:
-        """The last item of a queue that was replaced is done."""
+        """The last item of a queue that was replaced is done.
+
+        Not called for one that was added and replaced again before `items` was asked.
+        """
 
     def padded(self, queue: str, n: int) -> int:
         """The size that a batch of `n` items is run at."""

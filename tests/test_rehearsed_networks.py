@@ -6,21 +6,27 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from physics_helpers import Chain, columns_of, conv_model, event, per_event, sum_model
+from prometheus_client import CollectorRegistry
 
 from stages.config import Config
 from stages.detector.ecal import eb_detid
 from stages.network import Network
 from stages.rehearsing import rehearse
 from stages.tagger import Tagger
+from streamer.batcher import REASONS
+from streamer.blackbox import BlackBox
 from streamer.block import Block
 from streamer.changes import Changes
 from streamer.config import changed
+from streamer.engine import Engine
 from streamer.errors import UsageError
+from streamer.metrics import BatchMetrics, StageMetrics
 from streamer.testing import toy_block
 
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -151,6 +157,33 @@ def block_of(lumi: int) -> Block:
 def scoring(tagger: Tagger) -> dict[str, Path]:
     """The networks that the next block is scored by."""
     return {tagger.networks[queue].name: tagger.networks[queue].model.spec.model for queue in tagger.queues}
+
+
+def test_a_network_that_is_replaced_before_it_had_a_block_is_forgotten(tmp_path: Path) -> None:
+    shadow = conv_model(tmp_path / "shadow.onnx")
+    chain = Chain(config(sum_model(tmp_path / "old.onnx"), shadow=shadow))
+    tagger, now, done = chain.tagger, chain.config, SimpleQueue[Block]()
+    batches = BatchMetrics.of(CollectorRegistry(), tagger.queues, REASONS)
+    said = BlackBox(tmp_path / "box"), lambda block, _: done.put(block), lambda error: None
+    engine: Engine[str] = Engine(tagger, StageMetrics("tagger", 0, {}), batches, *said)
+    opinions = dict(tagger.opinions)
+    for limit in (2.0, 3.0, 4.0):
+        wanted = other(now, sum_model(tmp_path / f"{limit}.onnx", limit=limit))
+        tagger.prepare(now, wanted, tried(now, wanted))()
+        opinions |= tagger.opinions
+        now = wanted
+    hit = int(eb_detid(20, 11))
+    block = chain.crops(columns_of([event(1, EBRecHit=[(hit, 3.5)], Photon=[(34.0, 0.34, 0.005)])]), 1)
+    engine.submit(block, "", timed=False)
+    assert per_event(done.get(timeout=20).columns, "Photon_egScore") == [[3.5]]
+    engine.close()
+    for kept in (tagger.queues, tagger.networks, tagger.opinions, tagger.costs, tagger.priorities):
+        assert [*kept] == ["eg#3"]
+    for queue in ("eg", "eg#1", "eg#2"):
+        for opinion in opinions[queue]:
+            opinion.wait()
+            assert not opinion._thread.is_alive()
+    tagger.close()
 
 
 def two_channels(path: Path) -> None:
