@@ -112,7 +112,8 @@ class FeedConfig(Section):
     """At most so many events travel in one block."""
     block_wait: Seconds = 0.001
     """At low rates a block is closed when its first event has waited so long; where blocks are long on their way, half
-    of that, and at most 32 times as long as this, for fewer blocks are less work."""
+    of that, and at most 32 times as long as this, for fewer blocks are less work. With a `deadline` it is never longer
+    than a sixteenth of that, however long this is."""
     read_ahead: int = Field(2, ge=1, le=64)
     """Steps of the input read before they are needed."""
     max_in_flight: int = Field(8192, ge=1)
