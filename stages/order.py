@@ -22,6 +22,11 @@ _DEALT = 1024
 _COUNTS, _PLACES, _PIECES, _EVENTS = range(4)  # what random numbers are for
 
 
+def replica_of(number: int, n_page: int, n_replicas: int) -> int:
+    """Which replica of the reader feeds the event with this number, where they share pages of so many events."""
+    return number // n_page // TURN_PAGES % n_replicas
+
+
 @dataclass(frozen=True)
 class Piece:
     """The entries `first` to `last` (not included) of a file."""
@@ -173,7 +178,7 @@ class Order:
             left = self.end - k * self.n_page
             if left <= 0:
                 return
-            if k // TURN_PAGES % n_replicas == replica:
+            if replica_of(k * self.n_page, self.n_page, n_replicas) == replica:
                 page = self._page(k, counts, firsts)
                 yield Page(page.begin, page.lines[:left], page.firsts)
             firsts += counts

@@ -1,5 +1,6 @@
 """What a menu makes of blocks: seeds, prescales, and which column holds for which lumisection."""
 
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from stages.menu.schedule import MOST_SWITCHES, Asked, Place, Schedule, Section
 from stages.menu.switching import begun_trigger
 from stages.menu.tally import read_row
 from stages.menu.trigger import Trigger
+from stages.order import TURN_PAGES, Order
 from stages.results import Results
 from streamer.block import Block
 from streamer.journal import Journal
@@ -286,6 +288,34 @@ def test_which_lumisection_has_begun_is_told() -> None:
     assert schedule.last() == (1, 1, 2)
     assert schedule.begun_since(2) == (1, 1, 3)
     assert schedule.begun_since(4) is None, "the pass before does not count"
+
+
+@pytest.mark.parametrize("arranged", [{"weights": [1, 9]}, {"shuffle": True}])
+def test_readers_that_share_an_arranged_input_get_on_at_their_own_pace(
+    tmp_path: Path, arranged: dict[str, Any]
+) -> None:
+    """A page is a block and half of a lumisection; the readers are at the same lumisections, many pages apart."""
+    settings = Config.model_validate({
+        "input": {"files": ["a", "b"], "step_events": 3, **arranged}, "replicas": {"reader": 2},
+        "menu": {"paths": PATHS, "columns": {"off": {"All_v1": 0}}},
+    })  # fmt: skip
+    manifest = OpenManifest(tmp_path / "manifest")
+    manifest.begin({"run": "one", "config": settings.model_dump(mode="json")})
+    journal = Journal(tmp_path / "journal", {}, records.journal(settings), print)
+    trigger = begun_trigger(settings, manifest, journal)
+    order = Order([10_000] * 2, [1, 9], settings.input.step_events, 0, loop=True)
+    held: dict[int, int] = {}
+    for k, pages in enumerate(itertools.islice(zip(order.pages(0, 2), order.pages(1, 2), strict=True), 3 * TURN_PAGES)):
+        if k == TURN_PAGES // 2:
+            trigger.schedule.ask(Asked("off"))
+        for page in pages if k % 4 else reversed(pages):
+            block = block_of([1] * 3, [1 + k // 2] * 3, None, page.begin)
+            block.columns["sourceFile"][:] = page.lines
+            column = trigger.decide(block).columns["prescaleColumn"][0]
+            assert held.setdefault(1 + k // 2, column) == column
+    assert [*held.values()] == [0] * (TURN_PAGES // 4) + [1] * (TURN_PAGES * 5 // 4)
+    manifest.close()
+    journal.close()
 
 
 def test_metrics_are_asked_for_while_lumisections_begin() -> None:

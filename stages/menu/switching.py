@@ -36,7 +36,8 @@ def begun_trigger(config: Config, manifest: OpenManifest, journal: Journal) -> T
     else:
         first = _asked(MenuConfig.model_validate(manifest.about["config"]["menu"]))  # not what is wanted since
         schedule = Schedule(DEFAULT if first.since else first.column, memory)
-    trigger = Trigger(menu, schedule, config.n_replicas("reader"))
+    n_page = 0 if config.input.in_order else config.input.step_events
+    trigger = Trigger(menu, schedule, config.n_replicas("reader"), n_page)
     for segment in manifest.segments():
         for row in segment.menu:
             trigger.passed += read_row(row, len(menu.paths))[1].paths[1]

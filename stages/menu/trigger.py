@@ -9,6 +9,7 @@ from stages.kernels import njit
 from stages.menu.flags import FLAGS, sections, unpacked
 from stages.menu.menu import Menu
 from stages.menu.schedule import Place, Schedule
+from stages.order import replica_of
 from streamer.block import Block
 
 _ALL = np.zeros((0, 0), np.uint8)
@@ -25,7 +26,9 @@ class Trigger:
     schedule : Schedule
         Of columns of the menu.
     n_readers : int
-        How many share the input files.
+        How many share the input.
+    n_page : int
+        They share its pages of so many events, where it is shuffled or mixed (`stages.order`); 0: they share its files.
 
     Attributes
     ----------
@@ -37,8 +40,8 @@ class Trigger:
         Events by `OUTCOMES`, likewise.
     """
 
-    def __init__(self, menu: Menu, schedule: Schedule, n_readers: int = 1) -> None:
-        self.menu, self.schedule, self._n_readers = menu, schedule, n_readers
+    def __init__(self, menu: Menu, schedule: Schedule, n_readers: int = 1, n_page: int = 0) -> None:
+        self.menu, self.schedule, self._n_readers, self._n_page = menu, schedule, n_readers, n_page
         n = len(menu.paths)
         self.passed = np.zeros(n, np.int64)
         self.counts = np.zeros((3, n), np.int64)
@@ -71,7 +74,10 @@ class Trigger:
     def _place(self, block: Block, some: Any) -> Place:
         """Where the last of some events of a block stands."""
         last = block.n_events - 1 if isinstance(some, slice) else int(some[-1])
-        return Place(block.id + last, int(block.columns["sourceFile"][last]) % self._n_readers)
+        number = block.id + last
+        if self._n_page:
+            return Place(number, replica_of(number, self._n_page, self._n_readers))
+        return Place(number, int(block.columns["sourceFile"][last]) % self._n_readers)
 
 
 @njit(cache=True, nogil=True)
