@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from streamer.background import give_way_as_session
+from streamer.errors import StreamerError
 from streamer.orphan import die_with_parent
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ async def made_beside(results: "Results", closing: "Journal", segment: int) -> "
     ------
     OSError
         The disk does not take them.
+    StreamerError
+        They cannot be made, as where the journal cannot be read back.
     RuntimeError
         The process could not do it.
     """
@@ -65,6 +68,8 @@ async def made_beside(results: "Results", closing: "Journal", segment: int) -> "
         told = json.loads(line)
         if "errno" in told:
             raise OSError(told["errno"], told["strerror"], told["filename"])
+        if "problem" in told:
+            raise StreamerError(told["problem"])
         return Segment(**told)
     except (ValueError, TypeError, ConnectionError) as error:
         raise RuntimeError(f"process {process.pid} has made no files of {closing.path}") from error
@@ -91,6 +96,8 @@ def make(task: dict[str, Any], blocks: IO[bytes]) -> dict[str, Any]:
         return asdict(results.make(written, task["segment"], task["went_on"]))
     except OSError as error:
         return {"errno": error.errno, "strerror": error.strerror or str(error), "filename": error.filename}
+    except StreamerError as error:
+        return {"problem": str(error)}
 
 
 if __name__ == "__main__":

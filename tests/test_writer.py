@@ -495,6 +495,24 @@ async def test_a_long_segment_is_finished_by_another_process(
     assert names(tmp_path) == [MANIFEST, SCORES, "scores_1.root"]
 
 
+async def test_a_long_segment_that_cannot_be_read_back_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stages.writer.LEAST_EVENTS", 6)
+    writer = started(tmp_path, segment_events=6)
+    await fed(writer, [2])
+    with (tmp_path / journal(0)).open("r+b") as file:
+        file.seek(-10, os.SEEK_END)
+        file.write(b"\xff" * 10)
+    await fed(writer, [1])
+    await converted(writer)
+    with pytest.raises(StreamerError, match="block 6 cannot be read back"):
+        await writer.finish()
+    writer.close()
+    assert "it is made by the writer itself" not in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
+
+
 async def logged(text: str, caplog: pytest.LogCaptureFixture) -> None:
     async with asyncio.timeout(20):
         while text not in caplog.text:
