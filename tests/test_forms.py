@@ -265,7 +265,7 @@ def test_what_is_made_up_to_warm_up_with_is_not_counted(tmp_path: Path) -> None:
     ready = Network("eg", made, found=network.finding)
     ready.get_ready(network.finding)
     assert ready.take_left_out() == 0
-    scored(ready, typical(grid_of(made.taggers["eg"], ("ECAL",)), 1, np.dtype("u2")), 1)
+    scored(ready, typical(grid_of(made.taggers["eg"], ("ECAL",)), 8, np.dtype("u2")), 8)
     assert ready.take_left_out() > 0, "of 32 pixels, where 16 have a place"
 
 
