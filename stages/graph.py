@@ -70,10 +70,20 @@ def rebuilt(path: Path, inputs: Sequence[str], spec: TaggerSpec, grid: Grid, *, 
     if spec.normalise:
         made = front.normalised(made, spec, points=points)
     front.end(made, inputs[0], elem_type)
+    data = as_file(model)
+    if data is None:
+        raise SurgeryError("it is larger than the 2 GB that a changed network may have")
+    return data
+
+
+def as_file(model: Any) -> bytes | None:
+    """A network with all its weights; None above 2 GB, which no such file may have."""
+    from google.protobuf.message import EncodeError
+
     try:
         return model.SerializeToString()  # type: ignore[no-any-return]
-    except ValueError:
-        raise SurgeryError("it is larger than the 2 GB that a changed network may have") from None
+    except (EncodeError, ValueError):  # by its version
+        return None
 
 
 def _new_enough(model: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from stages.config import Normalise, TaggerSpec
 from stages.detector.layout import TOWER
 from stages.filling import fill_crops, fill_frames
+from stages.graph import as_file
 from stages.kernels import njit
 from streamer.block import Array
 
@@ -213,8 +214,7 @@ def cut(path: Path, name: str, n_channels: int) -> tuple[bytes, str, list[int], 
     shape[1].dim_value = n_channels * len(ends)
     for one in [one for one in graph.value_info if one.name in (end, *ends)]:
         graph.value_info.remove(one)
-    try:
-        left = model.SerializeToString()
-    except ValueError:  # above 2 GB
+    left = as_file(model)
+    if left is None:
         return None
     return left, end, list(range(n_channels)) * len(ends), np.concatenate([gains[one] for one in ends])

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper
 from physics_helpers import save_graph
 
@@ -14,6 +16,7 @@ from stages.model import Model
 from stages.network import Network
 from stages.scaling import cut
 from streamer.block import Array
+from streamer.errors import UsageError
 
 LOOKS: dict[str, dict[str, Any]] = {
     "one": {"channels": ("ECAL",), "crop": 32},
@@ -185,6 +188,35 @@ def test_an_output_within_the_scaling_keeps_it(tmp_path: Path) -> None:
     nodes = [*SCALED, node("GlobalAveragePool", ["b"], "c"), node("Flatten", ["c"], "score")]
     path = save_graph(tmp_path / "m.onnx", nodes, weights={"gain": gains(1, 0)}, extra_outputs=["a"])
     assert cut(path, "crops", 1) is None
+
+
+class TooLarge:
+    """A network that does not fit into one message, as protobuf says it: the one or the other, by its version."""
+
+    def __init__(self, network: Any, error: Exception) -> None:
+        self.__dict__.update(_network=network, _error=error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._network, name, value)
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [EncodeError("Failed to serialize proto"), ValueError("exceeds maximum")])
+def test_a_network_above_2_gb_is_run_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    path = model(tmp_path / "m.onnx", (1, 32, 32))
+    assert cut(path, "crops", 1) is not None
+    load = onnx.load
+    monkeypatch.setattr(onnx, "load", lambda path: TooLarge(load(path), error))
+    assert cut(path, "crops", 1) is None
+    made = config({}, path)
+    np.testing.assert_array_equal(scores(Network("eg", made), 8), scores(Network("eg", made, whole=True), 8))
+    with pytest.raises(UsageError, match="larger than the 2 GB that a changed network may have"):
+        Network("eg", config({"input": "sparse"}, path))
 
 
 def test_the_file_s_own_network_stays_whole_for_dense_batches(tmp_path: Path) -> None:
