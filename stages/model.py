@@ -60,7 +60,8 @@ class Model:
     Raises
     ------
     UsageError
-        Not a model, a model of another shape, another one than was tried, or a provider that does not load.
+        Not a model, a model of another shape, another one than was tried, one that was written anew meanwhile, or a
+        provider that does not load.
     """
 
     def __init__(
@@ -78,15 +79,18 @@ class Model:
         self.where, self.spec, self._name, self._path = f"tagger {name}: {path}", spec, name, path
         self._key = f"taggers.{name}.{key}"
         self._provider, self._threads, self._device = provider, threads, device
+        before = _stamp(path)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set {self._key}") from None
-        for other in weights_of(data):
+        others = weights_of(data)
+        for other in others:
             if not os.access(path.parent / other, os.R_OK):
                 raise UsageError(
                     f"{self.where}: its weights are in '{other}', which cannot be read; put it beside the model"
                 )
+        self._stamps = {path: before, **{path.parent / other: _stamp(path.parent / other) for other in others}}
         self.sha256 = digest(path)
         if tried and self.sha256 != tried:
             raise UsageError(f"{self.where}: has become another file since it was tried; ask for it again")
@@ -125,6 +129,8 @@ class Model:
                 f"{self.where}: not a model that ONNX Runtime loads ({one_line(error)}); export it again, or set "
                 f"{self._key}"
             ) from None
+        if any(_stamp(path) != before for path, before in self._stamps.items()):  # or the hash may be another file's
+            raise UsageError(f"{self.where}: was written anew while it was loaded; try again")
         if wanted and session.get_providers()[0] != wanted[0]:
             why = next((f" ({line})" for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")
             if asked != "auto":
@@ -290,6 +296,15 @@ def provider_options(provider: str, device: int) -> dict[str, Any]:
                 (("enable", True), ("path", str(cache)))}  # fmt: skip
         return {"device_id": device, **kept}
     return {}
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file has been written to, or another one is in its place."""
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def _fits(shape: list[Any], wanted: tuple[Any, ...]) -> bool:

@@ -240,7 +240,8 @@ class Network:
         self.form.fill(seen, 0, n, 0)
         scores = self.model.run(self.form.arrays(n), n)
         plain = self.spec.model_copy(update={"normalise": {}})
-        unchanged = Model(self.name, plain.model, plain, self._settings.provider, self._threads, self._plain_form)
+        how = self._settings.provider, self._threads, self._plain_form
+        unchanged = Model(self.name, plain.model, plain, *how, tried=self.model.sha256)
         if self.form.name == "points":
             points, mask = self.form.arrays(n)
             values = np.moveaxis(points[:, :, 2:], 2, 1)[..., None]  # (n, n_channels, n_points, 1)
@@ -267,7 +268,7 @@ class Network:
         image, n = (self.model, self.form, self.max_batch, self._scaling), self.max_batch
         took = {"image": self.seconds(n, seen, clock=self._clock)}
         try:
-            self._take(*self._made("sparse"))
+            self._take(*self._made("sparse", tried=self.model.sha256))
             self._check(seen)
             took["sparse"] = self.seconds(n, seen, clock=self._clock)
         except UsageError as error:

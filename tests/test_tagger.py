@@ -18,7 +18,7 @@ from stages.config import Config, TaggerConfig, n_taggers
 from stages.detector.ecal import eb_detid
 from stages.filling import fill_crops
 from stages.machine import cores, n_cores, n_gpus
-from stages.network import threads_of
+from stages.network import Network, threads_of
 from stages.tagger import Tagger
 from streamer.batcher import Part
 from streamer.block import SHED, failures
@@ -220,6 +220,44 @@ def test_weights_in_a_file_of_their_own_are_part_of_the_hash(tmp_path: Path) -> 
         hashes.append((make(tmp_path / "m.onnx").about()["models"]["eg"]["sha256"], (tmp_path / "m.onnx").read_bytes()))
     assert hashes[0][1] == hashes[1][1]
     assert hashes[0][0] != hashes[1][0]
+
+
+@pytest.mark.parametrize("read_by", ["digest", "cut", "rebuilt"])
+@pytest.mark.parametrize("of", ["m.onnx", "weights.bin"])
+def test_a_file_that_is_written_anew_while_it_is_loaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, read_by: str
+) -> None:
+    for seed, folder in enumerate((tmp_path, tmp_path / "new")):
+        folder.mkdir(exist_ok=True)
+        model = onnx.load(conv_model(folder / "plain.onnx", seed=seed))
+        onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    path = tmp_path / "m.onnx"
+    read = getattr(model_module, read_by)
+
+    def hasty(*args: Any, **kwargs: Any) -> Any:
+        found = read(*args, **kwargs) if read_by == "digest" else None
+        if (tmp_path / "new" / of).exists():
+            (tmp_path / "new" / of).replace(tmp_path / of)
+        return found if read_by == "digest" else read(*args, **kwargs)
+
+    monkeypatch.setattr(model_module, read_by, hasty)
+    made = config(path, spec={"normalise": {"ECAL": {"scale": 2.0}}})  # for which its graph is changed
+    with pytest.raises(UsageError) as error:
+        Network("eg", made)
+    assert str(error.value) == f"tagger eg: {path}: was written anew while it was loaded; try again"
+    Network("eg", made)
+
+
+def test_forms_are_compared_of_one_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = conv_model(tmp_path / "m.onnx")
+    auto, sparse = (Network("eg", config(path, spec={"input": form}, policy="fixed")) for form in ("auto", "sparse"))
+    before = auto.model.sha256
+    conv_model(path, seed=1)
+    auto.warm_up()
+    assert (auto.form.name, auto.model.sha256) == ("image", before)
+    with pytest.raises(UsageError, match="has become another file since it was tried; ask for it again"):
+        sparse.warm_up()
 
 
 # ---- providers
