@@ -6,11 +6,13 @@ import signal
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamer.errors import one_line
 from streamer.forkserver import Running
 from streamer.logs import Passing
 
@@ -101,9 +103,18 @@ def died(code: int) -> str:
 
 
 def fetched(url: str) -> bytes:
-    """A metrics page as it stands."""
-    with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
-        found: bytes = page.read(MOST_BYTES)
+    """A metrics page as it stands.
+
+    Raises
+    ------
+    OSError
+        Nobody answers, or what answers does not speak HTTP.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=SCRAPE_S) as page:
+            found: bytes = page.read(MOST_BYTES)
+    except HTTPException as error:
+        raise ConnectionError(f"{url}: answers in no HTTP ({one_line(error)})") from error
     return found
 
 
@@ -114,6 +125,13 @@ def scrape(url: str, wanted: frozenset[str] = WANTED) -> dict[str, float]:
     ----------
     wanted : set of str
         Names of samples that are looked at besides our own counters and gauges, such as those of buckets.
+
+    Raises
+    ------
+    OSError
+        As `fetched`.
+    ValueError
+        It is no page of metrics.
     """
 
     def is_wanted(line: str) -> bool:
@@ -123,7 +141,11 @@ def scrape(url: str, wanted: frozenset[str] = WANTED) -> dict[str, float]:
 
     lines = fetched(url).decode().splitlines(keepends=True)
     values: dict[str, float] = {}
-    for family in text_string_to_metric_families("".join(filter(is_wanted, lines))):  # parsing is what costs
+    try:
+        families = [*text_string_to_metric_families("".join(filter(is_wanted, lines)))]  # parsing is what costs
+    except IndexError as error:  # the parser's, for some lines
+        raise ValueError(f"{url}: is no page of metrics") from error
+    for family in families:
         for sample in family.samples:
             labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
             values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value

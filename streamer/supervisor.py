@@ -478,26 +478,38 @@ class Supervisor:
         child.log.tidy(all_=True)
 
     async def _poll(self) -> None:
-        """Read every process's own metrics, as Prometheus would."""
+        """Look at all processes again and again. What goes wrong with that is told, and does not end the run."""
+        told = ""
         while True:
             begin = time.monotonic()
             await asyncio.sleep(POLL_S)
-            self._n_polls += 1
-            alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
-            await asyncio.gather(*(self._look_at(child, begin) for child in alive))
-            for child in self.children:
-                child.log.tidy()
-            self._end_stalled()
-            self._end_stragglers()
-            self._seen = self._progress()
-            self._see_changed()
-            self._shown.look(self.children)
-            self._tell_manager(self._seen)
-            if self.page is not None:
-                self.page.tell()
-                self.page.tidy()
-            if self.on_progress is not None:
-                self.on_progress(self._seen)
+            try:
+                await self._look(begin)
+            except Exception as error:
+                why = one_line(error)
+                if why != told:  # it may come every second
+                    log.error("the processes could not be looked at as they should (%s); it is tried again", why)
+                    log.debug("traceback", exc_info=True)
+                told = why
+
+    async def _look(self, begin: float) -> None:
+        """Read every process's own metrics, as Prometheus would, and act on them; `begin` is when we did so last."""
+        self._n_polls += 1
+        alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
+        await asyncio.gather(*(self._look_at(child, begin) for child in alive))
+        for child in self.children:
+            child.log.tidy()
+        self._end_stalled()
+        self._end_stragglers()
+        self._seen = self._progress()
+        self._see_changed()
+        self._shown.look(self.children)
+        self._tell_manager(self._seen)
+        if self.page is not None:
+            self.page.tell()
+            self.page.tidy()
+        if self.on_progress is not None:
+            self.on_progress(self._seen)
 
     async def _look_at(self, child: Child, begin: float) -> None:
         process = child.process

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shlex
+import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from streamer.child import Child
 from streamer.config import CoreConfig
 from streamer.news import News, read
 from streamer.pipeline import Pipeline
-from streamer.supervisor import Supervisor
-from streamer.testing import Made
+from streamer.supervisor import Progress, Supervisor
+from streamer.testing import Made, until
 
 REPORT: dict[str, Any] = {"metrics": {"streamer_events_total/ok": 7.0}, "cpu_s": 1.5, "moving_cpu_s": 1, "rss_bytes": 1}
 ODD: tuple[dict[str, Any], ...] = (
@@ -98,3 +99,56 @@ async def test_a_supervisor_survives_what_its_processes_say(tmp_path: Path, capl
     assert supervisor._progress().fed == 7
     assert supervisor._everything()["failures"] == [{"again": "a", "b": 1}]
     assert "no json" in caplog.text, "what is not understood is passed on"
+
+
+ODD_PAGES = (
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"",
+    b"HTTP/1.1 200 OK\r\n\r\n\xff\xfe",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\nstreamer_x 1 2 3 x\n",
+    b"HTTP/1.1 200 OK\r\n\r\nstreamer_+eNNa{,\t=m}\n",
+)
+
+
+@pytest.mark.parametrize("page", ODD_PAGES)
+async def test_a_process_whose_metrics_are_odd_does_not_answer(page: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(page)
+        await writer.drain()
+        writer.close()
+
+    pipeline = Pipeline("toy", CoreConfig, (Made("source", ""), Made("sink", "")), "", "")
+    supervisor, process = Supervisor(pipeline, CoreConfig()), await asyncio.create_subprocess_exec("true")
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
+        child = Child("source", 0, process, state="running", metrics_url=address, values={"streamer_x": 7.0})
+        await supervisor._look_at(child, time.monotonic() - 1)
+    await process.wait()
+    assert child.silent_s >= 1
+    assert child.values == {"streamer_x": 7.0}
+
+
+async def test_what_goes_wrong_while_processes_are_watched_is_told_and_they_are_watched_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Progress] = []
+
+    def show(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) < 4:
+            raise ZeroDivisionError("no line" if len(seen) < 3 else "no other")
+
+    monkeypatch.setattr("streamer.supervisor.POLL_S", 0.001)
+    pipeline = Pipeline("toy", CoreConfig, (Made("source", ""), Made("sink", "")), "", "")
+    watching = asyncio.create_task(Supervisor(pipeline, CoreConfig(), show)._poll())
+    await until(lambda: watching.done() or len(seen) > 5)
+    assert not watching.done()
+    watching.cancel()
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert told == [
+        f"the processes could not be looked at as they should (ZeroDivisionError: {why}); it is tried again"
+        for why in ("no line", "no other")
+    ]
