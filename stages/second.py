@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from stages.config import Config
 from stages.forms import Sparse
 from stages.network import NO_FINDINGS, Finding, Network
-from streamer.background import give_way
 from streamer.batcher import Part
 from streamer.block import Array, Block
 from streamer.errors import one_line
@@ -93,7 +93,10 @@ def _second(
 
 
 class SecondOpinion:
-    """Scores crops once more in a thread of its own, which gives way to all others.
+    """Scores crops once more in a thread of its own.
+
+    The thread does not give way: it needs Python's lock now and then, and then all would wait for it. What bounds it is
+    the share, and `MOST_WAITING`.
 
     Parameters
     ----------
@@ -128,13 +131,14 @@ class SecondOpinion:
             return
         ends = np.cumsum([part.size for part in parts])
         with self._changed:
-            for item in chosen:
-                if len(self._waiting) >= MOST_WAITING:
-                    self._skipped.inc()
-                    continue
-                k = int(np.searchsorted(ends, item, side="right"))
-                sparse = self._network.sparse(parts[k].key.columns)
-                self._waiting.append((sparse, int(parts[k].stop - (ends[k] - item)), float(scores[item])))
+            taken = chosen[: MOST_WAITING - len(self._waiting)]
+            self._skipped.inc(chosen.size - taken.size)
+            part_of = np.searchsorted(ends, taken, side="right")
+            for k in np.unique(part_of):
+                sparse, part = self._network.sparse(parts[k].key.columns), parts[k]
+                items = taken[part_of == k]
+                places = items + (part.stop - ends[k])
+                self._waiting += zip(repeat(sparse), places.tolist(), scores[items].tolist())
             self._changed.notify()
 
     def close(self) -> None:
@@ -159,7 +163,6 @@ class SecondOpinion:
             )
 
     def _run(self) -> None:
-        give_way()
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:

@@ -1,11 +1,12 @@
 """Second opinions: which crops are scored again, by what, and what is told of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from physics_helpers import Chain, columns_of, conv_model, event, infer_all, sum_model
+from physics_helpers import Chain, columns_of, conv_model, event, infer_all, sum_model, wait_until
 from prometheus_client import CollectorRegistry
 
 from stages.config import Config
@@ -82,6 +83,21 @@ def test_a_device_that_miscounts_is_found(tmp_path: Path) -> None:
     opinion.wait()
     assert counted(registry, "score_difference_count", "cpu") == 19
     assert counted(registry, "score_disagreements_total", "cpu") == 11, "ten that are off, and no number"
+
+
+def test_the_thread_that_scores_again_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    made = config(sum_model(tmp_path / "sum.onnx"), cpu_check=1.0)
+    ((against, network, share),) = second_networks("eg", made)
+    registry = CollectorRegistry()
+    opinion = SecondOpinion(against, network, share, OpinionMetrics(registry))
+    block = Chain(config(tmp_path / "sum.onnx")).crops(*columns(1))
+    opinion.look([Part(block, 0, 1)], np.zeros(1, np.float32))
+    wait_until(lambda: counted(registry, "score_difference_count", "cpu") == 1, "its first score")
+    thread = opinion._thread.native_id
+    assert thread is not None
+    assert os.getpriority(os.PRIO_PROCESS, thread) == os.getpriority(os.PRIO_PROCESS, 0)
+    opinion.close()
+    opinion.wait()
 
 
 def test_what_is_too_much_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
