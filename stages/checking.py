@@ -1,6 +1,8 @@
 """What `streamer check` looks at beyond keys and values: inputs, models, geometry, output folder."""
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from stages.config import Config
 from streamer.errors import UsageError
@@ -13,7 +15,6 @@ def problems(config: Config) -> list[str]:
     from stages.quality import measured
     from stages.reader import Reader
     from stages.tagger import Tagger
-    from stages.writer import prepare_folder
     from streamer.reference import fitting
 
     found: list[str] = []
@@ -28,9 +29,22 @@ def problems(config: Config) -> list[str]:
         attempt(Reader(config).setup)
     attempt(Framer(config).setup)
     attempt(Tagger(config).setup)
-    attempt(lambda: prepare_folder(config.writer.dir))
+    attempt(lambda: _output(config.writer.dir))
     if (reference := config.quality.reference) is not None:
         going_on = config.model_copy(update={"writer": config.writer.model_copy(update={"overwrite": False})})
         attempt(lambda: fitting(reference, measured(going_on)))
     attempt(lambda: require(config))
     return found
+
+
+def _output(folder: Path) -> None:
+    """Whether there can be such a folder; if there is none, there is none afterwards."""
+    from stages.writer import prepare_folder
+
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        prepare_folder(folder)
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):  # it was not made, or is somebody's meanwhile
+                path.rmdir()

@@ -687,7 +687,8 @@ def test_check_looks_at_files_and_models_too(hits: Path, model: Path, tmp_path: 
         path.write_text(f'[input]\nfiles = ["{source}"]\n[taggers.eg]\nmodel = "{network}"\n[writer]\ndir = "{out}"\n')
         return path
 
-    code, out, err = call("check", written(hits, model, tmp_path / "out"))
+    code, out, err = call("check", written(hits, model, tmp_path / "deep/out"))
+    assert not (tmp_path / "deep").exists(), "it only looks"
     assert (code, out) == (0, f"{path} is fine\n")
     assert "streamer: " not in err
     code, _, err = call("check", written(tmp_path / "none.root", wrong, tmp_path / "file/out"))
