@@ -19,7 +19,7 @@ from streamer.block import FED_TIME, LUMISECTION, Array, Block, Columns, WireErr
 from streamer.commits import CommitReceiver
 from streamer.deadline import PROBES, UNKNOWN, Way, n_before, without_first
 from streamer.disk import patiently
-from streamer.fedbook import FedBook
+from streamer.fedbook import Fed, FedBook
 from streamer.feed import Feed, LumiClock, Lumisections
 from streamer.ledger import Intervals, Kept, Window
 from streamer.metrics import SourceMetrics
@@ -196,7 +196,7 @@ class Feeding:
                 if clock is not None:
                     whole[LUMISECTION.name] = np.zeros(numbers.size, np.uint32)
                 ends = self.unit.outputs.ends(whole)
-                for first, end in self.pieces(numbers[:n]):
+                for first, end, owed in self.pieces(numbers[:n]):
                     while first < end:
                         number = int(numbers[first])
                         available = min(end - first, self.stripes.room(number))
@@ -208,15 +208,16 @@ class Feeding:
                         if not due.size:
                             return
                         await self.sleep_until(int(due[-1]))
-                        why_not = await self.room(due.size, outlet, feed)
+                        why_not = await self.room(due.size, outlet, feed, owed)
                         if stopping.is_set() or why_not == OVER:
                             return
                         part = self.unit.outputs.slice(whole, first, first + due.size, ends)
                         first += due.size
-                        block = self.in_time(Block(number, due.size, {**part, **core_columns(due), **counted}), outlet)
+                        fed = Block(number, due.size, {**part, **core_columns(due), **counted})
+                        block = self.in_time(fed, outlet, owed)
                         if block is None:
                             continue
-                        if not why_not and not await self.booked(block):
+                        if not why_not and not owed and not await self.booked(block):
                             if stopping.is_set():
                                 return
                             why_not = "disk"
@@ -242,11 +243,15 @@ class Feeding:
         last = max((lumi for _, lumi in self.book.fed.lumis), default=0)
         return LumiClock(length, last, self.book.lumis_before(self.kept.missing), most)
 
-    async def room(self, n_events: int, outlet: hop.Outlet, feed: Feed) -> str:
+    def waits(self, owed: bool) -> bool:
+        """Whether events wait for the chain. Those that were fed before do in any case, for they may be in it."""
+        return owed or self.config.overflow == "wait"
+
+    async def room(self, n_events: int, outlet: hop.Outlet, feed: Feed, owed: bool) -> str:
         """Wait until there is room for a block; or, where the feed does not wait, why there is none."""
-        if self.config.overflow == "wait":
+        if self.waits(owed):
             while self.window.full(n_events) and not self.process.stopping.is_set():
-                if feed.over(time.time_ns()):
+                if feed.over(time.time_ns()) and not owed:
                     return OVER
                 await self.process.or_stopped(self.more_space())
             return ""
@@ -264,7 +269,7 @@ class Feeding:
         again = (piece for first, last in again for piece in fed.dropped.missing(first, last))
         return fed.ids.size - sum(last - first + 1 for first, last in again)
 
-    def in_time(self, block: Block, outlet: hop.Outlet) -> Block | None:
+    def in_time(self, block: Block, outlet: hop.Outlet, owed: bool) -> Block | None:
         """The block without what is too late already: dropped, or where the feed waits shed. None: nothing is left."""
         within = int(self.config.deadline * 1e9)
         if not within or self.n_probes:
@@ -273,7 +278,7 @@ class Feeding:
         way = outlet.ways.get(self.process.name, UNKNOWN)
         if time.monotonic() - self.since > WARN_AFTER_S:
             self.warn(way)
-        waits = self.config.overflow == "wait"
+        waits = self.waits(owed)
         n = n_before(block.columns[FED_TIME.name], time.time_ns() - within + waits * way.usual)
         if n and waits:
             return block.with_columns(without_first(self.unit.outputs, block.columns, n, self.unit.mark))
@@ -309,15 +314,20 @@ class Feeding:
             self.metrics.dead[reason].inc(max(0, due_ns - since) * 1e-9)
             self.dead = None
 
-    def pieces(self, numbers: Array) -> Iterator[tuple[int, int]]:
-        """The ranges of a step's events that have consecutive numbers and are not on disk."""
+    def pieces(self, numbers: Array) -> Iterator[tuple[int, int, bool]]:
+        """The ranges of a step's events that have consecutive numbers and are neither on disk nor dropped.
+
+        With each range, whether its events are owed: an earlier life of this reader has fed them.
+        """
+        fed = Fed() if self.book is None else self.book.fed
         breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
         for start, end in itertools.pairwise([0, *breaks.tolist(), numbers.size]):
             if start < end:
                 shift = start - int(numbers[start])
                 for piece in self.kept.missing(int(numbers[start]), int(numbers[end - 1])):
-                    for first, last in [piece] if self.book is None else self.book.fed.dropped.missing(*piece):
-                        yield first + shift, last + shift + 1
+                    for part in fed.dropped.missing(*piece):
+                        for first, last, owed in fed.ids.cut(*part):
+                            yield first + shift, last + shift + 1, owed
 
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9

@@ -72,6 +72,16 @@ class IdSet:
             out.append((first, last))
         return out
 
+    def cut(self, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
+        """The numbers `first` to `last` in pieces, each with whether it is in the set."""
+        for a, b in self.missing(first, last):
+            if first < a:
+                yield first, a - 1, True
+            yield a, b, False
+            first = b + 1
+        if first <= last:
+            yield first, last, True
+
 
 @dataclass(frozen=True)
 class Stripes:

@@ -47,6 +47,11 @@ def test_idset_takes_intervals_and_tells_what_is_missing(added: list[tuple[int, 
     missing = ours.missing(*asked)
     assert numbers(missing) == [i for i in range(asked[0], asked[1] + 1) if i not in plain]
     assert all(a[1] + 1 < b[0] for a, b in pairwise(missing)), "no interval is cut in two"
+    pieces = [(first, last, inside) for first, last, inside in ours.cut(*asked) if first <= last]
+    assert [i in plain for i in range(asked[0], asked[1] + 1)] == [
+        inside for first, last, inside in pieces for _ in range(first, last + 1)
+    ]
+    assert all(a[1] + 1 == b[0] and a[2] != b[2] for a, b in pairwise(pieces)), "each piece is as long as it can be"
     assert list(IdSet(added)) == list(IdSet(reversed(added))) == list(ours)
 
 

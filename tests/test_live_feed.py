@@ -1,10 +1,12 @@
 """Live feeds: what the chain cannot take is dropped, and every event is accounted for. Real processes and files."""
 
+import contextlib
 import json
 import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -54,6 +56,42 @@ def test_what_the_chain_cannot_take_is_dropped_and_accounted_for(streamer: Proce
     told = streamer("ledger", out, "--json").check()
     assert json.loads(told.out)["total"]["dropped"] == dropped
     assert sum(line["dropped"] for line in json.loads(told.out)["lumisections"]) == dropped
+
+
+def test_a_reader_that_is_killed_in_an_overload_drops_nothing_that_it_had_fed(
+    streamer: Processes, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    live = ("--set", "feed.overflow=drop", "--set", "feed.block_events=50", "--set", "hop.credit_events=64")
+    one = ("--replicas", "tagger=1")
+    process = streamer("run", EVENTS, "-o", out, "--loop", "--events", 40_000, "--feed", "poisson 20000", *live, *one)
+
+    def is_full() -> bool:
+        return process.metrics("reader-0").get("streamer_credits_available") == 0
+
+    def is_back() -> bool:
+        port = process.ports()["reader-0"]
+        with contextlib.suppress(OSError):
+            return port not in ports and bool(urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10).read())
+        return False
+
+    ports = set[int]()
+    for n in (200, 800):
+        process.wait_for_events(n)
+        tagger, reader = process.stage("tagger-0"), process.stage("reader-0")
+        tagger.suspend()  # what is before it stays in the chain until there is another reader
+        wait_until(is_full, "the chain to be full")
+        ports.add(process.ports()["reader-0"])
+        reader.kill()
+        wait_until(is_back, "another reader")
+        tagger.resume()
+    process.check()
+    assert process.err.count("reader-0 died of SIGKILL") == 2
+    books = read_books(out)
+    assert not books.why_not
+    assert books.ledger.dropped > 0
+    assert books.ledger.fed == books.ledger.scored + books.ledger.dropped == books.fed.total() == 40_000
+    assert books.n_entries == books.n_kept == books.ledger.scored
 
 
 @pytest.mark.long

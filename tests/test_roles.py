@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from streamer.batcher import Part
 from streamer.blackbox import BlackBox
-from streamer.block import Array, Block, Columns, failures
+from streamer.block import SHED, Array, Block, Columns, failures
 from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
 from streamer.fedbook import FedBook, read
@@ -227,6 +227,21 @@ async def test_a_commit_between_looking_and_waiting_is_not_missed() -> None:
     feeding.committed([(1, 4)], 0.25)  # the last one: no other commit will wake us
     await asyncio.wait_for(waiting, 20)
     assert len(feeding.window) == 0
+
+
+async def test_what_was_fed_and_is_late_is_shed_and_not_dropped() -> None:
+    live = config(rate=1e5, overflow="drop", deadline="10 ms")
+    registry = StageMetrics("reader", 0, {})
+    process: Any = SimpleNamespace(config=live, metrics=registry, stripes=Stripes(), name="reader", tracer=None)
+    feeding = Feeding(process, ToySource(0))
+    feeding.n_probes, outlet, late = 0, cast(Any, SimpleNamespace(ways={})), toy_block(1, 4)
+    late.columns["fedTime"] -= 10**9
+    shed = feeding.in_time(late, outlet, owed=True)
+    assert shed is not None
+    assert shed.columns["error"].tolist() == [SHED + feeding.unit.mark] * 4
+    assert feeding.dead is None
+    assert feeding.in_time(late, outlet, owed=False) is None
+    assert feeding.dead is not None, "these are dropped"
 
 
 # --- Events that cannot be processed ---
@@ -530,6 +545,53 @@ async def test_what_is_not_booked_is_not_fed(
         assert await made.codes() == [0] * 4
         assert (len(sink.events) == 10_000) == (not stop)
     assert list(read(tmp_path / "reader-0.fed").ids) == [(0, len(sink.events) - 1)]
+
+
+async def test_what_was_fed_is_not_dropped_when_it_is_fed_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(ToySink):
+        async def sync(self) -> None:
+            await all_is_well.wait()
+            await super().sync()
+
+    def held(block: Block) -> Block:
+        assert may_pass.acquire(timeout=60)
+        return block
+
+    def told(owner: type, name: str) -> list[int]:
+        """The ids of the blocks that the reader hands to a method."""
+        ids, method = list[int](), getattr(owner, name)
+
+        def noting(self: Any, *args: Any) -> Any:
+            ids.extend(arg.id for arg in args if isinstance(arg, Block) and getattr(self, "name", "reader") == "reader")
+            return method(self, *args)
+
+        monkeypatch.setattr(owner, name, noting)
+        return ids
+
+    may_pass, all_is_well, sink = threading.Semaphore(0), asyncio.Event(), Slow()
+    sent, dropped = told(Process, "send"), told(Feeding, "drop")
+    live = Booked.model_validate({**config(rate=1e5, overflow="drop").model_dump(), "dir": tmp_path})
+    async with chain(run, live) as made:
+        reader, *_ = start(made, ToySource(400), ToyStage(held), sink=sink)
+        await until(lambda: dropped)
+        assert sent == [0, 8], "what the framer takes ahead"
+        await made.kill(reader)
+        dropped.clear()
+        larger = live.feed.model_copy(update={"block_events": 12})  # else no block would be owed in part
+        made.config = live.model_copy(update={"feed": larger})
+        reader = made.start("reader", ToySource(400))
+        may_pass.release()  # now there is room for one block that is fed again, and for no other
+        await until(lambda: 12 in sent or dropped)
+        assert not dropped
+        may_pass.release(1000)
+        all_is_well.set()
+        await until(lambda: reader.state == "stopped")
+    fed = read(tmp_path / "reader-0.fed")
+    assert list(fed.ids) == [(0, 399)]
+    gone = [event for first, last in fed.dropped for event in range(first, last + 1)]
+    assert sorted([*sink.events, *gone]) == list(range(400)), "each event is dropped or written, and once"
 
 
 async def test_a_stop_before_anybody_listens(run: Run) -> None:
