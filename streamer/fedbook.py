@@ -54,9 +54,9 @@ class Fed:
     def take(self, record: Any) -> None:
         """Add a record of a book."""
         first, last, lumis, *reason = record
-        self.ids.add(first, last)
+        is_new = self.ids.add(first, last) > 0  # else it was dropped after it had been fed, as once could be
         for run, lumi, n in lumis:
-            self.lumis[run, lumi] += n
+            self.lumis[run, lumi] += n * is_new
         if reason:
             self.reasons[reason[0]] += self.dropped.add(first, last)
             for run, lumi, n in lumis:

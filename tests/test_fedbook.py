@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from physics_helpers import fill_disk, small_disk
 
@@ -40,6 +41,19 @@ def test_each_event_is_booked_once(tmp_path: Path) -> None:
     again.add_found([(6, 9)])
     again.close()
     assert found(tmp_path / "b.fed") == [(0, 9), (100, 103)]
+
+
+async def test_lumisections_count_an_event_once_also_if_it_is_dropped_after_it_was_fed(tmp_path: Path) -> None:
+    counted = block(0, 4)
+    counted = counted.with_columns({**counted.columns, "feedLumisection": np.full(4, 5, np.uint32)})
+    made = book(tmp_path / "b.fed")
+    made.add(counted)
+    made.drop(counted, "credit")
+    await made.flush()
+    made.close()
+    for fed in (made.fed, read(tmp_path / "b.fed")):
+        assert fed.ids.size == fed.lumis.total() == fed.lumis[1, 5] == 4
+        assert fed.dropped.size == fed.dropped_lumis.total() == fed.reasons.total() == 4
 
 
 def test_a_block_that_a_full_disk_does_not_take_is_not_booked(tmp_path: Path) -> None:
