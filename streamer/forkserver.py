@@ -128,10 +128,19 @@ class ForkServer:
             try:
                 pid = await asyncio.shield(asking)
             except BaseException:
-                with contextlib.suppress(GoneError, OSError):  # or we are no longer wanted: nobody else would end it,
-                    os.kill(Forked(await asking).pid, signal.SIGKILL)  # or take its answer off the socket
-                for fd in (stdin[1], stdout[0], stderr[0]):
-                    os.close(fd)
+                # Or we are no longer wanted. Nobody else would take the answer off the socket and end the process: until
+                # then we stay, however often that is said.
+                while not asking.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([asking])
+                try:
+                    with contextlib.suppress(GoneError, OSError):
+                        pid = asking.result()
+                        os.kill(pid, signal.SIGKILL)
+                        Forked(pid)  # takes it in
+                finally:
+                    for fd in (stdin[1], stdout[0], stderr[0]):
+                        os.close(fd)
                 raise
             finally:
                 for fd in theirs:

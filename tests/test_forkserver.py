@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -83,22 +85,75 @@ def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
-def test_one_that_is_no_longer_wanted_does_not_stay_and_is_not_taken_for_the_next(tmp_path: Path) -> None:
+async def while_it_is_asked_for(asked: asyncio.Task[Running]) -> None:
+    await asyncio.sleep(0)  # it asks
+    asked.cancel()
+
+
+async def twice(asked: asyncio.Task[Running]) -> None:
+    for _ in range(2):
+        await asyncio.sleep(0)  # it asks, and then it is told
+        asked.cancel()
+    await asyncio.sleep(0)
+    assert not asked.done(), "the answer is still to come"
+
+
+async def when_it_has_just_come(asked: asyncio.Task[Running]) -> None:
+    only = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(only)
+    await asyncio.sleep(0)  # it asks
+    only.submit(int).result()  # has its turn when the answer is there, and the loop has not seen that
+    asked.cancel()
+
+
+@pytest.mark.parametrize("change_ones_mind", [while_it_is_asked_for, twice, when_it_has_just_come])
+def test_one_that_is_no_longer_wanted_does_not_stay_and_is_not_taken_for_the_next(
+    tmp_path: Path, change_ones_mind: Callable[[asyncio.Task[Running]], Awaitable[None]]
+) -> None:
     (tmp_path / "run.toml").touch()
 
-    async def change_ones_mind() -> None:
+    async def ask() -> None:
         async with opened() as server:
-            before = psutil.Process().children()
+            before, n_files = psutil.Process().children(), psutil.Process().num_fds()
             asked = asyncio.create_task(server.start(["draw", "--config", str(tmp_path / "run.toml")]))
-            await until(server._turn.locked)
-            asked.cancel()
+            await change_ones_mind(asked)
             with pytest.raises(asyncio.CancelledError):
                 await asked
             code, said, _ = await ended(await server.start(["--version"]))
             assert (code, said.split()[0]) == (0, b"streamer")
             await until(lambda: psutil.Process().children() == before)
+            await until(lambda: psutil.Process().num_fds() == n_files)
 
-    asyncio.run(change_ones_mind())
+    asyncio.run(ask())
+
+
+def test_one_that_is_no_longer_wanted_is_ended_where_files_are_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.toml").touch()
+
+    def no_more(pid: int) -> int:
+        os.kill(pid, signal.SIGSTOP)  # does not find out itself that nobody wants it
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def ask() -> None:
+        async with opened() as server:
+            before = psutil.Process().children()
+            asked = asyncio.create_task(server.start(["draw", "--config", str(tmp_path / "run.toml")]))
+            await until(server._turn.locked)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pidfd_open", no_more)
+                asked.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asked
+            (copy,) = set(psutil.Process().children()) - set(before)
+            try:
+                await until(lambda: os.waitpid(copy.pid, os.WNOHANG)[0])
+            except TimeoutError:
+                copy.kill()
+                raise
+
+    asyncio.run(ask())
 
 
 def test_nobody_is_left_when_whoever_asked_is_killed(tmp_path: Path) -> None:
