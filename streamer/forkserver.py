@@ -128,8 +128,8 @@ class ForkServer:
             try:
                 pid = await asyncio.shield(asking)
             except BaseException:
-                # Or we are no longer wanted. Nobody else would take the answer off the socket and end the process: until
-                # then we stay, however often that is said.
+                # Or we are no longer wanted. Nobody else would take the answer off the socket and end the process, so
+                # we stay until then, however often that is said.
                 while not asking.done():
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([asking])
