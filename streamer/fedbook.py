@@ -7,7 +7,7 @@ tells why.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,20 +171,19 @@ class FedBook:
         else:
             self._dropping.append([block.id, block.id + block.n_events - 1, lumis, reason])
 
-    def lumis_before(self, missing: Callable[[int, int], Iterable[tuple[int, int]]]) -> list[tuple[int, int, int]]:
-        """`(first, last, lumisection)` of events that were fed in lumisections of the feed and are fed again.
+    def lumis_before(self) -> list[tuple[int, int, int]]:
+        """`(first, last, lumisection)` of the events that were fed in each lumisection of the feed, and not dropped.
 
-        Parameters
-        ----------
-        missing : callable
-            Which of the events `first` to `last` these are.
+        What lies between is of it, too, whether it was booked or not: lumisections never fall.
         """
-        found = []
+        found: dict[int, tuple[int, int]] = {}
         for first, _, lumis, *dropped in _records(self.path):
             for _, lumi, n in lumis if not dropped else ():
-                found += [(a, b, lumi) for a, b in missing(first, first + n - 1)]
+                last = first + n - 1
+                begin, end = found.get(lumi, (first, last))
+                found[lumi] = min(begin, first), max(end, last)
                 first += n
-        return found
+        return [(first, last, lumi) for lumi, (first, last) in found.items()]
 
     def add_found(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Book events that are on disk, and so were fed, although a power cut took the last lines of the books.

@@ -168,7 +168,7 @@ class LumiClock:
     last : int
         The last one that was fed before.
     before : iterable of (first, last, lumisection)
-        Sequence numbers of events that are fed again.
+        Sequence numbers of events that were fed before, also of what is between them.
     most : int
         No event of a later one is fed; 0: any number.
     """

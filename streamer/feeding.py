@@ -241,7 +241,7 @@ class Feeding:
         if self.book is None:
             return LumiClock(length, most=most)
         last = max((lumi for _, lumi in self.book.fed.lumis), default=0)
-        return LumiClock(length, last, self.book.lumis_before(self.kept.missing), most)
+        return LumiClock(length, last, self.book.lumis_before(), most)
 
     def waits(self, owed: bool) -> bool:
         """Whether events wait for the chain. Those that were fed before do in any case, for they may be in it."""

@@ -72,11 +72,25 @@ def test_the_book_knows_the_lumisections_of_what_is_fed_again(tmp_path: Path) ->
         counted = {**block.columns, "run": np.array([8, 7, 8, 7]), "feedLumisection": np.array(lumis, np.uint32)}
         book.add(block.with_columns(counted))
     assert book.fed.lumis == {(1, 1): 3, (1, 2): 3, (1, 3): 1, (1, 4): 5}, "whatever the input calls its runs"
+    assert book.lumis_before() == [(0, 2, 1), (3, 5, 2), (6, 6, 3), (7, 11, 4)]
+    book.close()
 
-    def missing(first: int, last: int) -> list[tuple[int, int]]:
-        return [(max(first, 2), min(last, 5))] if first <= 5 and last >= 2 else []
 
-    assert book.lumis_before(missing) == [(2, 2, 1), (3, 3, 2), (4, 5, 2)]
+def test_drops_that_were_not_booked_go_to_a_lumisection_of_their_neighbours(tmp_path: Path) -> None:
+    def counted(first: int, lumi: int) -> Any:
+        block = toy_block(first, 10)
+        return block.with_columns({**block.columns, "feedLumisection": np.full(10, lumi, np.uint32)})
+
+    book = FedBook(tmp_path / "b.fed", "run", [], goes_on=False)
+    for first, lumi in ((0, 5), (20, 5), (40, 6)):  # all of it is on disk, and nothing is fed again
+        book.add(counted(first, lumi))
+    assert book.lumis_before() == [(0, 29, 5), (40, 49, 6)]
+    clock = LumiClock("1 s", last=6, before=book.lumis_before(), most=6)
+    assert clock.of(10, due(*range(10))).tolist() == [5] * 10
+    assert clock.of(30, due(*range(10))).tolist() == [6] * 10
+    assert clock.of(50, due(*range(10))).tolist() == [], "these are new, and of one too many"
+    book.add(counted(10, 5))
+    assert book.lumis_before() == [(0, 29, 5), (40, 49, 6)]
     book.close()
 
 
