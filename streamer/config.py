@@ -79,7 +79,8 @@ class FeedConfig(Section):
     """Stop after this many events; 0 = all there are."""
     duration: Seconds = 0.0
     """Stop before the first event that is due later than this after the start; 0 = never. A feed without a rate stops
-    after this time, and so does one that waits for the chain."""
+    after this time, and so does one that waits for the chain. A run that goes on, and a reader that is started again,
+    have what was left."""
     lumisection: str = ""
     """Count lumisections by the feed's clock, each so long: '23.31 s', as CMS has them, or '10000 events'; empty = as
     the input tells them."""

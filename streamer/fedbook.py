@@ -3,7 +3,7 @@ held against each other.
 
 A `Log`. Each record is a msgpack list `[first, last, [[run, lumisection, n_events], ...]]` of events that were fed for
 the first time, written before they are sent; one with a fourth entry is of events that the chain could not take, and
-tells why.
+tells why. A record `[ns]` says how much of its time the feed has had, where that is limited; it is written each second.
 """
 
 from collections import Counter
@@ -42,6 +42,8 @@ class Fed:
         By run and lumisection.
     reasons : Counter
         Events that were dropped, by reason.
+    passed : int
+        How much of its time the feed has had [ns]; 0 where that is not limited.
     """
 
     def __init__(self) -> None:
@@ -50,9 +52,13 @@ class Fed:
         self.dropped = IdSet()
         self.dropped_lumis: Counter[Lumi] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.passed = 0
 
     def take(self, record: Any) -> None:
         """Add a record of a book."""
+        if len(record) == 1:
+            (self.passed,) = record
+            return
         first, last, lumis, *reason = record
         is_new = self.ids.add(first, last) > 0  # else it was dropped after it had been fed, as once could be
         for run, lumi, n in lumis:
@@ -124,6 +130,7 @@ class FedBook:
                 path.unlink()
             self.fed = Fed() if anew else read(path)
             self._dropping: list[list[Any]] = []
+            self.passed = self.fed.passed
         except BaseException:
             self._log.close()
             raise
@@ -177,7 +184,7 @@ class FedBook:
         What lies between is of it, too, whether it was booked or not: lumisections never fall.
         """
         found: dict[int, tuple[int, int]] = {}
-        for first, _, lumis, *dropped in _records(self.path):
+        for first, _, lumis, *dropped in (record for record in _records(self.path) if len(record) > 1):
             for _, lumi, n in lumis if not dropped else ():
                 last = first + n - 1
                 begin, end = found.get(lumi, (first, last))
@@ -216,14 +223,14 @@ class FedBook:
             self.fed.take(record)
 
     async def flush(self) -> None:
-        """Bring it to disk.
+        """Bring it to disk, with how much of its time the feed has had by now (`passed` [ns], to be set).
 
         Raises
         ------
         OSError
             The disk does not take it; it can be tried again.
         """
-        self._book(self._dropping)
+        self._book(self._dropping if self.passed == self.fed.passed else [*self._dropping, [self.passed]])
         self._dropping = []
         await self._log.flush()
 

@@ -51,19 +51,30 @@ class Feed:
         Unix time of the first event [ns].
     source, n_sources : int
         Which of so many sources this is; each has its share of the rate, and random numbers of its own.
+
+    Attributes
+    ----------
+    passed : int
+        How far it has come: when the last event was due that it has cut, after the start [ns]; `duration` at the end.
     """
 
     def __init__(self, config: FeedConfig, start_ns: int, source: int = 0, n_sources: int = 1) -> None:
         self.config, self.start_ns = config, start_ns
-        self.fed = 0
+        self.fed = self.passed = 0
         self._schedule = schedule_of(config, source, n_sources) if config.hertz else None
         self._drawn: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self._recorded_at: int | None = None  # when the first event was recorded
+        self._recorded_at: int | None = None  # what is due at the start
         self._end = int(config.duration * 1e9) or _NEVER
 
-    def skip(self, n: int) -> None:
-        """Go on behind the first `n` events of the schedule; the next one is due at the start."""
-        if self._schedule is None or not n:
+    def skip(self, n: int, passed: int) -> None:
+        """Go on behind the first `n` events of the schedule, or without one where `passed` was so much [ns].
+
+        The next event is due at the start.
+        """
+        if self._schedule is None:
+            self.passed, self.start_ns = passed, self.start_ns - passed
+            return
+        if not n:
             return
         while n:
             passed = min(n, SKIPPED)
@@ -76,7 +87,13 @@ class Feed:
         return now_ns - self.start_ns >= self._end
 
     def next(
-        self, available: int, now_ns: int, way: float = 0.0, recorded: npt.NDArray[np.int64] | None = None
+        self,
+        available: int,
+        now_ns: int,
+        way: float = 0.0,
+        recorded: npt.NDArray[np.int64] | None = None,
+        *,
+        again: bool = False,
     ) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
 
@@ -94,6 +111,8 @@ class Feed:
             How long blocks are on their way at present [s].
         recorded : int64, shape (available,), optional
             When they were recorded [ns], not falling; for `arrivals = "recorded"`.
+        again : bool
+            These had their time in an earlier life: they are due, also if `duration` is over.
         """
         most = min(self.config.block_events, available)
         if recorded is not None:
@@ -101,23 +120,26 @@ class Feed:
         elif self._schedule is not None:
             due = self._ahead(self._schedule, most)
         else:
-            due = np.full(0 if self.over(now_ns) else most, now_ns - self.start_ns, np.int64)
-        due = due[: np.searchsorted(due, self._end)]
+            due = np.full(most, now_ns - self.start_ns, np.int64)
+        if not again:
+            due = due[: np.searchsorted(due, self._end)]
         if not due.size:
+            self.passed = self._end
             return due
         wait = min(max(self.config.block_wait, SHARE * way), MOST * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         if self.config.deadline:
             until = min(until, int(due[0]) + int(MOST_OF_DEADLINE * self.config.deadline * 1e9))
         n = int(np.searchsorted(due, until, side="right"))
-        self.fed += n
+        self.fed, self.passed = self.fed + n, int(due[n - 1])
         self._drawn = self._drawn[n:]
         return self.start_ns + due[:n]
 
     def _as_recorded(self, recorded: npt.NDArray[np.int64], now_ns: int) -> npt.NDArray[np.int64]:
         """When events are due [ns since the first one]."""
         if self._recorded_at is None:
-            self._recorded_at, self.start_ns = int(recorded[0]), now_ns
+            self.start_ns = now_ns - self.passed
+            self._recorded_at = int(recorded[0]) - int(self.passed * self.config.speed)
         return _ns((recorded - self._recorded_at).astype(np.float64) * (1e-9 / self.config.speed))
 
     def _ahead(self, schedule: Schedule, n: int) -> npt.NDArray[np.int64]:

@@ -183,7 +183,9 @@ class Feeding:
         process, stopping = self.process, self.process.stopping
         n_sources = len(process.replicas_of(process.name))
         feed = Feed(self.config, time.time_ns(), process.replica, n_sources)
-        feed.skip(self.done_before())
+        before = Fed() if self.book is None else self.book.fed
+        feed.skip(self.done_before(), before.passed)
+        last_before = max((last for _, last in before.ids), default=-1)
         limit = self.config.events or 1 << 62
         clock = self.lumi_clock()
         known = () if self.book is None else self.book.fed.lumis
@@ -201,7 +203,10 @@ class Feeding:
                         number = int(numbers[first])
                         available = min(end - first, self.stripes.room(number))
                         stamps = None if recorded is None else recorded[first : first + available]
-                        due = feed.next(available, time.time_ns(), self.way, stamps)
+                        again = number <= last_before
+                        due = feed.next(available, time.time_ns(), self.way, stamps, again=again)
+                        if self.book is not None and self.config.duration:
+                            self.book.passed = feed.passed
                         counted = {} if clock is None else {LUMISECTION.name: clock.of(number, due)}
                         for lumis in counted.values():
                             due = due[: lumis.size]

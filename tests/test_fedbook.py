@@ -56,6 +56,21 @@ async def test_lumisections_count_an_event_once_also_if_it_is_dropped_after_it_w
         assert fed.dropped.size == fed.dropped_lumis.total() == fed.reasons.total() == 4
 
 
+async def test_the_book_knows_how_much_time_the_feed_has_had(tmp_path: Path) -> None:
+    made = book(tmp_path / "b.fed")
+    made.add(block(0))
+    for passed in (5 * 10**9, 6 * 10**9, 6 * 10**9):
+        made.passed = passed
+        await made.flush()
+    assert made.lumis_before() == []
+    made.close()
+    again = book(tmp_path / "b.fed")
+    assert again.passed == again.fed.passed == 6 * 10**9
+    assert list(again.fed.ids) == [(0, 3)]
+    await again.flush()
+    again.close()
+
+
 def test_a_block_that_a_full_disk_does_not_take_is_not_booked(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         path = disk / "b.fed"

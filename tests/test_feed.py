@@ -167,7 +167,7 @@ def test_a_feed_that_goes_on_takes_up_its_schedule(arrivals: str) -> None:
     settings = {"arrivals": arrivals, "profile": [["1 s", 100], ["1 s", 300]], "block_events": 500, "block_wait": 99.0}
     whole = feed(**settings).next(500, START) - START
     later = feed(**settings, duration="3 s")
-    later.skip(123)
+    later.skip(123, 0)
     due = later.next(500, START)
     assert due[0] == START
     n = np.searchsorted(whole, 3_000_000_000) - 123
@@ -183,6 +183,25 @@ def test_a_feed_stops_in_time() -> None:
     unpaced = feed(duration="50 ms")
     assert unpaced.next(9, START + 49_000_000).size == 9
     assert unpaced.next(9, START + 50_000_000).size == 0
+
+
+def test_a_feed_without_a_schedule_that_goes_on_has_the_time_that_was_left() -> None:
+    first = feed(duration="10 s")
+    first.next(9, START + 9 * 10**9)
+    assert first.passed == 9 * 10**9
+    later = feed(duration="10 s")
+    later.skip(5000, first.passed)
+    assert later.next(9, START + 10**9 - 1).tolist() == [START + 10**9 - 1] * 9
+    assert later.next(9, START + 10**9).size == 0
+    assert later.passed == 10 * 10**9
+    assert later.next(9, START + 10**9, again=True).tolist() == [START + 10**9] * 9, "what was fed has had its time"
+
+    played = feed(arrivals="recorded", speed=2, block_wait="9 s", duration="10 s")
+    played.skip(5000, first.passed)
+    times = np.array([50, 51, 52, 53]) * 10**9
+    assert (played.next(4, START + 7, 0.0, times) - START).tolist() == [7, 7 + 5 * 10**8]
+    assert played.passed == 95 * 10**8
+    assert played.next(2, START + 7, 0.0, times[2:]).size == 0
 
 
 def test_recorded_times_are_followed_from_the_first_event_on() -> None:

@@ -119,9 +119,11 @@ async def test_the_feed_knows_how_long_blocks_are_on_their_way(run: Run, monkeyp
     told: list[float] = []
     as_it_is = Feed.next
 
-    def next_block(feed: Feed, available: int, now_ns: int, way: float = 0.0, recorded: Any = None) -> Any:
+    def next_block(
+        feed: Feed, available: int, now_ns: int, way: float = 0.0, recorded: Any = None, *, again: bool = False
+    ) -> Any:
         told.append(way)
-        return as_it_is(feed, available, now_ns, way, recorded)
+        return as_it_is(feed, available, now_ns, way, recorded, again=again)
 
     monkeypatch.setattr(Feed, "next", next_block)
     async with chain(run, config(rate=200.0)) as made:
@@ -592,6 +594,22 @@ async def test_what_was_fed_is_not_dropped_when_it_is_fed_again(
     assert list(fed.ids) == [(0, 399)]
     gone = [event for first, last in fed.dropped for event in range(first, last + 1)]
     assert sorted([*sink.events, *gone]) == list(range(400)), "each event is dropped or written, and once"
+
+
+async def test_a_feed_whose_time_is_over_feeds_what_was_lost_and_ends(run: Run, tmp_path: Path) -> None:
+    before = FedBook(tmp_path / "reader-0.fed", run.id, ToySource(0).identity(), goes_on=False)
+    before.add(toy_block(0, 20))
+    before.drop(toy_block(20, 4), "credit")
+    before.add(toy_block(26, 4))  # 24 and 25 were dropped, and their booking was lost
+    before.passed = 3600 * 10**9
+    await before.flush()
+    before.close()
+    settings = Booked.model_validate({**config(duration="1 h").model_dump(), "dir": tmp_path})
+    async with chain(run, settings) as made:
+        sink = ToySink()
+        start(made, ToySource(1000), sink=sink)
+        assert await made.codes() == [0] * 4
+    assert sink.events == [*range(20), *range(24, 30)]
 
 
 async def test_a_stop_before_anybody_listens(run: Run) -> None:
