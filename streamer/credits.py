@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from streamer.block import WireError
-from streamer.deadline import Ways, over_all
+from streamer.deadline import Ways
 
 MAX_PEERS = 256
 
@@ -29,11 +29,18 @@ class CreditBook:
     ----------
     timeout : float
         Seconds of silence after which a peer's credits do not count.
+
+    Attributes
+    ----------
+    ways : Ways
+        How long blocks take to the sink: the latest news, whichever peer had it. All hand on what they hear of the same
+        sinks, and one that has nothing to do hears nothing.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.peers: dict[bytes, Peer] = {}
+        self.ways: Ways = {}
 
     def credit(
         self, route: bytes, name: str, life: str, received: int, spare: int, now: float, ways: Ways | None = None
@@ -48,7 +55,9 @@ class CreditBook:
             if len(self.peers) >= MAX_PEERS:
                 raise WireError("frames", f"more than {MAX_PEERS} peers")
             peer = self.peers[route] = Peer(name, life, received, spare, received, now)
-        peer.received, peer.spare, peer.heard, peer.ways = received, spare, now, ways or {}
+        peer.received, peer.spare, peer.heard = received, spare, now
+        if ways and ways != peer.ways:  # what is only said again, as by a heartbeat, is no news
+            self.ways = peer.ways = ways
         peer.sent = max(peer.sent, received)  # over a new connection the first word may be older than what came
 
     def available(self, peer: Peer, now: float) -> int:
@@ -64,11 +73,6 @@ class CreditBook:
         if best is None or not self.available(self.peers[best], now):
             return None
         return best
-
-    @property
-    def ways(self) -> Ways:
-        """How long blocks take to the sink, as far as any peer knows."""
-        return over_all(peer.ways for peer in self.peers.values())
 
     def total(self, now: float) -> int:
         return sum(self.available(peer, now) for peer in self.peers.values())

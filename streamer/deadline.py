@@ -14,7 +14,7 @@ share of the deadline (`Room`).
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -112,16 +112,6 @@ class Survey:
 
     def ways(self, now: int) -> Ways:
         return {stamp: pace.way(now * 1e-9) for stamp, pace in self._paces.items()}
-
-
-def over_all(peers: Iterable[Mapping[str, Way]]) -> Ways:
-    """Of what several peers say: the longest that is usual, and the least that is possible."""
-    found: Ways = {}
-    for ways in peers:
-        for stage, way in ways.items():
-            known = found.get(stage, way)
-            found[stage] = Way(max(known.usual, way.usual), min(known.least, way.least))
-    return found
 
 
 class Room:

@@ -60,14 +60,17 @@ def test_silence_takes_the_credits_away_and_a_word_brings_them_back() -> None:
     assert peers.choose(11.0) == b"a"
 
 
-def test_ways_are_those_of_the_peers_that_are_there() -> None:
+def test_ways_are_the_latest_news_whoever_has_it() -> None:
     peers = book(a=10, b=10)
     assert peers.ways == {}
-    peers.credit(b"a", "a", "life a", 0, 10, 1.0, {"framer": Way(5, 2)})
-    peers.credit(b"b", "b", "life b", 0, 10, 1.0, {"framer": Way(4, 1)})
-    assert peers.ways == {"framer": (5, 1)}
-    del peers.peers[b"a"]
+    peers.credit(b"a", "a", "life a", 0, 10, 1.0, {"framer": Way(500, 2)})
+    peers.credit(b"b", "b", "life b", 0, 10, 1.1, {"framer": Way(4, 1)})
     assert peers.ways == {"framer": (4, 1)}
+    for again in ({"framer": Way(500, 2)}, None):  # what has nothing to do says what it heard last, or nothing
+        peers.credit(b"a", "a", "life a", 0, 10, 2.0, again)
+        assert peers.ways == {"framer": (4, 1)}
+    peers.credit(b"a", "a", "life a", 0, 10, 2.1, {"framer": Way(5, 2)})
+    assert peers.ways == {"framer": (5, 2)}
 
 
 def test_who_was_told_the_end_gets_nothing() -> None:

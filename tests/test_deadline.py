@@ -18,7 +18,6 @@ from streamer.deadline import (
     Shedder,
     Survey,
     Way,
-    over_all,
     taken,
     too_late,
     with_shed,
@@ -97,11 +96,6 @@ def test_a_survey_learns_of_blocks_that_bring_answers_and_came_at_once() -> None
     late.stamps, late.attempt = {"reader": -(10**9), taken("reader"): 0}, 2
     survey.learn(late, 9 * MS)
     assert survey.ways(9 * MS) == {"reader": (4 * MS, 0), taken("reader"): UNKNOWN}, "least is told of some blocks only"
-
-
-def test_peers_tell_the_slowest_and_the_least() -> None:
-    told = over_all([{"a": Way(5, 2)}, {"a": Way(3, 1), "b": Way(1, 1)}, {}])
-    assert told == {"a": Way(5, 1), "b": Way(1, 1)}
 
 
 def test_room_is_for_what_is_done_within_a_share_of_the_deadline() -> None:
