@@ -77,7 +77,8 @@ async def refused(server: ForkServer, folder: Path, how: str, stage: str = "cook
     with pytest.raises(UsageError) as error:
         await Rehearsal(server, patience).of(stage, {"how": how}, folder)
     assert not children()
-    await until(lambda: len(os.listdir("/proc/self/fd")) == len(before))
+    # Those of a server that was closed just before may go meanwhile, too.
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= len(before))
     return str(error.value)
 
 
