@@ -11,18 +11,26 @@ On the wire a block is one ZeroMQ multipart message::
                  columns: [[name, dtype, shape], ...]}
     frame 1..k   the raw bytes of the columns, C-contiguous, little-endian, in the order of the table
 
-A small block has one data frame instead, with its columns behind one another, each padded to 8 bytes: with many
-frames, moving them costs more than the work on them (docs/decisions/006-small-blocks.md).
+A small block is one frame, for with more the moving of them costs more than the work on them
+(docs/decisions/006-small-blocks.md). What its columns are is not said again with each block: both ends know their
+schema, and `schema` is its digest::
+
+    frame 0      MAGIC + msgpack map {kind: "block", run, id, attempt, alone, n, stamps,
+                 schema, rows: [entries of each column], data}
+
+`data` holds the columns behind one another: those that count in the order of the schema, then, from a multiple of 8
+bytes on, the others, those with larger items first, so that all are aligned. `rows` is in that order.
 
 `decode` trusts nothing: it checks frame count, sizes, dtypes, shapes and counts before an array is touched, and
 raises `WireError` with one of `WIRE_REASONS`. No pickle anywhere.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, mul
 from typing import Any
 
 import msgpack
@@ -37,7 +45,7 @@ MAX_EVENTS = 1 << 20
 MAX_COLUMNS = 256
 MAX_HEADER_BYTES = 1 << 16
 PACKED_BYTES = 1 << 15
-"""Smaller blocks travel with one data frame."""
+"""A block whose columns have no more bytes travels in one frame."""
 
 WIRE_REASONS = ("magic", "header", "token", "frames", "dtype", "size", "counts", "schema", "uncredited")
 """Why a message can be refused; the label values of `streamer_messages_refused_total`."""
@@ -48,7 +56,6 @@ _DTYPES = {code: np.dtype(code) for code in _CODES}
 _ALIGNMENT = 8
 _FEW = 64
 _NBYTES = attrgetter("nbytes")
-_PADDING = bytes(_ALIGNMENT)
 
 
 class WireError(ValueError):
@@ -88,7 +95,7 @@ class Column:
 
     @cached_property
     def wire_dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.dtype).newbyteorder("<")
+        return np.dtype(np.dtype(self.dtype).newbyteorder("<").str)  # NumPy's own, which is found equal at a glance
 
 
 def count_column(collection: str, per: str = "event", shape: tuple[int, ...] = (), doc: str = "") -> Column:
@@ -134,7 +141,28 @@ class Schema:
                 known.add(column.counts)
         if len(self.by_name) != len(self.columns):
             raise ValueError("a column name stands twice in the schema")
-        self._wire = [(c.name, c.wire_dtype.str, c.per, c.shape, c.wire_dtype, c.counts) for c in self.columns]
+        self.digest = self._digest()
+        self._lay_out()
+
+    def _digest(self) -> str:
+        """What two ends must agree on, as a short text."""
+        told = [(c.name, c.wire_dtype.str, c.per, c.shape, c.counts) for c in self.columns]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def _lay_out(self) -> None:
+        """How the columns lie in a small block, worked out once."""
+        counting = [c for c in self.columns if c.counts]
+        others = sorted((c for c in self.columns if not c.counts), key=lambda c: -c.wire_dtype.itemsize)
+        laid = [*counting, *others]
+        self._told = [(c.name, c.per, c.counts) for c in self.columns]
+        self._names = [c.name for c in laid]
+        self._dtypes = [c.wire_dtype for c in laid]
+        self._sizes = [c.wire_dtype.itemsize * prod(c.shape) for c in laid]
+        self._pers = [c.per for c in laid]
+        self._axes = [(place, c.shape) for place, c in enumerate(laid) if c.shape]
+        self._counting = [(c.name, c.wire_dtype, c.per, c.shape, c.counts) for c in counting]
+        self._others = [(c.name, c.wire_dtype, c.shape) for c in others]
+        self._nothing = self.empty()
 
     def check(self, columns: Mapping[str, Array], n_events: int) -> None:
         """Raise `WireError` unless `columns` is exactly what this schema declares for `n_events` events."""
@@ -155,35 +183,60 @@ class Schema:
                     raise WireError("counts", f"{column.name} has a negative count")
                 lengths[column.counts] = total
 
-    def unpack(self, table: Sequence[Any], data: bytes, n_events: int) -> Columns | None:
-        """The columns of a small block, checked on the way; None where anything is not as declared.
-
-        A tenth of a small block's time goes into this, so it does not say what is wrong.
-
-        Parameters
-        ----------
-        table : sequence of [name, dtype, shape]
-        data : bytes
-            All columns, each padded to 8 bytes.
-        """
-        if len(table) != len(self._wire):
+    def pack(self, columns: Mapping[str, Array]) -> tuple[list[int], bytes] | None:
+        """The columns of a small block as `rows` and `data`; None where they are more than `PACKED_BYTES`, or not what
+        this schema declares."""
+        try:
+            arrays: list[Any] = [columns[name] for name in self._names]
+        except KeyError:
             return None
-        lengths, place, out = {"event": n_events}, 0, {}
-        for (name, code, per, axes, dtype, counts), entry in zip(self._wire, table, strict=True):
-            shape = (lengths[per], *axes)
-            if entry != [name, code, list(shape)]:
-                return None
-            try:
-                array = out[name] = np.ndarray(shape, dtype, data, place)
-            except (TypeError, ValueError):  # it does not fit
-                return None
-            place += array.nbytes + -array.nbytes % _ALIGNMENT
-            if counts:
-                least, total = _least_and_total(array)
+        if len(columns) != len(arrays) or [array.dtype for array in arrays] != self._dtypes:
+            return None
+        if any(arrays[place].shape[1:] != axes for place, axes in self._axes):
+            return None
+        rows = list(map(len, arrays))
+        if sum(map(mul, rows, self._sizes)) > PACKED_BYTES:
+            return None
+        try:
+            counts = b"".join(arrays[: len(self._counting)])
+            others = b"".join(arrays[len(self._counting) :])
+        except TypeError:  # one is not contiguous
+            return self.pack({name: np.ascontiguousarray(array) for name, array in columns.items()})
+        return rows, b"".join((counts, bytes(-len(counts) % _ALIGNMENT), others))
+
+    def unpack(self, rows: Any, data: Any, n_events: int) -> Columns:
+        """The columns of a small block, read-only and checked, from what `pack` has made of them.
+
+        Raises
+        ------
+        WireError
+            They are not what this schema declares.
+        """
+        if not isinstance(data, bytes) or type(rows) is not list:
+            raise WireError("header", "no data, or not told how many rows each column has")
+        lengths, place, out = {"event": n_events}, 0, self._nothing.copy()
+        try:
+            for name, dtype, per, axes, counts in self._counting:
+                array = out[name] = np.ndarray((lengths[per], *axes), dtype, data, place)
+                place += array.nbytes
+                least, lengths[counts] = _least_and_total(array)
                 if least < 0:
-                    return None
-                lengths[counts] = total
-        return out if place == len(data) else None
+                    raise WireError("counts", f"{name} has a negative count")
+            wanted = [lengths[per] for per in self._pers]
+            if rows != wanted:
+                raise WireError("counts", f"columns have {str(rows)[:200]} rows, not {str(wanted)[:200]}")
+            place += -place % _ALIGNMENT
+            for (name, dtype, axes), n_rows in zip(self._others, wanted[len(self._counting) :], strict=True):
+                if n_rows:
+                    array = out[name] = np.ndarray((n_rows, *axes) if axes else n_rows, dtype, data, place)
+                    place += array.nbytes
+        except (TypeError, ValueError) as error:
+            if isinstance(error, WireError):
+                raise
+            raise WireError("size", f"{name} does not fit into the {len(data)} bytes that came") from None
+        if place != len(data):
+            raise WireError("size", f"the columns have {place} bytes, and {len(data)} came")
+        return out
 
     def ends(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Where the members of each collection begin, for `slice`: of each entry it belongs to, and their number."""
@@ -199,18 +252,17 @@ class Schema:
         ends : mapping, optional
             `ends` of these columns, for whoever takes many slices of them.
         """
-        spans = {"event": (start, stop)}
+        spans = {"event": slice(start, stop)}
         out: Columns = {}
-        for column in self.columns:
-            first, last = spans[column.per]
-            array = columns[column.name]
-            out[column.name] = array[first:last]
-            if column.counts and ends is not None:
-                of = ends[column.counts]
-                spans[column.counts] = int(of[first]), int(of[last])
-            elif column.counts:
-                before = int(array[:first].sum(dtype=np.int64))
-                spans[column.counts] = (before, before + int(array[first:last].sum(dtype=np.int64)))
+        for name, per, counts in self._told:
+            span, array = spans[per], columns[name]
+            out[name] = array[span]
+            if counts and ends is not None:
+                of = ends[counts]
+                spans[counts] = slice(of.item(span.start), of.item(span.stop))
+            elif counts:
+                before = int(array[: span.start].sum(dtype=np.int64))
+                spans[counts] = slice(before, before + int(out[name].sum(dtype=np.int64)))
         return out
 
     def concat(self, parts: Sequence[Mapping[str, Array]]) -> Columns:
@@ -298,7 +350,7 @@ class Block:
 
     def with_columns(self, columns: Columns) -> "Block":
         """The same events with other columns."""
-        return replace(self, columns=columns)
+        return Block(self.id, self.n_events, columns, self.attempt, self.stamps, self.alone)
 
     def part(self, schema: Schema, start: int, stop: int) -> "Block":
         """The events `start` to `stop`, as a block of its own."""
@@ -390,9 +442,12 @@ def readonly(array: Array) -> Array:
     return view
 
 
-def to_wire(block: Block, run: str) -> list[Any]:
-    """The frames of a block: few where it is small, else those that copy nothing."""
-    return encode_small(block, run) if block.n_bytes <= PACKED_BYTES else encode(block, run)
+def to_wire(block: Block, run: str, schema: Schema | None = None) -> list[Any]:
+    """The frames of a block: one where it is small and as its schema declares, else those that copy nothing."""
+    packed = None if schema is None else schema.pack(block.columns)
+    if schema is None or packed is None:
+        return encode(block, run)
+    return [_header(block, run, schema=schema.digest, rows=packed[0], data=packed[1])]
 
 
 def encode(block: Block, run: str) -> list[Any]:
@@ -405,24 +460,11 @@ def encode(block: Block, run: str) -> list[Any]:
             raise TypeError(f"column {name} has dtype {array.dtype.str}, which does not travel")
         table.append((name, array.dtype.str, array.shape))
         frames.append(array.reshape(-1).view(np.uint8).data)
-    frames[0] = _header(block, run, table)
+    frames[0] = _header(block, run, columns=table)
     return frames
 
 
-def encode_small(block: Block, run: str) -> list[bytes]:
-    """Two frames: the header, and all columns."""
-    table, parts = [], []
-    for name, array in block.columns.items():
-        code = array.dtype.str
-        if code not in _DTYPES:
-            raise TypeError(f"column {name} has dtype {code}, which does not travel")
-        table.append((name, code, array.shape))
-        data = array.tobytes()
-        parts += [data, _PADDING[: -len(data) % _ALIGNMENT]]
-    return [_header(block, run, table), b"".join(parts)]
-
-
-def _header(block: Block, run: str, table: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+def _header(block: Block, run: str, **fields: Any) -> bytes:
     header = {
         "kind": "block",
         "run": run,
@@ -431,7 +473,7 @@ def _header(block: Block, run: str, table: list[tuple[str, str, tuple[int, ...]]
         "alone": block.alone,
         "n": block.n_events,
         "stamps": block.stamps,
-        "columns": table,
+        **fields,
     }
     return MAGIC + bytes(msgpack.packb(header))
 
@@ -453,7 +495,7 @@ def read_header(frame: memoryview | bytes, max_bytes: int = MAX_HEADER_BYTES) ->
         header = msgpack.unpackb(
             data[len(MAGIC) :],
             max_str_len=4096,
-            max_bin_len=4096,
+            max_bin_len=PACKED_BYTES + _ALIGNMENT,
             max_array_len=16384,
             max_map_len=64,
             max_ext_len=0,
@@ -487,25 +529,40 @@ def decode_block(header: dict[str, Any], data: Sequence[Any], run: str, schema: 
     block_id, attempt, n_events = (_natural(header, key) for key in ("id", "attempt", "n"))
     if not 1 <= n_events <= MAX_EVENTS:
         raise WireError("size", f"{n_events} events in a block; 1 to {MAX_EVENTS} are allowed")
-    table, stamps, alone = (header.get(key) for key in ("columns", "stamps", "alone"))
-    if not isinstance(table, list) or not isinstance(stamps, dict) or not isinstance(alone, bool):
-        raise WireError("header", "no column table, no stamps, or not told whether it is alone")
+    stamps, alone = header.get("stamps"), header.get("alone")
+    if not isinstance(stamps, dict) or not isinstance(alone, bool):
+        raise WireError("header", "no stamps, or not told whether it is alone")
     if not all(isinstance(k, str) and type(v) is int for k, v in stamps.items()):
         raise WireError("header", "a stamp that is not a time")
-    packed = len(data) == 1 < len(table)
-    if packed and schema is not None:
-        known = schema.unpack(table, bytes(data[0]), n_events)
-        if known is not None:
-            return Block(block_id, n_events, known, attempt, stamps, alone)
-    if len(table) > MAX_COLUMNS or not (packed or len(table) == len(data)):
+    if "schema" in header:
+        columns = _small(header, data, schema, n_events)
+    else:
+        columns = _large(header, data)
+        if schema is not None:
+            schema.check(columns, n_events)
+    return Block(block_id, n_events, columns, attempt, stamps, alone)
+
+
+def _small(header: dict[str, Any], data: Sequence[Any], schema: Schema | None, n_events: int) -> Columns:
+    """The columns of a block in one frame."""
+    if data:
+        raise WireError("frames", f"{len(data)} frames behind one that is all")
+    if schema is None or header["schema"] != schema.digest:
+        raise WireError("schema", "columns that are not those of this hop")
+    return schema.unpack(header.get("rows"), header.get("data"), n_events)
+
+
+def _large(header: dict[str, Any], data: Sequence[Any]) -> Columns:
+    """The columns of a block that says itself what they are."""
+    table = header.get("columns")
+    if not isinstance(table, list):
+        raise WireError("header", "no column table")
+    if len(table) > MAX_COLUMNS or len(table) != len(data):
         raise WireError("frames", f"{len(table)} columns announced, {len(data)} frames came")
-    entries = [_entry(entry) for entry in table]
-    columns = _unpack(entries, data[0]) if packed else _columns(entries, data)
+    columns = _columns([_entry(entry) for entry in table], data)
     if len(columns) != len(table):
         raise WireError("header", "a column name stands twice")
-    if schema is not None:
-        schema.check(columns, n_events)
-    return Block(block_id, n_events, columns, attempt, stamps, alone)
+    return columns
 
 
 def announced_events(header: dict[str, Any], run: str) -> int:
@@ -550,20 +607,4 @@ def _columns(entries: Sequence[_Entry], data: Sequence[Any]) -> Columns:
         if not array.flags.aligned:  # a short frame lies anywhere in ZeroMQ's receive buffer
             array = array.copy()
         out[name] = readonly(array.reshape(shape))
-    return out
-
-
-def _unpack(entries: Sequence[_Entry], frame: Any) -> Columns:
-    """Columns from one frame."""
-    data = np.frombuffer(frame, np.uint8).copy() if memoryview(frame).nbytes else np.zeros(0, np.uint8)
-    out: Columns = {}
-    place = 0
-    for name, kind, shape in entries:
-        size = prod(shape) * kind.itemsize
-        if place + size > data.size:
-            raise WireError("size", f"column {name[:40]!r} announces {shape} {kind}, more than the frame brings")
-        out[name] = readonly(data[place : place + size].view(kind).reshape(shape))
-        place += size + -size % _ALIGNMENT
-    if place != data.size:
-        raise WireError("size", f"the columns announce {place} bytes, the frame brings {data.size}")
     return out

@@ -106,7 +106,7 @@ class Feeding:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(commits.close)
             stack.callback(self.alarm.close)
-            outlet = await stack.enter_async_context(process.outlet())
+            outlet = await stack.enter_async_context(process.outlet(self.unit))
             await process.or_stopped(outlet.first_credit())
             if stopping.is_set():  # the chain must still be told that the stream is over
                 with contextlib.suppress(TimeoutError):

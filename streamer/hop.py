@@ -123,6 +123,8 @@ class Outlet:
         Told the reason for each refused message.
     owner : callable, optional
         Says which peer a block must go to; without it, it is the one with the most to spare.
+    schema : Schema, optional
+        Of the hop; without it, each block says itself what its columns are.
 
     Raises
     ------
@@ -139,9 +141,10 @@ class Outlet:
         n_peers: int,
         refused: Refused,
         owner: Callable[[Block], str] | None = None,
+        schema: Schema | None = None,
     ) -> None:
         self.run, self.config, self.n_peers, self._refused = run, config, n_peers, refused
-        self._owner = owner
+        self._owner, self._schema = owner, schema
         self.life = secrets.token_hex(8)
         self.book = CreditBook(config.peer_timeout)
         self.bytes_sent = 0
@@ -192,7 +195,7 @@ class Outlet:
 
     async def send(self, block: Block) -> None:
         """Send a block to its owner, or the peer with the most to spare; waits until it can be taken."""
-        frames = to_wire(block, self.run)
+        frames = to_wire(block, self.run, self._schema)
         owner = self._owner and self._owner(block)
         while True:
             route = self.book.choose(time.monotonic(), owner)

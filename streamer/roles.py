@@ -48,7 +48,7 @@ async def play(process: "Process", unit: Unit) -> None:
 async def _run_stage(process: "Process", unit: Stage) -> None:
     metrics, shedding = process.metrics, _shedding(process, unit)
     per_event = QUICK_S  # what an event takes [s], a moving average
-    async with process.outlet() as outlet:
+    async with process.outlet(unit) as outlet:
         await process.or_stopped(outlet.first_credit())
         async with process.inlet(unit) as inlet:
             metrics.in_flight.set_function(lambda: inlet.waiting() + 1)
@@ -189,7 +189,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     engine = Engine(unit, process.metrics, batches, process.box, hand_back, process.crash, process.tracer)
     shedding = _shedding(process, unit)
     try:
-        async with process.outlet() as outlet:
+        async with process.outlet(unit) as outlet:
             expiring = process.background(expire())
             await process.or_stopped(outlet.first_credit())
             async with process.inlet(unit) as inlet:

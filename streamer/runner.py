@@ -422,12 +422,13 @@ class Process:
         log.warning("a message was refused: %s", reason)
 
     @contextlib.asynccontextmanager
-    async def outlet(self) -> AsyncIterator[hop.Outlet]:
+    async def outlet(self, unit: Unit) -> AsyncIterator[hop.Outlet]:
         """The way to the next stage. It is bound when this is entered, which makes the process ready."""
         at = self._address(self.name, self.replica)
         n_peers = self.config.n_replicas(self.pipeline.names[self.place + 1])
         owner = self._sink_of if self.place + 2 == len(self.pipeline.names) else None
-        outlet = hop.Outlet(self.context, at, self.run.token, self.config.hop, n_peers, self.refused, owner)
+        to = self.run.token, self.config.hop, n_peers
+        outlet = hop.Outlet(self.context, at, *to, self.refused, owner, unit.outputs)
         self.metrics.credits.set_function(outlet.credits)
         self._outlet = outlet
         try:

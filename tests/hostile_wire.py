@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode
+from streamer.block import MAGIC, MAX_EVENTS, MAX_HEADER_BYTES, encode, to_wire
 from streamer.testing import TOY, toy_block
 
 RUN = "the run's token"
@@ -39,14 +39,9 @@ def good() -> list[bytes]:
     return [bytes(frame) for frame in encode(toy_block(n_events=5), RUN)]
 
 
-def good_packed() -> list[bytes]:
-    """The same block with all its columns in one frame."""
-    return pack(good())
-
-
-def pack(frames: list[bytes]) -> list[bytes]:
-    """Frames of columns as one."""
-    return [frames[0], b"".join(frame + bytes(-len(frame) % 8) for frame in frames[1:])]
+def good_small() -> list[bytes]:
+    """The same block as small blocks travel."""
+    return to_wire(toy_block(n_events=5), RUN, TOY)
 
 
 def header_of(frames: list[bytes]) -> dict[str, Any]:
@@ -88,10 +83,28 @@ def _counts(name: str, change: Callable[[Any], object]) -> list[bytes]:
     return _data(name, array)
 
 
-def _packed(frames: list[bytes], change: Callable[[bytes], bytes] = bytes) -> list[bytes]:
-    """Frames put into one, which is then changed."""
-    header, data = pack(frames)
-    return [header, change(data)]
+def _small(key: str, value: object) -> list[bytes]:
+    """A small block that says something else in a field."""
+    return [message({k: v for k, v in {**header_of(good_small()), key: value}.items() if v is not ...})]
+
+
+def _small_data(change: Callable[[bytes], bytes]) -> list[bytes]:
+    return _small("data", change(header_of(good_small())["data"]))
+
+
+def _small_counts(name: str, counts: object) -> list[bytes]:
+    """A small block with other counts in a column."""
+    data = bytearray(header_of(good_small())["data"])
+    array = TOY.unpack(header_of(good_small())["rows"], bytes(data), 5)[name]
+    begin = data.find(array.tobytes())
+    data[begin : begin + array.nbytes] = np.broadcast_to(np.array(counts, array.dtype), array.shape).tobytes()
+    return _small("data", bytes(data))
+
+
+def _small_rows(change: Callable[[list[int]], object]) -> list[bytes]:
+    rows = header_of(good_small())["rows"]
+    change(rows)
+    return _small("rows", rows)
 
 
 def _without(key: str) -> list[bytes]:
@@ -208,19 +221,32 @@ BLOCKS = [
     Hostile("nested counts of another shape", _data(N_CELL, np.ones((_N, 3), np.int32)), "counts"),
     Hostile("nested counts without their axis", _data(N_CELL, np.ones(2 * _N, np.int32)), "counts"),
     Hostile("a column with an axis too many", _data(ENERGY, np.zeros((_N, 1), np.float32)), "counts"),
-    # a small block, whose columns share a frame
-    Hostile("one frame for all that holds one", good()[:2], "size"),
-    Hostile("one frame for all that is empty", _packed(good(), lambda data: b""), "size"),
-    Hostile("one frame for all that is short", _packed(good(), lambda data: data[:-8]), "size"),
-    Hostile("one frame for all that is long", _packed(good(), lambda data: data + bytes(8)), "size"),
-    Hostile("one frame for all without the last padding", _packed(good(), lambda data: data[:-1]), "size"),
-    Hostile("one frame for all with a size too large", _packed(_entry(ENERGY, [ENERGY, "<f4", [1 << 30]])), "size"),
-    Hostile("one frame for all with a size too small", _packed(_entry(ENERGY, [ENERGY, "<f4", [_N - 2]])), "size"),
-    Hostile("one frame for all with an object dtype", _packed(_entry(ENERGY, [ENERGY, "|O", [_N]])), "dtype"),
-    Hostile("one frame for all with a column twice", _packed(_twice()), "header"),
-    Hostile("one frame for all with a missing column", _packed(_no_column()), "schema"),
-    Hostile("one frame for all with huge counts", _packed(_counts(N_HIT, lambda c: c.fill(2**31 - 1))), "counts"),
-    Hostile("one frame for all with a negative count", _packed(_counts(N_CELL, lambda c: c.fill(-1))), "counts"),
+    Hostile("one frame for all that the table tells of", good()[:2], "frames"),
+    # a small block, which is one frame
+    Hostile("a small block with a frame more", [*good_small(), b""], "frames"),
+    Hostile("a small block with the wrong token", _small("run", "another run"), "token"),
+    Hostile("a small block of another schema", _small("schema", "0" * 16), "schema"),
+    Hostile("a small block whose schema is a number", _small("schema", 7), "schema"),
+    Hostile("a small block without rows", _small("rows", ...), "header"),
+    Hostile("a small block without data", _small("data", ...), "header"),
+    Hostile("a small block whose data are text", _small("data", "text"), "header"),
+    Hostile("a small block whose rows are a number", _small("rows", 5), "header"),
+    Hostile("a small block with data for a large one", _small("data", bytes(1 << 16)), "header"),
+    Hostile("a small block without events", _small("n", 0), "size"),
+    Hostile("a small block of fewer events", _small("n", 4), "counts"),
+    Hostile("a small block of more events", _small("n", 6), "counts"),
+    Hostile("a small block of a million events", _small("n", MAX_EVENTS), "size"),
+    Hostile("a small block that is empty", _small_data(lambda data: b""), "size"),
+    Hostile("a small block that is short", _small_data(lambda data: data[:-1]), "size"),
+    Hostile("a small block that is long", _small_data(lambda data: data + bytes(8)), "size"),
+    Hostile(
+        "a small block with a row too many", _small_rows(lambda rows: rows.__setitem__(-1, rows[-1] + 1)), "counts"
+    ),
+    Hostile("a small block with a row too few", _small_rows(lambda rows: rows.__setitem__(-1, rows[-1] - 1)), "counts"),
+    Hostile("a small block with a column less", _small_rows(lambda rows: rows.pop()), "counts"),
+    Hostile("a small block with huge counts", _small_counts(N_HIT, 2**31 - 1), "size"),
+    Hostile("a small block with negative counts", _small_counts(N_CELL, -1), "counts"),
+    Hostile("a small block with other counts", _small_counts(N_HIT, [1, 1, 1, 1, 1]), "counts"),
 ]
 
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10,

@@ -7,7 +7,7 @@ import hostile_wire
 import msgpack
 import numpy as np
 import pytest
-from hostile_wire import RUN, Hostile, good, good_packed, header_of, message
+from hostile_wire import RUN, Hostile, good, good_small, header_of, message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from streamer.block import (
     CORE_COLUMNS,
     MAGIC,
     MAX_COLUMNS,
+    PACKED_BYTES,
     Block,
     Column,
     Columns,
@@ -23,7 +24,6 @@ from streamer.block import (
     count_column,
     decode,
     encode,
-    encode_small,
     failures,
     offsets,
     read_header,
@@ -36,9 +36,20 @@ from streamer.testing import TOY, toy_block, toy_columns
 DTYPES = ["b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 
 
-def travel(block: Block, schema: Schema | None = None, *, packed: bool = False) -> Block:
-    frames = encode_small(block, RUN) if packed else encode(block, RUN)
+def travel(block: Block, schema: Schema | None = None, *, small: bool = False) -> Block:
+    frames = to_wire(block, RUN, schema if small else None)
+    assert small == (len(frames) == 1)
     return decode([bytes(frame) for frame in frames], RUN, schema)
+
+
+def schema_of(columns: Columns, n_events: int) -> Schema:
+    """A schema for some columns: what is not one entry an event is of a collection of its own."""
+    told: list[Column] = []
+    for name, array in columns.items():
+        per = "event" if len(array) == n_events else name.upper()
+        told += [] if per == "event" else [count_column(per)]
+        told.append(Column(name, array.dtype.str[1:], per, array.shape[1:]))
+    return Schema(told)
 
 
 def assert_same(columns: Columns, wanted: Columns) -> None:
@@ -51,11 +62,11 @@ def assert_same(columns: Columns, wanted: Columns) -> None:
 # --- There and back ---
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_block_comes_back_as_it_was(packed: bool) -> None:
+@pytest.mark.parametrize("small", [False, True])
+def test_block_comes_back_as_it_was(small: bool) -> None:
     block = toy_block(7, 10)
     block.attempt, block.stamps = 3, {"reader": 1 << 60, "framer": 5}
-    back = travel(block, TOY, packed=packed)
+    back = travel(block, TOY, small=small)
     assert (back.id, back.n_events, back.attempt, back.stamps) == (7, 10, 3, block.stamps)
     assert_same(back.columns, block.columns)
 
@@ -68,7 +79,13 @@ def test_every_dtype_and_shape_travels(dtype: str, shape: tuple[int, ...]) -> No
     array = (values % 2).astype(bool) if dtype == "b1" else values.view(kind)
     block = Block(1, 6, {"x": array.reshape(shape), "y": np.arange(3, dtype=np.int8)})
     assert_same(travel(block).columns, block.columns)
-    assert_same(travel(block, packed=True).columns, block.columns)
+    schema = schema_of(block.columns, 6)
+    counts = {c.name: np.array([0, 0, 0, 0, 0, len(block.columns[c.counts.lower()])], np.int32)
+              for c in schema.columns if c.counts}  # fmt: skip
+    whole = {name: {**block.columns, **counts}[name] for name in schema.by_name}
+    back = travel(block.with_columns(whole), schema, small=True).columns
+    assert_same(back, whole)
+    assert all(array.flags.aligned and not array.flags.writeable for array in back.values())
 
 
 def test_special_floats_travel_bit_by_bit() -> None:
@@ -123,12 +140,37 @@ def test_decoded_arrays_are_aligned_wherever_the_frame_lies(shift: int) -> None:
 
 
 def test_small_blocks_travel_in_one_frame_and_large_ones_as_they_are() -> None:
-    small, large = (to_wire(Block(1, 1, {"x": np.zeros(n), "y": np.ones(3, np.int8)}), RUN) for n in (10, 10_000))
-    assert list(map(len, small[1:])) == [80 + 8]
-    assert list(map(len, large[1:])) == [80_000, 3]
-    for array in decode(small, RUN).columns.values():
-        assert array.flags.aligned
-        assert not array.flags.writeable
+    schema = Schema([Column("x", "f8"), Column("y", "i1")])
+    small, large = (Block(1, n, {"x": np.zeros(n), "y": np.ones(n, np.int8)}) for n in (10, 10_000))
+    assert len(to_wire(small, RUN, schema)) == 1
+    assert list(map(len, to_wire(large, RUN, schema)[1:])) == [80_000, 10_000]
+    most = PACKED_BYTES // 9
+    fits, does_not = (Block(1, n, {"x": np.zeros(n), "y": np.ones(n, np.int8)}) for n in (most, most + 1))
+    assert travel(fits, schema, small=True).n_events == most
+    assert len(to_wire(does_not, RUN, schema)) == 3
+
+
+def test_a_small_block_that_is_not_contiguous_travels_too() -> None:
+    table = np.arange(40.0).reshape(4, 10)
+    columns = {"x": table[:, ::3], "y": table[::-1, 0]}
+    schema = Schema([Column("x", "f8", shape=(4,)), Column("y", "f8")])
+    assert_same(travel(Block(1, 4, columns), schema, small=True).columns, columns)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"x": np.zeros(3), "y": np.zeros((3, 2), np.int8)},
+        {"x": np.zeros(3, np.float32), "y": np.zeros((3, 1), np.int8)},
+        {"x": np.zeros(3)},
+        {"x": np.zeros(3), "y": np.zeros((3, 1), np.int8), "z": np.zeros(3)},
+    ],
+    ids=["another shape", "another dtype", "a column less", "a column more"],
+)
+def test_what_a_stage_made_against_its_schema_is_told_by_whom_it_is_sent_to(columns: Columns) -> None:
+    schema = Schema([Column("x", "f8"), Column("y", "i1", shape=(1,))])
+    with pytest.raises(WireError):
+        decode([bytes(frame) for frame in to_wire(Block(1, 3, columns), RUN, schema)], RUN, schema)
 
 
 def test_empty_columns_are_read_only_too() -> None:
@@ -238,22 +280,34 @@ def test_with_columns_keeps_the_block_and_its_stamps() -> None:
     assert block.columns
 
 
-def test_what_is_small_is_unpacked_as_closely_looked_at() -> None:
-    """The quick way and the one that can say what is wrong agree on every good block."""
-    for n_events in (1, 2, 5, 200):
-        header, data = encode_small(toy_block(3, n_events), RUN)
-        table = read_header(header)["columns"]
-        quick, closely = TOY.unpack(table, data, n_events), decode([header, data], RUN).columns
-        assert quick is not None
-        assert_same(quick, closely)
-        assert not any(array.flags.writeable for array in quick.values())
+@pytest.mark.parametrize("n_events", [1, 2, 5, 200])
+def test_a_block_is_the_same_whichever_way_it_travels(n_events: int) -> None:
+    block = toy_block(3, n_events)
+    small, large = travel(block, TOY, small=True), travel(block, TOY)
+    assert_same(small.columns, large.columns)
+    assert not any(array.flags.writeable for array in small.columns.values())
+
+
+def test_schemas_that_differ_have_different_digests() -> None:
+    hit = [count_column("Hit"), Column("Hit_energy", "f4", "Hit")]
+    others = [
+        [count_column("Hit"), Column("Hit_energy", "f8", "Hit")],
+        [count_column("Hit"), Column("Hit_energy", "f4")],
+        [count_column("Hit"), Column("Hit_energy", "f4", "Hit", (2,))],
+        [count_column("Hit"), Column("Hit_e", "f4", "Hit")],
+        [*hit, Column("x", "f4")],
+        [Column("x", "f4"), *hit],
+    ]
+    digests = {Schema(columns).digest for columns in [hit, *others]}
+    assert len(digests) == 1 + len(others)
+    assert Schema(hit).digest == Schema([*hit]).digest
 
 
 # --- What is refused ---
 
 
 def test_the_good_message_of_the_corpus_is_good() -> None:
-    assert decode(good(), RUN, TOY).n_events == decode(good_packed(), RUN, TOY).n_events == 5
+    assert decode(good(), RUN, TOY).n_events == decode(good_small(), RUN, TOY).n_events == 5
 
 
 @pytest.mark.parametrize("hostile", hostile_wire.BLOCKS, ids=lambda hostile: hostile.name)
@@ -318,7 +372,7 @@ def test_any_msgpack_is_a_header_or_refused(content: Any) -> None:
     assert refusal.value.reason == "header"
 
 
-GOOD = st.sampled_from([good, good_packed]).map(lambda make: make())
+GOOD = st.sampled_from([good, good_small]).map(lambda make: make())
 
 
 @given(GOOD, st.data())
@@ -335,9 +389,9 @@ def test_a_good_message_with_changed_bytes(message: list[bytes], data: st.DataOb
 def test_a_good_message_with_a_changed_field(frames: list[bytes], data: st.DataObject) -> None:
     header = header_of(frames)
     target, key = header, data.draw(st.sampled_from(sorted(header)))
-    if key == "columns" and data.draw(st.booleans()):
-        target, key = header["columns"], data.draw(st.integers(0, len(header["columns"]) - 1))
-        if data.draw(st.booleans()):
+    if key in ("columns", "rows") and data.draw(st.booleans()):
+        target, key = header[key], data.draw(st.integers(0, len(header[key]) - 1))
+        if isinstance(target[key], list) and data.draw(st.booleans()):
             target, key = target[key], data.draw(st.integers(0, 2))
     target[key] = data.draw(ANYTHING)
     assert_refused_or_sound([MAGIC + msgpack.packb(header), *frames[1:]])

@@ -154,7 +154,7 @@ def test_a_warm_network_compiles_nothing_more(tmp_path: Path, form: str) -> None
     known = {name: len(kernel.signatures) for name, kernel in KERNELS.items()}
     events = [event(i, EBRecHit=[(hit, float(i + 1))], Photon=[(34.0, 0.34, 0.005)]) for i in range(3)]
     block = chain.crops(columns_of(events), 3)
-    frames = to_wire(block, "run")
+    frames = to_wire(block, "run", chain.tagger.inputs)
     infer_all(chain.tagger, decode([bytes(frame) for frame in frames], "run", chain.tagger.inputs))
     assert {name: len(kernel.signatures) for name, kernel in KERNELS.items()} == known
 

@@ -67,7 +67,7 @@ class Bench:
         return hop.address(self.config, self.folder, 0, "reader-0")
 
     def outlet(self, n_peers: int = 1) -> hop.Outlet:
-        return self._keep(hop.Outlet(self.context, self.at, RUN, self.config, n_peers, self.refused.append))
+        return self._keep(hop.Outlet(self.context, self.at, RUN, self.config, n_peers, self.refused.append, schema=TOY))
 
     def inlet(self, name: str = "framer-0", at: Sequence[str] = (), schema: Schema = TOY) -> hop.Inlet:
         addresses = at or [self.at]
@@ -726,7 +726,7 @@ def of_router(hostile: Hostile) -> str:
     """The reason for which a socket for control messages refuses a message of the corpus."""
     if len(hostile.frames) != 1:
         return "frames"
-    return "header" if hostile.frames == good()[:1] or hostile.reason in ("frames", "schema") else hostile.reason
+    return hostile.reason if hostile.reason in ("magic", "token") else "header"
 
 
 async def throw(socket: zmq.asyncio.Socket, hostiles: Sequence[Hostile], route: Sequence[bytes] = ()) -> None:
