@@ -25,36 +25,52 @@ class Alarm:
     """
 
     def __init__(self) -> None:
-        self._rang = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sleeper: asyncio.Future[None] | None = None
+        self._over = False
+        self._after = _Spec()
         try:
             self._libc = ctypes.CDLL(None, use_errno=True)
             self._fd = self._libc.timerfd_create(CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         except AttributeError:
             self._fd = -1
         if self._fd >= 0:
-            asyncio.get_running_loop().add_reader(self._fd, self._ring)
+            self._loop.add_reader(self._fd, self._ring)
 
     def _ring(self) -> None:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:  # it was set anew meanwhile
             return
-        self._rang.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep so long. One sleeper at a time."""
+        """Sleep so long, and not at all after `stop`. One sleeper at a time."""
         ns = int(seconds * 1e9)
-        if ns <= 0:
+        if ns <= 0 or self._over:
             return
-        self._rang.clear()
-        spec = _Spec(0, 0, *divmod(ns, 10**9))
-        if self._fd < 0 or self._libc.timerfd_settime(self._fd, 0, ctypes.byref(spec), None):
-            await asyncio.sleep(seconds)
+        self._sleeper = self._loop.create_future()
+        self._after.after_s, self._after.after_ns = divmod(ns, 10**9)
+        if self._fd < 0 or self._libc.timerfd_settime(self._fd, 0, ctypes.byref(self._after), None):
+            timer = self._loop.call_later(seconds, self._wake)
+            try:
+                await self._sleeper
+            finally:
+                timer.cancel()
         else:
-            await self._rang.wait()
+            await self._sleeper
+
+    def stop(self) -> None:
+        """Nobody is to sleep any longer."""
+        self._over = True
+        self._wake()
 
     def close(self) -> None:
         if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
+            self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1

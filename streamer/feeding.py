@@ -118,6 +118,7 @@ class Feeding:
                 await self.open_book(stack)
                 redelivery = process.background(self.redeliver(outlet))
                 stack.callback(redelivery.cancel)
+                stack.callback(process.background(self.stop_waiting()).cancel)
                 self.since = time.monotonic()
                 await self.feed(outlet)
                 self.live(self.last_due)
@@ -179,6 +180,12 @@ class Feeding:
             return trying.done() and not trying.cancelled() and trying.exception() is None
         return True
 
+    async def stop_waiting(self) -> None:
+        """When we are told to stop, whatever the feed waits for."""
+        await self.process.stopping.wait()
+        self.alarm.stop()
+        self.space.set()
+
     async def feed(self, outlet: hop.Outlet) -> None:
         process, stopping = self.process, self.process.stopping
         n_sources = len(process.replicas_of(process.name))
@@ -212,13 +219,13 @@ class Feeding:
                             due = due[: lumis.size]
                         if not due.size:
                             return
-                        await self.sleep_until(int(due[-1]))
+                        part = self.unit.outputs.slice(whole, first, first + due.size, ends)
+                        fed = Block(number, due.size, {**part, **core_columns(due), **counted})
+                        await self.sleep_until(int(due[-1]))  # what can be done before is done by then
                         why_not = await self.room(due.size, outlet, feed, owed)
                         if stopping.is_set() or why_not == OVER:
                             return
-                        part = self.unit.outputs.slice(whole, first, first + due.size, ends)
                         first += due.size
-                        fed = Block(number, due.size, {**part, **core_columns(due), **counted})
                         block = self.in_time(fed, outlet, owed)
                         if block is None:
                             continue
@@ -258,9 +265,8 @@ class Feeding:
             while self.window.full(n_events) and not self.process.stopping.is_set():
                 if feed.over(time.time_ns()) and not owed:
                     return OVER
-                await self.process.or_stopped(self.more_space())
+                await self.more_space()
             return ""
-        await asyncio.sleep(0)  # a feed that is behind must still hear what has come to disk
         if self.window.full(n_events):
             return "window"
         return "" if outlet.credits() else "credit"
@@ -337,7 +343,9 @@ class Feeding:
     async def sleep_until(self, due_ns: int) -> None:
         wait = (due_ns - time.time_ns()) * 1e-9
         if wait > 0:
-            await self.process.or_stopped(self.alarm.sleep(wait))
+            await self.alarm.sleep(wait)
+        elif self.config.overflow == "drop":
+            await asyncio.sleep(0)  # a feed that is behind must still hear what has come to disk
 
     def more_space(self) -> Coroutine[Any, Any, object]:
         """The next commit, to be awaited; one that comes between this call and the waiting counts, too."""

@@ -40,6 +40,22 @@ async def test_one_that_was_given_up_does_not_end_the_next_sleep() -> None:
         alarm.close()
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+async def test_nobody_sleeps_after_a_stop(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernel:
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: object())
+    alarm = Alarm()
+    try:
+        sleeping = asyncio.ensure_future(alarm.sleep(1000))
+        await asyncio.sleep(0.01)
+        assert not sleeping.done()
+        alarm.stop()
+        await asyncio.wait_for(sleeping, 10)
+        await asyncio.wait_for(alarm.sleep(1000), 10)
+    finally:
+        alarm.close()
+
+
 async def test_it_can_be_closed_twice_and_while_somebody_sleeps() -> None:
     alarm = Alarm()
     sleeping = asyncio.ensure_future(alarm.sleep(60))

@@ -503,6 +503,16 @@ async def test_sigterm_while_the_window_is_full(run: Run) -> None:
         assert sink.events == list(range(64))
 
 
+async def test_a_stop_while_the_next_event_is_far_away(run: Run) -> None:
+    async with chain(run, config(rate=1e-6)) as made:
+        sink = ToySink()
+        reader, *_ = start(made, ToySource(100), sink=sink)
+        await until(lambda: len(sink.events) == 1)
+        reader.stopping.set()
+        assert await made.codes() == [0] * 4
+        assert sink.events == [0]
+
+
 class Booked(CoreConfig):
     """A configuration with a place for books."""
 
