@@ -244,17 +244,18 @@ def lumis_of(block: Block, some: slice | Array = slice(None)) -> list[list[int]]
     Lumisections that the feed counts are all of one run.
     """
     if LUMISECTION.name in block.columns:
-        counted = block.columns[LUMISECTION.name][some]
-        pairs = np.stack([np.full_like(counted, FEED_RUN), counted])
-    elif {"run", "luminosityBlock"} <= block.columns.keys():
-        pairs = np.stack([block.columns["run"][some], block.columns["luminosityBlock"][some]])
+        lumis = block.columns[LUMISECTION.name][some]
+        runs = np.full_like(lumis, FEED_RUN)
+    elif "run" in block.columns and "luminosityBlock" in block.columns:
+        runs, lumis = block.columns["run"][some], block.columns["luminosityBlock"][some]
     else:
         return []
-    if not pairs.size:
+    if not lumis.size:
         return []
-    if (pairs == pairs[:, :1]).all():
-        return [[int(pairs[0, 0]), int(pairs[1, 0]), pairs.shape[1]]]
-    values, counts = np.unique(pairs, axis=1, return_counts=True)
+    run, lumi = runs.item(0), lumis.item(0)
+    if lumis.size == 1 or ((lumis == lumi).all() and (runs == run).all()):
+        return [[run, lumi, lumis.size]]
+    values, counts = np.unique(np.stack([runs, lumis]), axis=1, return_counts=True)
     return [[int(run), int(lumi), int(n)] for run, lumi, n in zip(*values, counts, strict=True)]
 
 

@@ -51,6 +51,9 @@ class IdSet:
     def add(self, first: int, last: int | None = None) -> int:
         """Add the numbers `first` to `last`; returns how many are new."""
         last = first if last is None else last
+        if self._lasts and self._lasts[-1] == first - 1 <= last:  # mostly they come in order
+            self._lasts[-1] = last
+            return last - first + 1
         low, high = bisect_left(self._lasts, first - 1), bisect_right(self._firsts, last + 1)
         had = sum(max(0, min(last, self._lasts[k]) - max(first, self._firsts[k]) + 1) for k in range(low, high))
         n_new = last - first + 1 - had
@@ -159,6 +162,7 @@ class Kept:
 class _Flight:
     block: Block
     sent_at: float
+    n_bytes: int
     deaths: int = 0  # of processes that worked on nothing else
 
 
@@ -201,25 +205,34 @@ class Window:
         return bool(self._flights) and too_many
 
     def add(self, block: Block, now: float) -> None:
-        self._flights[block.id] = _Flight(block, now)
+        flight = self._flights[block.id] = _Flight(block, now, block.n_bytes)
         self.events += block.n_events
-        self.bytes += block.n_bytes
+        self.bytes += flight.n_bytes
 
     def commit(self, intervals: Iterable[tuple[int, int]], now: float) -> int:
         """Forget blocks whose events are on disk; returns their number of events. Others do no harm."""
         done = 0
         for first, last in intervals:
-            inside = [i for i, f in self._flights.items() if first <= i and i + f.block.n_events - 1 <= last]
-            for block_id in inside:
+            for block_id in self._within(first, last):
                 flight = self._flights.pop(block_id)
                 done += flight.block.n_events
-                self.bytes -= flight.block.n_bytes
+                self.bytes -= flight.n_bytes
                 self._newest = max(self._newest, flight.sent_at)
                 # Of a block that was sent twice it is not known which attempt came through.
                 if flight.block.attempt == 1 and flight.sent_at > -math.inf:
                     self.usual = max(0.99 * self.usual, now - flight.sent_at)
         self.events -= done
         return done
+
+    def _within(self, first: int, last: int) -> list[int]:
+        """The blocks whose events all lie in an interval."""
+        found, end = [], first
+        while (flight := self._flights.get(end)) is not None and end + flight.block.n_events - 1 <= last:
+            found.append(end)
+            end += flight.block.n_events
+        if end <= last:  # it holds others, too: all are looked at
+            found = [i for i, f in self._flights.items() if first <= i and i + f.block.n_events - 1 <= last]
+        return found
 
     def doubt(self, sink: int, stripes: Stripes) -> None:
         """A sink has begun anew: what was under way to it may be lost, and is overdue."""
@@ -244,10 +257,10 @@ class Window:
                 flight.deaths, flight.sent_at = flight.deaths + 1, -math.inf
                 if block.n_events > 1:
                     del self._flights[first]
-                    self.bytes -= block.n_bytes
+                    self.bytes -= flight.n_bytes
                     for i in range(block.n_events):
                         one = block.part(schema, i, i + 1)
-                        self._flights[one.id] = _Flight(one, -math.inf)
+                        self._flights[one.id] = _Flight(one, -math.inf, one.n_bytes)
                         self.bytes += one.n_bytes
                 elif flight.deaths >= DEADLY:
                     poison.append(block)
@@ -256,8 +269,9 @@ class Window:
     def replace(self, block: Block) -> None:
         """The block is to travel with other columns."""
         flight = self._flights[block.id]
-        self.bytes += block.n_bytes - flight.block.n_bytes
-        flight.block = block
+        self.bytes -= flight.n_bytes
+        flight.block, flight.n_bytes = block, block.n_bytes
+        self.bytes += flight.n_bytes
 
     def overdue(self, now: float) -> list[Block]:
         """Blocks to send again, with the next attempt number; their clock starts anew."""
