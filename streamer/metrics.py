@@ -25,12 +25,14 @@ from prometheus_client.registry import Collector
 from streamer import __version__
 from streamer.block import WIRE_REASONS, Array
 from streamer.errors import UsageError
+from streamer.quality import MOST_WAITING
 
 LATENCY_BUCKETS = (
     *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
 EDGES = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
+_EDGES_S = np.array(LATENCY_BUCKETS)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 OUTCOMES = ("ok", "error", "shed")
 
@@ -48,23 +50,40 @@ class EventHistogram(Collector):
         self._fine = np.zeros(9 * self._PER_DECADE + 1, np.int64)
         self._counts = np.zeros(len(LATENCY_BUCKETS) + 1, np.int64)
         self._sum = 0.0
+        self._waiting: list[Array] = []
+        self._n_waiting = 0
         self._lock = threading.Lock()  # the page is made in another thread
         registry.register(self)
 
     def observe(self, seconds: Array) -> None:
-        """Count an array of values [s]; negative ones (a clock that stepped) count as zero."""
-        seconds = np.maximum(seconds, 0.0)
-        places = np.searchsorted(LATENCY_BUCKETS, seconds)
+        """Count an array of values [s]; negative ones (a clock that stepped) count as zero.
+
+        The array is kept for a while, and must not change.
+        """
+        if not seconds.size:
+            return
+        with self._lock:
+            self._waiting.append(seconds)
+            self._n_waiting += seconds.size
+            if self._n_waiting >= MOST_WAITING:
+                self._sort()
+
+    def _sort(self) -> None:
+        """Put the values that wait into the bins."""
+        if not self._waiting:
+            return
+        seconds = np.maximum(np.concatenate(self._waiting), 0.0)
+        self._waiting, self._n_waiting = [], 0
         fine = np.log10(np.maximum(seconds, 1e-6)) * self._PER_DECADE + 6 * self._PER_DECADE
         fine = np.minimum(np.rint(fine).astype(np.int64), self._fine.size - 1)
-        with self._lock:
-            self._sum += float(seconds.sum())
-            self._counts += np.bincount(places, minlength=self._counts.size)
-            self._fine += np.bincount(fine, minlength=self._fine.size)
+        self._sum += float(seconds.sum())
+        self._counts += np.bincount(np.searchsorted(_EDGES_S, seconds), minlength=self._counts.size)
+        self._fine += np.bincount(fine, minlength=self._fine.size)
 
     def quantile(self, q: float) -> float:
         """The value [s] below which the share `q` of all values lies, to 1 %; NaN without values."""
         with self._lock:
+            self._sort()
             below = np.cumsum(self._fine)
         if not below[-1]:
             return float("nan")
@@ -74,6 +93,7 @@ class EventHistogram(Collector):
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self.name, self.doc)
         with self._lock:
+            self._sort()
             below, total = np.cumsum(self._counts).tolist(), self._sum
         family.add_metric([], list(zip(EDGES, below, strict=True)), sum_value=total)
         yield family

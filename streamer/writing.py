@@ -90,11 +90,12 @@ class Writing:
             while (item := await inlet.receive()) is not None:
                 block, link = item
                 await process.settled(block)
+                now = time.time_ns()
                 process.book_arrival(block, inlet)
-                self.see_way(block)
-                self.take(block)
+                self.take(block, now)
+                self.see_way(block, now)
                 if self.within:
-                    self.survey.learn(block, now := time.time_ns())
+                    self.survey.learn(block, now)
                     inlet.ways = self.survey.ways(now)
                 await link.done(block)
             process.tell("draining")
@@ -109,24 +110,27 @@ class Writing:
         process.facts["latency_s"] = {q: self.latencies.latency.quantile(float(q)) for q in QUANTILES}
         process.facts["commit_latency_s"] = {q: self.latencies.commit_latency.quantile(float(q)) for q in QUANTILES}
 
-    def see_way(self, block: Block) -> None:
-        """Learn how long blocks take, from those that were sent once."""
+    def see_way(self, block: Block, now: int) -> None:
+        """Learn how long blocks take, from those that were sent once; this one has come now [Unix ns]."""
         source = self.process.pipeline.names[0]
         if block.attempt == 1 and source in block.stamps:
-            took = max(0.0, (time.time_ns() - block.stamps[source]) * 1e-9)
+            took = max(0.0, (now - block.stamps[source]) * 1e-9)
             self.way += WAY_MEMORY * (took - self.way) if self.way else took
 
-    def take(self, block: Block) -> None:
-        """Write those events of a block that we have not: of the others the commit was lost, and is sent again."""
+    def take(self, block: Block, now: int) -> None:
+        """Write those events of a block that we have not: of the others the commit was lost, and is sent again.
+
+        The block has come now [Unix ns].
+        """
         parts = self.keeping.take(block)
         if sum(part.n_events for part in parts) < block.n_events:
             self.process.metrics.redelivered.inc()
         for part in parts:
-            self.write(part)
+            self.write(part, now)
 
-    def write(self, block: Block) -> None:
+    def write(self, block: Block, now: int) -> None:
         metrics, fed, error = self.process.metrics, block.columns["fedTime"], block.columns["error"]
-        now = block.stamps[self.process.name] = time.time_ns()
+        block.stamps[self.process.name] = now
         begin, cpu_begin = time.perf_counter(), time.thread_time()
         with self.process.box.working([block]):
             self.unit.write(block)
@@ -136,7 +140,7 @@ class Writing:
         self.process.facts["last_done_ns"] = now
         n_bad = int(np.count_nonzero(error))
         self.done.append(Done(block.n_events, n_bad, int(fed[0]), int(fed[-1]), now))
-        answered = fed[error < SHED]
+        answered = fed[error < SHED] if n_bad else fed.copy()  # of a whole message
         self.latencies.latency.observe((now - answered) * 1e-9)
         if self.within:
             self.latencies.late.inc(int(np.count_nonzero(too_late(block, now, self.within))))
@@ -144,7 +148,7 @@ class Writing:
             self.traced += self.process.tracer.written(block, took)
         metrics.duration.observe(took)
         metrics.busy.inc(took)
-        n_failed = int(np.count_nonzero(has_failed(error)))
+        n_failed = int(np.count_nonzero(has_failed(error))) if n_bad else 0
         self.process.book_done(block, self.unit, (n_failed, block.n_events - answered.size))
         if self.process.config.monitor.on and now - self.glimpsed >= GLIMPSE_NS:
             self.glimpsed = now

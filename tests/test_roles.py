@@ -417,7 +417,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
     class Busy(ToySink):
         async def sync(self) -> None:
             if len(self.blocks) == 1:
-                writing.take(toy_block(5, 4))
+                writing.take(toy_block(5, 4), now=time.time_ns())
             told.append("on disk")
 
     class Sender:
@@ -439,7 +439,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
     writing = Writing(process, Busy())
     commits: Any = [Sender()]
     writing.commits = commits
-    writing.take(toy_block(1, 4))
+    writing.take(toy_block(1, 4), now=time.time_ns())
     await writing.sync()
     await writing.sync()
     assert told == ["on disk", [(1, 4)], "on disk", [(5, 8)]]
