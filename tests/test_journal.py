@@ -4,15 +4,16 @@ import errno
 import os
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from physics_helpers import fill_disk, small_disk
 
 from streamer import journal
-from streamer.block import Block, Column, Schema, count_column
+from streamer.block import Block, Column, Schema, count_column, encode
 from streamer.errors import StreamerError, UsageError
 from streamer.journal import Journal, recover, steps
-from streamer.recordlog import in_use
+from streamer.recordlog import in_use, read_record
 
 SCHEMA = Schema([Column("event", "u8"), count_column("Photon"), Column("Photon_pt", "f4", "Photon")])
 ABOUT = {"config": {"a": 1}}
@@ -38,6 +39,31 @@ async def written(path: Path, ids: list[int]) -> list[int]:
         places.append(path.stat().st_size)
     log.close()
     return places
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_its_records_are_what_encode_makes(order: int, tmp_path: Path) -> None:
+    log = Journal(tmp_path / "log", ABOUT, SCHEMA, untold)
+    made = block(7, 3)
+    made = made.with_columns(dict(list(made.columns.items())[::order]))
+    made.stamps["reader"] = 12
+    log.add(made)
+    await log.sync()
+    with log.path.open("rb") as file:
+        payload = read_record(file, log.places[0])
+    log.close()
+    assert payload == msgpack.packb([bytes(frame) for frame in encode(made, "journal")])
+
+
+async def test_columns_of_other_types_are_told_as_they_are(tmp_path: Path) -> None:
+    told: list[str] = []
+    log = Journal(tmp_path / "log", ABOUT, SCHEMA, told.append)
+    made = block(7)
+    log.add(made.with_columns({**made.columns, "event": made.columns["event"].astype(np.int64)}))
+    await log.sync()
+    log.close()
+    assert list(recover(tmp_path / "log", SCHEMA, told.append)) == []
+    assert len(told) == 1
 
 
 def untold(line: str) -> None:
