@@ -6,7 +6,7 @@ import numpy as np
 
 from stages import records
 from stages.config import CHANNELS, SEED_CHANNEL, UNITS, Config, TaggerSpec
-from stages.cropper import Cropper, selected
+from stages.cropper import Cropper
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS
 from stages.filling import fill_frames
 from stages.formats import open_events
@@ -14,6 +14,7 @@ from stages.formats.base import EventFile
 from stages.framer import Framer
 from stages.network import Network
 from stages.reader import with_jets
+from stages.seeds import selected
 from stages.sources import Choice, channels_of, choose, gives, look
 from stages.view_plot import SeenEvent, SeenObject
 from streamer.batcher import Part

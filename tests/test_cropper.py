@@ -189,7 +189,8 @@ def test_crops_take_the_channels_they_want_in_their_order() -> None:
         ((1, 1, 1), [[2, 2, 2], [1, 1, 1]], [2, 3, 2, 3, 2, 3, 6, 6, 6]),
         ((0, 0, 1), [[1, 1, 2], [2, 2, 1]], [1, 1, 2, 3, 4, 5, 4, 5, 6]),
     ):
-        n_crops, objects, n_pixels, index, value = crops(columns, n_objects, seed, picked, (False,) * len(picked), 32)
+        towers = np.zeros(len(picked), np.bool_)
+        n_crops, objects, n_pixels, index, value = crops(columns, n_objects, seed, np.array(picked), towers, 32)
         assert n_crops.tolist() == [1, 0, 1]
         assert objects.tolist() == [0, 1]
         assert n_pixels.tolist() == counts

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from stages import records
 from stages.channels import Channels
 from stages.config import Config
-from stages.cropper import JET_REACH, MAX_JET_SEED_IETA, Cropper, selected
+from stages.cropper import Cropper
 from stages.detector.ecal import eb_detid, ee_crystals, ee_detid, ee_pixel_table, load_ee_geometry
 from stages.detector.grid import ETA_EDGES, column_of_phi, eta_of_row, phi_of_column, row_of_eta
 from stages.detector.hcal import hcal_detid, tower_of_direction
@@ -29,6 +29,7 @@ from stages.filling import fill_crops
 from stages.framer import ENERGIES, Framer
 from stages.inputs import shown
 from stages.reader import Reader
+from stages.seeds import JET_REACH, MAX_JET_SEED_IETA, selected
 from streamer.block import Array, Block, Columns, Schema, core_columns, offsets, readonly
 from streamer.errors import StreamerError, UsageError
 

@@ -16,7 +16,7 @@ import uproot
 from stages import PIPELINE, records
 from stages.config import Config, TaggerSpec
 from stages.conversion import schema_of
-from stages.cropper import PHOTON_REACH, Cropper
+from stages.cropper import Cropper
 from stages.detector.ecal import eb_pixel, eb_pixels, ee_pixel_table, ee_pixels, load_ee_geometry
 from stages.detector.grid import column_of_phi, row_of_eta
 from stages.detector.layout import EB_FIRST_ROW, EB_LAST_ROW, N_COLUMNS, N_ROWS
@@ -27,6 +27,7 @@ from stages.inputs import expand
 from stages.model import Model
 from stages.reader import Reader
 from stages.results import SCORES
+from stages.seeds import PHOTON_REACH
 from stages.sources import choose
 from stages.tagger import Tagger
 from streamer.batcher import Part
