@@ -1,5 +1,6 @@
 """Framer: hits become the sparse detector frame, one entry a non-empty pixel (HCAL: tower) of a channel."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from stages.channels import DROPPED, INVALID, OUTSIDE, SKIPPED, Channels, Entrie
 from stages.config import Config
 from stages.detector.ecal import eb_pixel, ee_pixel_table, load_ee_geometry
 from stages.detector.layout import N_PIXELS, N_TOWER_COLUMNS, N_TOWERS
-from stages.kernels import njit
+from stages.kernels import argument, ends, njit
 from stages.quality import ChannelQuality
-from streamer.block import Block, Columns, offsets, readonly
+from streamer.block import Block, Columns
 from streamer.errors import UsageError
 from streamer.stage import Stage
 
@@ -25,7 +26,7 @@ ENERGIES = ("ECAL", "HCAL")
 """Channels in which a hit with energy <= 0 is not part of the image."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """The channels of some events.
 
@@ -50,35 +51,37 @@ class Frame:
 
 
 class Merger:
-    """Adds up what shares a pixel. Holds the scratch memory of the kernel: not for two threads at a time."""
+    """Adds up what shares a pixel. Holds the scratch memory of the kernel: not for two threads at a time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    names : sequence of str
+        The channels of the frames.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._positive = np.array([name in ENERGIES for name in names])
+        self._n_cells = np.array([N_TOWERS if name == "HCAL" else N_PIXELS for name in names])
+        self._most_pixels = 2 if "HCAL" in names else 1  # of a hit
         self._slot = np.full(N_PIXELS, -1, np.int32)
         self._sums = np.empty(N_PIXELS)
 
-    def merge(self, n_events: int, names: Sequence[str], channels: Sequence[Sequence[Entries]]) -> Frame:
-        """The frame of the channels `names` from their entries, in that order."""
+    def merge(self, n_events: int, channels: Sequence[Sequence[Entries]]) -> Frame:
+        """The frame of some events from the entries of each channel."""
         every = [entries for channel in channels for entries in channel]
+        n_hits = _joined([e.counts for e in every], np.int32)  # axis: source and event
         pixel, value = _joined([e.pixel for e in every], np.int32), _joined([e.value for e in every], np.float32)
-        spans = np.zeros((len(every), n_events + 1), np.int64)  # axes: source, event
-        begin = 0
-        for span, entries in zip(spans, every, strict=True):
-            np.add(entries.offsets, begin, out=span)
-            begin += entries.pixel.size
-        reasons = ["", *DROPPED]
-        codes = [[reasons.index(r) for r in (e.nan, e.outside, e.invalid)] for e in every]
-        n_out = sum(e.pixel.size * (2 if name == "HCAL" else 1)
-                    for name, channel in zip(names, channels, strict=True) for e in channel)  # fmt: skip
-        counts, totals = np.empty((n_events, len(names)), np.int32), np.empty((n_events, len(names)))
-        index, out, dropped = np.empty(n_out, np.int32), np.empty(n_out, np.float32), np.zeros(len(reasons), np.int64)
-        total = _merge(
-            np.cumsum([0, *map(len, channels)]),
-            spans,
-            readonly(pixel),
-            readonly(value),
-            np.array(codes, np.int64).reshape(-1, 3),
-            np.array([name in ENERGIES for name in names]),
-            np.array([N_TOWERS if name == "HCAL" else N_PIXELS for name in names]),
+        shape, n_out = (n_events, len(channels)), self._most_pixels * pixel.size
+        counts, totals = np.empty(shape, np.int32), np.empty(shape)
+        index, out = np.empty(n_out, np.int32), np.empty(n_out, np.float32)
+        dropped = np.zeros((len(every), 3), np.int64)
+        total, n_dropped = _merge(
+            np.array([len(channel) for channel in channels]),
+            argument(n_hits),
+            pixel,
+            argument(value),
+            self._positive,
+            self._n_cells,
             self._slot,
             self._sums,
             counts,
@@ -87,8 +90,17 @@ class Merger:
             totals,
             dropped,
         )
-        reasons_of = dict(zip(DROPPED, dropped[1:].tolist(), strict=True))
-        return Frame(counts, index[:total], out[:total], totals, reasons_of)
+        reasons = _reasons(every, dropped.tolist()) if n_dropped else {}
+        return Frame(counts, index[:total], out[:total], totals, reasons)
+
+
+def _reasons(every: Sequence[Entries], dropped: Sequence[Sequence[int]]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for entries, numbers in zip(every, dropped, strict=True):
+        for reason, n in zip((entries.nan, entries.outside, entries.invalid), numbers, strict=True):
+            if n and reason:
+                found[reason] += n
+    return found
 
 
 def _joined(arrays: list[Any], dtype: Any) -> Any:
@@ -97,30 +109,38 @@ def _joined(arrays: list[Any], dtype: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _merge(
-    sources: Any, spans: Any, pixels: Any, values: Any, codes: Any, positive: Any, n_cells: Any,
+    n_sources: Any, n_hits: Any, pixels: Any, values: Any, positive: Any, n_cells: Any,
     slot: Any, sums: Any, counts: Any, index: Any, out: Any, totals: Any, dropped: Any,
-) -> int:  # fmt: skip
+) -> tuple[int, int]:  # fmt: skip
     # slot: where a pixel of this event and channel stands in the output, from the channel's first; -1 everywhere
     # between calls. sums: what is added up there, in double precision, as 20,000 hits may share a pixel.
+    # dropped: of each source, for values that are not finite, for pixels OUTSIDE and for those that are INVALID.
     n_events, n_channels = counts.shape
-    used = 0
+    hits_of = ends(n_hits)
+    used = n_dropped = 0
     for event in range(n_events):
+        source = -1
         for channel in range(n_channels):
             n_here = 0
             cells = n_cells[channel]
             only_positive = positive[channel]
-            for source in range(sources[channel], sources[channel + 1]):
-                for hit in range(spans[source, event], spans[source, event + 1]):
+            for _ in range(n_sources[channel]):
+                source += 1
+                place_of = source * n_events + event
+                for hit in range(hits_of[place_of], hits_of[place_of + 1]):
                     pixel = pixels[hit]
                     if pixel == SKIPPED:
                         continue
                     value = np.float64(values[hit])
                     if not np.isfinite(value):
-                        dropped[codes[source, 0]] += 1
+                        dropped[source, 0] += 1
+                        n_dropped += 1
                     elif pixel == OUTSIDE:
-                        dropped[codes[source, 1]] += 1
+                        dropped[source, 1] += 1
+                        n_dropped += 1
                     elif pixel == INVALID:
-                        dropped[codes[source, 2]] += 1
+                        dropped[source, 2] += 1
+                        n_dropped += 1
                     elif value > 0 or not only_positive:
                         halves = 1
                         if pixel >= cells:
@@ -146,7 +166,7 @@ def _merge(
                 slot[index[used + place]] = -1
             counts[event, channel], totals[event, channel] = n_here, total
             used += n_here
-    return used
+    return used, n_dropped
 
 
 def photon_seed_detids(columns: Columns) -> npt.NDArray[np.uint32]:
@@ -157,30 +177,26 @@ def photon_seed_detids(columns: Columns) -> npt.NDArray[np.uint32]:
     uint32, shape (n_photons,)
         Raw detids; 0 where the input links no supercluster with barrel hits.
     """
-    seeds, supercluster = columns["Photon_seedDetId"], columns["Photon_superClusterIdx"]
-    if not ((seeds == 0) & (supercluster >= 0)).any():
+    seeds = columns["Photon_seedDetId"]
+    if not columns["SuperClusterCrystal_detid"].size:
         return seeds
-    seeds = seeds.copy()
-    _supercluster_seeds(
-        offsets(columns["nPhoton"]),
-        readonly(supercluster),
-        offsets(columns["nSuperClusterCrystal"]),
-        readonly(columns["SuperClusterCrystal_superClusterIdx"]),
-        readonly(columns["SuperClusterCrystal_detid"]),
-        offsets(columns["nEBRecHit"]),
-        readonly(columns["EBRecHit_detid"]),
-        readonly(columns["EBRecHit_energy"]),
-        seeds,
+    names = (
+        *("nPhoton", "Photon_superClusterIdx"),
+        *("nSuperClusterCrystal", "SuperClusterCrystal_superClusterIdx", "SuperClusterCrystal_detid"),
+        *("nEBRecHit", "EBRecHit_detid", "EBRecHit_energy"),
     )
+    seeds = seeds.copy()
+    _supercluster_seeds(*[argument(columns[name]) for name in names], seeds)
     return seeds
 
 
 @njit(cache=True, nogil=True)
 def _supercluster_seeds(
-    photon_offsets: Any, supercluster: Any, crystal_offsets: Any, crystal_of: Any, crystal_detid: Any,
-    hit_offsets: Any, hit_detid: Any, hit_energy: Any, seeds: Any,
+    n_photons: Any, supercluster: Any, n_crystals: Any, crystal_of: Any, crystal_detid: Any,
+    n_hits: Any, hit_detid: Any, hit_energy: Any, seeds: Any,
 ) -> None:  # fmt: skip
-    for event in range(photon_offsets.size - 1):
+    photon_offsets, crystal_offsets, hit_offsets = ends(n_photons), ends(n_crystals), ends(n_hits)
+    for event in range(n_photons.size):
         for photon in range(photon_offsets[event], photon_offsets[event + 1]):
             if seeds[photon] != 0 or supercluster[photon] < 0:
                 continue
@@ -204,6 +220,7 @@ class Framer(Stage):
         super().__init__()
         self.config = config
         self.inputs, self.outputs = records.hits(config), records.frames(config)
+        self._channels = config.channels
         self._quality: ChannelQuality | None = None
 
     def setup(self) -> None:
@@ -219,24 +236,21 @@ class Framer(Stage):
             self._ee_table = load_ee_geometry(path) if path else ee_pixel_table()
         except (OSError, ValueError) as error:
             raise UsageError(f"framer.ee_geometry: {error}") from None
-        self._merger = Merger()
-        columns = self.inputs.empty(1)
-        if "Photon" in self.config.objects:  # with a photon, whose supercluster is looked for
-            photon = {c.name: np.zeros(1, c.wire_dtype) for c in self.inputs.columns if c.per == "Photon"}
-            columns |= {**photon, "nPhoton": np.ones(1, np.int32)}
-        self.process(Block(0, 1, columns))
+        self._merger = Merger(self._channels)
+        one = {c.name: np.full((1, *c.shape), 1 if c.counts else 0, c.wire_dtype) for c in self.inputs.columns}
+        self.process(Block(0, 1, one))  # with a hit of each kind
+        self.take_tally()
         self._quality = ChannelQuality(self.config, self.registry)  # behind what has only warmed up
 
     def process(self, block: Block) -> Block:
         columns = dict(block.columns)
         made = Channels(self.config, columns, self._ee_table)
-        names = self.config.channels
-        frame = self._merger.merge(block.n_events, names, [made.entries(name) for name in names])
+        frame = self._merger.merge(block.n_events, [made.entries(channel) for channel in self._channels])
         for dropped in (made.dropped, frame.dropped):
             for reason, n in dropped.items():
                 self.count("hits_dropped", reason, n)
-        columns |= {"nPixel": frame.counts, "Pixel_index": frame.index, "Pixel_value": frame.value}
-        if "Photon" in self.config.objects:
+        columns["nPixel"], columns["Pixel_index"], columns["Pixel_value"] = frame.counts, frame.index, frame.value
+        if "Photon_seedDetId" in columns:
             columns["Photon_seedDetId"] = photon_seed_detids(columns)
         if self._quality is not None:
             self._quality.add(columns, frame.counts, frame.totals)

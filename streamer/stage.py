@@ -119,6 +119,8 @@ class Unit:
 
     def take_tally(self) -> dict[tuple[str, str], int]:
         """What was counted since the last call."""
+        if not self._tally:  # nearly always
+            return {}
         with self._tally_lock:
             tally, self._tally = self._tally, Counter()
         return tally

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from physics_helpers import Event, columns_of, event, hits_block
+from prometheus_client import generate_latest
 
 from stages.channels import Entries
 from stages.config import Config
@@ -97,6 +98,13 @@ def test_what_is_no_number_and_what_is_no_crystal_is_dropped_and_counted(framer:
     }
 
 
+def test_what_only_warms_up_is_counted_nowhere() -> None:
+    made = Framer(Config.model_validate({"taggers": {"eg": {}, "top": {}}}))
+    made.setup()
+    assert made.take_tally() == {}
+    assert 'streamer_channel_occupancy_ratio_count{channel="ECAL"} 0.0' in generate_latest(made.registry).decode()
+
+
 def test_the_input_is_not_touched(framer: Framer) -> None:
     block = hits_block(framer.config, columns_of([event(EBRecHit=[eb(1, 1, 1.0), eb(1, 1, 2.0)])]), 1)
     before = {name: column.copy() for name, column in block.columns.items()}
@@ -116,10 +124,10 @@ def test_identity_and_photons_travel_on(framer: Framer) -> None:
 
 def test_channels_are_ordered_by_event_and_channel() -> None:
     def entries(counts: list[int], index: list[int]) -> list[Entries]:
-        return [Entries(np.cumsum([0, *counts]), np.array(index, np.int32), np.array(index, np.float32) / 10)]
+        return [Entries(np.array(counts, np.int32), np.array(index, np.int32), np.array(index, np.float32) / 10)]
 
     channels = [entries([1, 0, 2], [10, 30, 31]), entries([2, 1, 0], [11, 12, 20]), []]
-    frame = Merger().merge(3, ("TrackPt", "TrackD0", "BPIX1"), channels)
+    frame = Merger(("TrackPt", "TrackD0", "BPIX1")).merge(3, channels)
     assert frame.counts.tolist() == [[1, 2, 0], [0, 1, 0], [2, 0, 0]]
     assert frame.index.tolist() == [10, 11, 12, 20, 30, 31]
     np.testing.assert_allclose(frame.value, frame.index / 10, rtol=1e-6)

@@ -348,7 +348,7 @@ class Dense:
         out: dict[str, list[_Hits]] = {}
         for channel in self._config.channels:
             for entries in made.entries(channel):
-                pixel, value, ends = entries.pixel, entries.value, entries.offsets
+                pixel, value, ends = entries.pixel, entries.value, offsets(entries.counts)
                 good = np.isfinite(value) & (pixel >= 0)
                 if channel in ENERGIES:
                     good &= value > 0
