@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,7 @@ LOOK_AHEAD = 4
 K = TypeVar("K")
 
 
-@dataclass(frozen=True, slots=True)
-class Part(Generic[K]):
+class Part(NamedTuple, Generic[K]):
     """The items `start` to `stop` of what was added under `key`."""
 
     key: K
@@ -34,8 +33,7 @@ class Part(Generic[K]):
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Batch(Generic[K]):
+class Batch(NamedTuple, Generic[K]):
     """Items that are worked on together, and why no more were waited for."""
 
     parts: list[Part[K]]
@@ -43,8 +41,7 @@ class Batch(Generic[K]):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shed(Generic[K]):
+class Shed(NamedTuple, Generic[K]):
     """Items that are not worked on: they could not be done in time any more, or at the cost of more others."""
 
     parts: list[Part[K]]
@@ -64,6 +61,11 @@ class _Waiting(Generic[K]):
     def due(self) -> float:
         """Deadline of the first item that is left; of all of them the earliest."""
         return math.inf if self.deadlines is None else float(self.deadlines[self.start])
+
+    @property
+    def last_due(self) -> float:
+        """Of the last item."""
+        return math.inf if self.deadlines is None else float(self.deadlines[self.stop - 1])
 
     @property
     def left(self) -> Array:
@@ -306,20 +308,30 @@ class DeadlineBatcher(Batcher[K]):
                 break
             found.append(item)
             n += item.stop - item.start
-            latest = max(latest, float(item.left[-1]))
+            latest = max(latest, item.last_due)
         return found
 
     def _take(self, items: list[_Waiting[K]], most: int) -> list[Part[K]]:
         """The items with the earliest deadlines of these."""
+        n = sum(item.stop - item.start for item in items)
+        if n > most:
+            return self._take_some(items, most)
+        parts = [item.take(item.stop - item.start) for item in items]
+        self._queue = deque([item for item in self._queue if item.start < item.stop])
+        self.waiting -= n
+        return parts
+
+    def _take_some(self, items: list[_Waiting[K]], most: int) -> list[Part[K]]:
+        """Not all of these."""
         deadlines = np.concatenate([item.left for item in items])
-        limit = np.partition(deadlines, most - 1)[most - 1] if most < deadlines.size else math.inf
+        limit = np.partition(deadlines, most - 1)[most - 1]
         counts = [int(np.searchsorted(item.left, limit)) for item in items]
-        left = min(most, deadlines.size) - sum(counts)
+        left = most - sum(counts)
         for k, item in enumerate(items):  # of those at the limit, who comes first
             more = min(left, int(np.searchsorted(item.left, limit, side="right")) - counts[k])
             counts[k] += more
             left -= more
         parts = [item.take(n) for item, n in zip(items, counts, strict=True) if n]
         self._queue = deque(sorted((item for item in self._queue if item.start < item.stop), key=lambda item: item.due))
-        self.waiting -= sum(counts)
+        self.waiting -= most
         return parts

@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 
 import numpy as np
 
@@ -78,7 +79,6 @@ class Costs:
         self._own = [seconds[size] for size in self.sizes]
         self._drift = 1.0
         self._of: list[float] = []
-        self._best, self._peak = 1, 0.0
         self._settle()
 
     @property
@@ -106,12 +106,17 @@ class Costs:
     @property
     def best(self) -> int:
         """The size that does the most items a second, or nearly (`NEARLY`)."""
-        return self._best
+        per_s = self._per_s()
+        enough = NEARLY * max(per_s)
+        return max(size for size, rate in zip(self.sizes, per_s, strict=True) if rate >= enough)
 
     @property
     def peak(self) -> float:
         """Items a second, of the size that does the most."""
-        return self._peak
+        return max(self._per_s())
+
+    def _per_s(self) -> list[float]:
+        return [size / seconds for size, seconds in zip(self.sizes, self._of, strict=True)]
 
     def learn(self, n: int, seconds: float) -> None:
         """A batch of `n` items took so long."""
@@ -128,8 +133,6 @@ class Costs:
         return bisect.bisect_left(self.sizes, n)
 
     def _settle(self) -> None:
-        of = np.maximum.accumulate(np.array(self._own) * self._drift)
-        per_s = np.array(self.sizes) / of
-        self._peak = float(per_s.max())
-        self._best = self.sizes[int(np.flatnonzero(per_s >= NEARLY * self._peak)[-1])]
-        self._of = of.tolist()  # at once: another thread may read
+        """For each batch, so without NumPy, which takes longer to begin."""
+        drift = self._drift
+        self._of = list(accumulate([seconds * drift for seconds in self._own], max))  # at once: another thread may read

@@ -137,10 +137,13 @@ class Device(Generic[K]):
 
     def _by_age(self, now: float, draining: bool) -> tuple[str, Batch[K] | Shed[K]] | float | None:
         """The first that has something to do."""
+        queues = [pair for pair in self._batchers.items() if pair[1].waiting]
+        if len(queues) > 1:
+            queues.sort(key=lambda pair: pair[1].urgency)
         wake = math.inf
-        for name, batcher in sorted(self._batchers.items(), key=lambda pair: pair[1].urgency):
+        for name, batcher in queues:
             decision = batcher.next(now, draining=draining)
-            if isinstance(decision, Batch | Shed):
+            if isinstance(decision, (Batch, Shed)):
                 return name, decision
             wake = wake if decision is None else min(wake, decision)
         return None if wake == math.inf else wake
