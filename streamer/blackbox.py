@@ -8,10 +8,10 @@ import mmap
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from streamer.block import Block
 from streamer.ledger import IdSet, Intervals
@@ -68,25 +68,45 @@ class BlackBox:
             return None
         return Death(life.decode("ascii", "replace"), intervals)
 
-    @contextmanager
-    def working(self, blocks: Iterable[Block]) -> Iterator[None]:
-        """Work on these blocks, which the log names meanwhile. An error that leaves this ends the process, and so it
-        stays written down."""
-        at = tuple(blocks)
-        ids = IdSet((block.id, block.id + block.n_events - 1) for block in at)
+    def working(self, blocks: Iterable[Block]) -> "Work":
+        """Work on these blocks (`with box.working(blocks):`), which the log names meanwhile. An error that leaves this
+        ends the process, and so it stays written down."""
+        return Work(self, tuple(blocks))
+
+    def begin(self, blocks: tuple[Block, ...]) -> None:
+        at: Iterable[tuple[int, int]] = [(block.id, block.id + block.n_events - 1) for block in blocks]
+        if len(blocks) > 1:
+            at = IdSet(at)  # neighbours are one interval
         n = 0
         _HEAD.pack_into(self._map, 0, self._life, 0)
-        for n, interval in enumerate(ids, 1):
+        for n, interval in enumerate(at, 1):
             if n > MOST:
                 break
             _INTERVAL.pack_into(self._map, _HEAD.size + (n - 1) * _INTERVAL.size, *interval)
         _HEAD.pack_into(self._map, 0, self._life, min(n, MOST))
         self.since = time.monotonic()
-        told = working.set(at)
-        yield
-        working.reset(told)
+
+    def end(self) -> None:
         self.since = None
         _HEAD.pack_into(self._map, 0, self._life, 0)
 
     def close(self) -> None:
         self._map.close()
+
+
+class Work:
+    """What is between `begin` and `end` of a black box."""
+
+    __slots__ = ("_blocks", "_box", "_told")
+
+    def __init__(self, box: BlackBox, blocks: tuple[Block, ...]) -> None:
+        self._box, self._blocks = box, blocks
+
+    def __enter__(self) -> None:
+        self._box.begin(self._blocks)
+        self._told = working.set(self._blocks)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            working.reset(self._told)
+            self._box.end()

@@ -110,19 +110,19 @@ class Engine(Generic[L]):
         items = self._stage.items(block)
         results = {queue: self._stage.failed(n) for queue, n in items.items()}
         now = time.monotonic()
-        job = _Job(block, link, results, {queue: {} for queue in items}, sum(items.values()), now)
-        with self._ready:
-            self._jobs.update(items.keys())
-        if not job.left:
-            self._finish(job)
-            return False
-        deadlines = {queue: self._deadlines(queue, block) if timed else None for queue in items}
+        n_items = sum(items.values())
+        job = _Job(block, link, results, {queue: {} for queue in items}, n_items, now)
+        deadlines = {queue: self._deadlines(queue, block) if n and timed else None for queue, n in items.items()}
         with self._ready:
             for queue, n in items.items():
+                self._jobs[queue] += 1
                 if n:
                     if queue not in self._device:
                         self._put(queue)
                     self._device[queue].add(job, n, now, deadlines=deadlines[queue], alone=block.alone)
+        if not n_items:
+            self._finish(job)
+            return False
         self._work_at_once()
         return job.left > 0 and any(one is not None for one in deadlines.values())
 
@@ -228,10 +228,12 @@ class Engine(Generic[L]):
             self._tracer.batch(self._stage, queue, label(queue), batch, took)
         metrics.seconds.inc(took)
         metrics.size.observe(batch.size)
-        metrics.padding.inc(self._stage.padded(queue, batch.size) - batch.size)
         metrics.closed[batch.reason].inc()
+        if n_padded := self._stage.padded(queue, batch.size) - batch.size:
+            metrics.padding.inc(n_padded)
         for counter, n_bytes in zip(metrics.transfer, self._stage.transferred(queue, batch.size), strict=True):
-            counter.inc(n_bytes)
+            if n_bytes:
+                counter.inc(n_bytes)
         place = 0
         for part in batch.parts:
             part.key.results[queue][part.start : part.stop] = results[place : place + part.size]
@@ -256,7 +258,7 @@ class Engine(Generic[L]):
     def _infer(self, queue: str, batch: Batch[_Job[L]]) -> tuple[Array, bool]:
         """The results, and whether the batch was worked on as a whole."""
         parts = [Part(part.key.block, part.start, part.stop) for part in batch.parts]
-        with self._box.working(part.key for part in parts):
+        with self._box.working([part.key for part in parts]):
             try:
                 return self._stage.infer(queue, parts), True
             except Exception as error:
@@ -277,7 +279,8 @@ class Engine(Generic[L]):
     def _finish(self, job: _Job[L]) -> None:
         self._on_done(self._stage.finish(job.block, job.results, job.why), job.link)
         with self._ready:
-            self._jobs.subtract(job.results.keys())
+            for queue in job.results:
+                self._jobs[queue] -= 1
             for queue in [queue for queue, n in self._jobs.items() if not n and queue not in self._stage.queues]:
                 del self._jobs[queue]
                 self._device.drop(queue)
