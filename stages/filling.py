@@ -1,4 +1,7 @@
-"""Kernels that write the non-empty pixels of crops and frames into what a network is handed."""
+"""Kernels that write the non-empty pixels of crops and frames into what a network is handed, and its scores to objects.
+
+A block of few events is done sooner than NumPy has begun, so what is done for each block is here, too.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,6 +11,56 @@ from stages.config import TaggerSpec
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.kernels import njit
 from streamer.block import Array
+
+
+@njit(cache=True, nogil=True)
+def begins(counts: Any) -> Any:
+    """Where the pixels of each channel of each item begin: int64, shape (counts.size + 1,); the last one is their
+    number."""
+    out = np.empty(counts.size + 1, np.int64)
+    out[0] = 0
+    for k, n in enumerate(counts.flat):
+        out[k + 1] = out[k] + n
+    return out
+
+
+@njit(cache=True, nogil=True)
+def scores_of_objects(n_objects: Any, n_crops: Any, objects: Any, results: Any) -> tuple[Any, int]:
+    """Put the scores of crops where their objects are.
+
+    Parameters
+    ----------
+    n_objects, n_crops : int32, shape (n_events,)
+    objects : int32, shape (n_crops,)
+        Of each crop, the place of its object in its event.
+    results : float32, shape (n_crops,)
+
+    Returns
+    -------
+    scores : float32, shape (n_objects,)
+        -1 where there is no crop, or its score is no number.
+    n_bad : int
+        Scores that are no numbers.
+
+    Raises
+    ------
+    IndexError
+        There is no such object.
+    """
+    scores = np.full(n_objects.sum(), np.float32(-1))
+    first = crop = n_bad = 0
+    for event in range(n_objects.size):
+        for _ in range(n_crops[event]):
+            place = first + objects[crop]
+            if not 0 <= place < scores.size:
+                raise IndexError("a crop of an object that is not there")
+            if np.isfinite(results[crop]):
+                scores[place] = results[crop]
+            else:
+                n_bad += 1
+            crop += 1
+        first += n_objects[event]
+    return scores, n_bad
 
 
 @njit(cache=True, nogil=True)

@@ -28,6 +28,9 @@ class Form(Protocol):
     def arrays(self, n: int) -> tuple[Array, ...]:
         """The network's inputs for a batch of `n` items."""
 
+    def n_bytes(self, n: int) -> int:
+        """Their size: what is handed to the device."""
+
 
 class Images:
     """A dense tensor: float32, shape (n, n_channels, rows, columns).
@@ -45,6 +48,7 @@ class Images:
         self._n_channels = scaling.source.size if scaling else len(spec.channels)
         area = grid.rows * grid.columns
         self._batch = np.zeros((max_batch, self._n_channels, area), np.float32)
+        self._item_bytes: int = self._batch[0].nbytes
         self._scratch = np.zeros(area, np.uint8), np.zeros(area, np.int32)
 
     def fill(self, sparse: Sparse, first: int, last: int, place: int) -> None:
@@ -62,6 +66,9 @@ class Images:
 
     def arrays(self, n: int) -> tuple[Array, ...]:
         return (self._batch[:n].reshape(n, self._n_channels, self._grid.rows, self._grid.columns),)
+
+    def n_bytes(self, n: int) -> int:
+        return n * self._item_bytes
 
 
 class Entries:
@@ -107,6 +114,9 @@ class Entries:
             self._value[self._n : size] = 0
         return self._index[:size], self._value[:size], np.array([n])
 
+    def n_bytes(self, n: int) -> int:
+        return _bytes_of(self.arrays(n))
+
 
 class Points:
     """A padded cloud of points and its mask, for networks of graphs and sets.
@@ -139,6 +149,9 @@ class Points:
     def arrays(self, n: int) -> tuple[Array, ...]:
         return self._points[:n], self._mask[:n]
 
+    def n_bytes(self, n: int) -> int:
+        return _bytes_of(self.arrays(n))
+
 
 def typical(grid: Grid, n_items: int, index_dtype: Any) -> Sparse:
     """Items to warm up with: in each channel as many pixels as there are rows, anywhere.
@@ -157,6 +170,5 @@ def typical(grid: Grid, n_items: int, index_dtype: Any) -> Sparse:
     return ends, readonly(index), readonly(value)  # of the very types that blocks bring: kernels compile for these
 
 
-def bytes_of(arrays: tuple[Array, ...]) -> int:
-    """What is handed to the device."""
+def _bytes_of(arrays: tuple[Array, ...]) -> int:
     return sum(array.nbytes for array in arrays)

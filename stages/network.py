@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict
 
 from stages import records
 from stages.config import Config
-from stages.filling import grid_of
-from stages.forms import Entries, Form, Images, Points, Sparse, bytes_of, typical
+from stages.filling import begins, grid_of, scores_of_objects
+from stages.forms import Entries, Form, Images, Points, Sparse, typical
 from stages.graph import normalised
 from stages.machine import cores, n_cores
 from stages.model import Model, one_line
 from stages.scaling import Scaling
 from streamer.batcher import Part
-from streamer.block import Array, Block, Columns, offsets, readonly
+from streamer.block import Array, Block, Columns, readonly
 from streamer.costs import Costs, largest_useful, useful_sizes
 from streamer.errors import UsageError
 
@@ -113,8 +113,12 @@ class Network:
             raise UsageError(
                 f"{self.model.where}: would run on {self.model.provider} here, and was tried on {found.provider}"
             )
+        self.pixel = "Pixel"
         if self.spec.crop:
             self.crop, self.pixel = records.crop_names(config.crops[name])
+            self._objects, self._crops, self._object = f"n{self.spec.objects}", f"n{self.crop}", f"{self.crop}_object"
+        self._pixels = f"n{self.pixel}", f"{self.pixel}_index", f"{self.pixel}_value"
+        self._id = np.uint64(int(self.model.sha256[:16], 16))
         self.score = records.score_column(name, self.spec).name
         self.model_is = records.model_column(name).name
 
@@ -182,6 +186,9 @@ class Network:
     def _run_largest(self) -> Sparse:
         """Run the largest batch: that compiles, and takes the memory. Returns what was filled in."""
         seen = typical(self._grid, self.max_batch, self._index_dtype)
+        none = readonly(np.zeros(0, np.int32))
+        begins(none.reshape(0, self._grid.n_channels))
+        scores_of_objects(none, none, none, np.zeros(0, np.float32))
         self.form.fill(seen, 0, self.max_batch, 0)
         self.run(self.max_batch)
         return seen
@@ -332,8 +339,8 @@ class Network:
 
     def items_of(self, columns: Columns) -> int:
         if self.spec.crop:
-            return int(columns[f"n{self.crop}"].sum())
-        return int(np.count_nonzero(columns["error"] == 0))
+            return columns[self._object].size
+        return columns["error"].tobytes().count(0)
 
     def infer(self, parts: list[Part[Block]]) -> Array:
         n = 0
@@ -361,21 +368,22 @@ class Network:
 
     def transferred(self, n: int) -> tuple[int, int]:
         """Bytes that the last batch, of `n` items, had to and from the device."""
-        return bytes_of(self.form.arrays(self.padded(n))), 4 * self.padded(n)
+        n = self.padded(n)
+        return self.form.n_bytes(n), 4 * n
 
     def events(self, block: Block) -> Array:
         """The event of each item."""
         if not self.spec.crop:
             return np.flatnonzero(block.columns["error"] == 0)
-        return np.repeat(np.arange(block.n_events), block.columns[f"n{self.crop}"])
+        return np.repeat(np.arange(block.n_events), block.columns[self._crops])
 
     def sparse(self, columns: Columns) -> Sparse:
         """The non-empty pixels of the items of a block. An event that failed or was shed is no item, and has none."""
-        pixel = self.pixel if self.spec.crop else "Pixel"
-        counts = columns[f"n{pixel}"]
+        count, index, value = self._pixels
+        counts = columns[count]
         if not self.spec.crop and columns["error"].any():
             counts = counts[columns["error"] == 0]
-        return offsets(counts), readonly(columns[f"{pixel}_index"]), readonly(columns[f"{pixel}_value"])
+        return begins(readonly(counts)), readonly(columns[index]), readonly(columns[value])
 
     def place(self, columns: Columns, results: Array, why: Mapping[int, str]) -> dict[int, str]:
         """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number.
@@ -385,19 +393,18 @@ class Network:
         why : mapping of int to str
             The items that failed, and what was said.
         """
-        columns[self.model_is] = np.full(columns["error"].size, int(self.model.sha256[:16], 16), np.uint64)
-        good = np.isfinite(results)
-        found = np.where(good, results, np.float32(-1))
-        if not self.spec.crop:
-            events = np.flatnonzero(columns["error"] == 0)
-            columns[self.score] = np.full(columns["error"].size, -1, np.float32)
-            columns[self.score][events] = found
-            return self._failed(events, results, why)
-        n_objects = columns[f"n{self.spec.objects}"]
-        events = np.repeat(np.arange(n_objects.size), columns[f"n{self.crop}"])
-        scores = np.full(int(n_objects.sum()), -1, np.float32)
-        scores[offsets(n_objects)[events] + columns[f"{self.crop}_object"]] = found
-        columns[self.score] = scores
+        n_events = columns["error"].size
+        columns[self.model_is] = np.full(n_events, self._id)
+        if self.spec.crop:
+            n_crops = columns[self._crops]
+            given = columns[self._objects], n_crops, columns[self._object]
+            columns[self.score], n_bad = scores_of_objects(*map(readonly, given), results)
+            if not n_bad and not why:
+                return {}
+            return self._failed(np.repeat(np.arange(n_events), n_crops), results, why)
+        events = np.flatnonzero(columns["error"] == 0)
+        columns[self.score] = np.full(n_events, -1, np.float32)
+        columns[self.score][events] = np.where(np.isfinite(results), results, np.float32(-1))
         return self._failed(events, results, why)
 
     def _failed(self, events: Array, results: Array, why: Mapping[int, str]) -> dict[int, str]:

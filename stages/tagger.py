@@ -265,12 +265,15 @@ class Tagger(BatchStage):
         for queue, scores in results.items():
             network = self.networks[queue]
             bad = network.place(columns, scores, why.get(queue, {}))
+            if not bad:
+                continue
             late |= {event for event, text in bad.items() if text == LATE}
             wrong = {event: text for event, text in bad.items() if text != LATE}
             failed = {**wrong, **failed}
             if wrong:
                 log.error("%s: no score for %d events of block %d", network.name, len(wrong), block.id)
-        columns = with_failures(columns, failed, self.mark)
+        if failed:
+            columns = with_failures(columns, failed, self.mark)
         if late:
             columns = with_shed(columns, np.array([*late]), self.mark)
         return block.with_columns({name: columns[name] for name in self.outputs.by_name})

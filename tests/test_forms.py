@@ -20,7 +20,12 @@ from stages.network import Network
 from streamer.block import decode, to_wire
 from streamer.errors import UsageError
 
-KERNELS = {"image": filling.fill_crops, "sparse": filling.fill_entries}
+KERNELS = {
+    "image": filling.fill_crops,
+    "sparse": filling.fill_entries,
+    "begins": filling.begins,
+    "scores": filling.scores_of_objects,
+}
 
 LOOKS: dict[str, dict[str, Any]] = {
     "ECAL": {"channels": ("ECAL",), "crop": 32},

@@ -16,7 +16,7 @@ from physics_helpers import Chain, columns_of, conv_model, event, infer_all, per
 from stages import model as model_module
 from stages.config import Config, TaggerConfig, n_taggers
 from stages.detector.ecal import eb_detid
-from stages.filling import fill_crops
+from stages.filling import fill_crops, scores_of_objects
 from stages.machine import cores, n_cores, n_gpus
 from stages.network import Network, threads_of
 from stages.tagger import Tagger
@@ -347,6 +347,15 @@ def test_every_score_goes_to_its_photon(tmp_path: Path, max_batch: int) -> None:
     columns = chain.scores(columns_of(events_with(ENERGIES)), len(ENERGIES)).columns
     assert per_event(columns, "Photon_egScore") == [[e or -1.0 for e in row] for row in ENERGIES]
     assert not columns["error"].any()
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_no_score_is_written_beside_the_objects(place: int) -> None:
+    n_objects, n_crops, objects = (np.array(values, np.int32) for values in ([2, 1], [1, 1], [1, 0]))
+    scores, n_bad = scores_of_objects(n_objects, n_crops, objects, np.array([5, np.inf], np.float32))
+    assert (scores.tolist(), n_bad) == ([-1, 5, -1], 1)
+    with pytest.raises(IndexError):
+        scores_of_objects(n_objects, n_crops, np.array([place, 0], np.int32), np.ones(2, np.float32))
 
 
 def test_batches_span_blocks(tmp_path: Path) -> None:
