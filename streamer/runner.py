@@ -41,7 +41,7 @@ from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.folders import make_private
 from streamer.ledger import Stripes
 from streamer.lifecycle import LifeCycle
-from streamer.metrics import StageMetrics, serve
+from streamer.metrics import OUTCOMES, StageMetrics, serve
 from streamer.orphan import die_with_parent
 from streamer.pipeline import Pipeline
 from streamer.roles import play
@@ -482,18 +482,18 @@ class Process:
             self.tell(self.state, changed=self._changes.last_made)
         self.metrics.bytes_in.inc(inlet.bytes_received - self._bytes_in)
         self._bytes_in = inlet.bytes_received
-        sent = max((ns for stage, ns in block.stamps.items() if stage != "arrived"), default=0)
+        sent = max([ns for stage, ns in block.stamps.items() if stage != "arrived"], default=0)
         self.metrics.queue_wait.observe(max(0, time.time_ns() - sent) * 1e-9)
 
     def book_done(self, block: Block, unit: Unit, counts: tuple[int, int] | None = None) -> None:
         """Count a block that is done here, and `counts` of the events that failed and that were shed (by default those
         that this stage marked)."""
-        error = block.columns["error"]
         if counts is None:
-            counts = int(np.count_nonzero(error == unit.mark)), int(np.count_nonzero(error == SHED + unit.mark))
-        self.metrics.events["ok"].inc(block.n_events - sum(counts))
-        self.metrics.events["error"].inc(counts[0])
-        self.metrics.events["shed"].inc(counts[1])
+            error = block.columns["error"].tobytes()  # a byte an event; NumPy takes longer to begin
+            counts = error.count(unit.mark), error.count(SHED + unit.mark)
+        for outcome, n in zip(OUTCOMES, (block.n_events - sum(counts), *counts), strict=True):
+            if n:
+                self.metrics.events[outcome].inc(n)
         self.metrics.blocks.inc()
         self.metrics.count(unit.take_tally())
 
