@@ -77,9 +77,8 @@ class Costs:
             raise ValueError("sizes of at least one, with finite costs above zero, are needed")
         self.sizes = sorted(seconds)
         self._own = [seconds[size] for size in self.sizes]
-        self._drift = 1.0
-        self._of: list[float] = []
-        self._settle()
+        # The costs are the first, none below one before it, times the second; another thread may read meanwhile.
+        self._shape_and_drift = list(accumulate(self._own, max)), 1.0
 
     @property
     def max_batch(self) -> int:
@@ -91,16 +90,19 @@ class Costs:
 
     def of(self, n: int) -> float:
         """Seconds that a batch of `n` items takes, padding included."""
-        return self._of[self._place(n)]
+        shape, drift = self._shape_and_drift
+        return shape[self._place(n)] * drift
 
     def of_each(self, n: Array) -> Array:
         """The same for many."""
-        found: Array = np.array(self._of)[np.searchsorted(self.sizes, n)]
+        shape, drift = self._shape_and_drift
+        found: Array = np.array(shape)[np.searchsorted(self.sizes, n)] * drift
         return found
 
     def most(self, seconds: float) -> int:
         """The largest size that takes no longer than this; 0 for none."""
-        place = bisect.bisect_right(self._of, seconds)
+        shape, drift = self._shape_and_drift
+        place = bisect.bisect_right(shape, seconds, key=lambda one: one * drift)
         return self.sizes[place - 1] if place else 0
 
     @property
@@ -116,23 +118,31 @@ class Costs:
         return max(self._per_s())
 
     def _per_s(self) -> list[float]:
-        return [size / seconds for size, seconds in zip(self.sizes, self._of, strict=True)]
+        shape, drift = self._shape_and_drift
+        return [size / (seconds * drift) for size, seconds in zip(self.sizes, shape, strict=True)]
 
     def learn(self, n: int, seconds: float) -> None:
         """A batch of `n` items took so long."""
         place = self._place(n)
-        ratio = min(seconds / self._of[place], MAX_STEP)
-        self._drift *= 1.0 + MEMORY * (ratio - 1.0)
-        expected = self._own[place] * self._drift
+        shape, drift = self._shape_and_drift
+        ratio = min(seconds / (shape[place] * drift), MAX_STEP)
+        drift *= 1.0 + MEMORY * (ratio - 1.0)
+        expected = self._own[place] * drift
         self._own[place] *= 1.0 + OWN_MEMORY * (min(seconds / expected, MAX_STEP) - 1.0)
-        self._settle()
+        self._shape_and_drift = self._shaped(shape, place), drift
+
+    def _shaped(self, shape: list[float], place: int) -> list[float]:
+        """The shape since the cost at a place has changed."""
+        shape = shape.copy()
+        least = shape[place - 1] if place else 0.0
+        for k in range(place, len(shape)):
+            least = max(least, self._own[k])
+            if k > place and shape[k] == least:  # and so are all that follow
+                break
+            shape[k] = least
+        return shape
 
     def _place(self, n: int) -> int:
         if not 1 <= n <= self.sizes[-1]:
             raise ValueError(f"a batch of {n} items; 1 to {self.sizes[-1]} can be run")
         return bisect.bisect_left(self.sizes, n)
-
-    def _settle(self) -> None:
-        """For each batch, so without NumPy, which takes longer to begin."""
-        drift = self._drift
-        self._of = list(accumulate([seconds * drift for seconds in self._own], max))  # at once: another thread may read

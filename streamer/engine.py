@@ -79,7 +79,8 @@ class Engine(Generic[L]):
         for queue in stage.queues:
             self._put(queue)
         self._jobs = Counter(dict.fromkeys(stage.queues, 0))  # of each queue, those that are here
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)  # the engine's thread waits for it
         self._draining = self._closing = self._working = False
         self._decided: _Decision[L] | None = None  # for the engine's thread, taken when a block was brought
         for name, metrics_of_queue in batches.items():
@@ -101,7 +102,7 @@ class Engine(Generic[L]):
 
     def waiting(self, name: str) -> int:
         """Items of a queue that wait for a batch."""
-        with self._ready:
+        with self._lock:
             return sum(n for queue, n in self._device.waiting() if label(queue) == name)
 
     def submit(self, block: Block, link: L, *, timed: bool = True) -> bool:
@@ -113,7 +114,7 @@ class Engine(Generic[L]):
         n_items = sum(items.values())
         job = _Job(block, link, results, {queue: {} for queue in items}, n_items, now)
         deadlines = {queue: self._deadlines(queue, block) if n and timed else None for queue, n in items.items()}
-        with self._ready:
+        with self._lock:
             for queue, n in items.items():
                 self._jobs[queue] += 1
                 if n:
@@ -129,7 +130,7 @@ class Engine(Generic[L]):
     def _work_at_once(self) -> None:
         """As long as the engine's thread has nothing to do and what is to be done is quick, do it here."""
         while True:
-            with self._ready:
+            with self._lock:
                 if self._working or self._decided is not None:
                     return  # it will ask when it is free
                 decision = self._device.next(time.monotonic(), draining=self._draining)
@@ -143,7 +144,7 @@ class Engine(Generic[L]):
             try:
                 self._do(*decision)
             finally:
-                with self._ready:
+                with self._lock:
                     self._working = False
 
     def _is_quick(self, queue: str, what: "Batch[_Job[L]] | Shed[_Job[L]]") -> bool:
@@ -161,7 +162,7 @@ class Engine(Generic[L]):
         To be called from another thread than the engine's own.
         """
         now = time.monotonic()
-        with self._ready:
+        with self._lock:
             given_up = self._device.expired(now)
             next_at = self._device.last_begin
         for queue, shed in given_up:
@@ -171,12 +172,12 @@ class Engine(Generic[L]):
 
     def drain(self) -> None:
         """Nothing more will come: do not wait for fuller batches."""
-        with self._ready:
+        with self._lock:
             self._draining = True
             self._ready.notify()
 
     def close(self) -> None:
-        with self._ready:
+        with self._lock:
             self._closing = True
             self._ready.notify()
         self._thread.join(timeout=5)
@@ -195,7 +196,7 @@ class Engine(Generic[L]):
 
     def _next(self) -> "_Decision[L] | None":
         """What the engine's thread is to do."""
-        with self._ready:
+        with self._lock:
             self._working = False
             while not self._closing:
                 now = time.monotonic()
@@ -251,7 +252,7 @@ class Engine(Generic[L]):
 
     def _is_last(self, part: Part[_Job[L]]) -> bool:
         """These items are done. Some of a block may be given up while others of it are worked on."""
-        with self._ready:
+        with self._lock:
             part.key.left -= part.size
             return not part.key.left
 
@@ -278,7 +279,7 @@ class Engine(Generic[L]):
 
     def _finish(self, job: _Job[L]) -> None:
         self._on_done(self._stage.finish(job.block, job.results, job.why), job.link)
-        with self._ready:
+        with self._lock:
             for queue in job.results:
                 self._jobs[queue] -= 1
             for queue in [queue for queue, n in self._jobs.items() if not n and queue not in self._stage.queues]:
