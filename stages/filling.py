@@ -1,7 +1,4 @@
-"""Kernels that write the non-empty pixels of crops and frames into what a network is handed, and its scores to objects.
-
-A block of few events is done sooner than NumPy has begun, so what is done for each block is here, too.
-"""
+"""Kernels that write the non-empty pixels of crops and frames into what a network is handed, and scores to objects."""
 
 from typing import Any, NamedTuple
 
@@ -11,17 +8,6 @@ from stages.config import TaggerSpec
 from stages.detector.layout import N_COLUMNS, N_PIXELS, N_ROWS, N_TOWER_COLUMNS, N_TOWERS, TOWER
 from stages.kernels import njit
 from streamer.block import Array
-
-
-@njit(cache=True, nogil=True)
-def begins(counts: Any) -> Any:
-    """Where the pixels of each channel of each item begin: int64, shape (counts.size + 1,); the last one is their
-    number."""
-    out = np.empty(counts.size + 1, np.int64)
-    out[0] = 0
-    for k, n in enumerate(counts.flat):
-        out[k + 1] = out[k] + n
-    return out
 
 
 @njit(cache=True, nogil=True)

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from stages import records
 from stages.config import Config
-from stages.filling import begins, grid_of, scores_of_objects
+from stages.filling import grid_of, scores_of_objects
 from stages.forms import Entries, Form, Images, Points, Sparse, typical
 from stages.graph import normalised
+from stages.kernels import argument, ends
 from stages.machine import cores, n_cores
 from stages.model import Model, one_line
 from stages.scaling import Scaling
@@ -118,7 +119,7 @@ class Network:
             self.crop, self.pixel = records.crop_names(config.crops[name])
             self._objects, self._crops, self._object = f"n{self.spec.objects}", f"n{self.crop}", f"{self.crop}_object"
         self._pixels = f"n{self.pixel}", f"{self.pixel}_index", f"{self.pixel}_value"
-        self._id = np.uint64(int(self.model.sha256[:16], 16))
+        self._ids = readonly(np.full(1, int(self.model.sha256[:16], 16), np.uint64))  # for as many events as have come
         self.score = records.score_column(name, self.spec).name
         self.model_is = records.model_column(name).name
 
@@ -187,7 +188,7 @@ class Network:
         """Run the largest batch: that compiles, and takes the memory. Returns what was filled in."""
         seen = typical(self._grid, self.max_batch, self._index_dtype)
         none = readonly(np.zeros(0, np.int32))
-        begins(none.reshape(0, self._grid.n_channels))
+        ends(none.reshape(0, self._grid.n_channels))
         scores_of_objects(none, none, none, np.zeros(0, np.float32))
         self.form.fill(seen, 0, self.max_batch, 0)
         self.run(self.max_batch)
@@ -383,7 +384,7 @@ class Network:
         counts = columns[count]
         if not self.spec.crop and columns["error"].any():
             counts = counts[columns["error"] == 0]
-        return begins(readonly(counts)), readonly(columns[index]), readonly(columns[value])
+        return ends(argument(counts)), argument(columns[index]), argument(columns[value])
 
     def place(self, columns: Columns, results: Array, why: Mapping[int, str]) -> dict[int, str]:
         """Put the scores where their objects are, -1 elsewhere; returns the events with a score that is no number.
@@ -394,11 +395,14 @@ class Network:
             The items that failed, and what was said.
         """
         n_events = columns["error"].size
-        columns[self.model_is] = np.full(n_events, self._id)
+        ids = self._ids
+        if ids.size < n_events:
+            ids = self._ids = readonly(np.full(n_events, ids[0]))
+        columns[self.model_is] = ids[:n_events]
         if self.spec.crop:
             n_crops = columns[self._crops]
             given = columns[self._objects], n_crops, columns[self._object]
-            columns[self.score], n_bad = scores_of_objects(*map(readonly, given), results)
+            columns[self.score], n_bad = scores_of_objects(*map(argument, given), results)
             if not n_bad and not why:
                 return {}
             return self._failed(np.repeat(np.arange(n_events), n_crops), results, why)

@@ -292,6 +292,12 @@ class DeadlineBatcher(Batcher[K]):
         return np.sort(np.concatenate([item.left for item in self._first(most)]))[:most]
 
     def _close(self, reason: str, most: int) -> Batch[K]:
+        n = self.waiting
+        if most >= n and not any(item.alone for item in self._queue):
+            parts = [item.take(item.stop - item.start) for item in self._queue]
+            self._queue.clear()
+            self.waiting = 0
+            return Batch(parts, n, reason)
         head = self._queue[0]
         parts = self._take([head] if head.alone else [item for item in self._first(most) if not item.alone], most)
         return Batch(parts, sum(part.size for part in parts), reason)
@@ -313,25 +319,15 @@ class DeadlineBatcher(Batcher[K]):
 
     def _take(self, items: list[_Waiting[K]], most: int) -> list[Part[K]]:
         """The items with the earliest deadlines of these."""
-        n = sum(item.stop - item.start for item in items)
-        if n > most:
-            return self._take_some(items, most)
-        parts = [item.take(item.stop - item.start) for item in items]
-        self._queue = deque([item for item in self._queue if item.start < item.stop])
-        self.waiting -= n
-        return parts
-
-    def _take_some(self, items: list[_Waiting[K]], most: int) -> list[Part[K]]:
-        """Not all of these."""
         deadlines = np.concatenate([item.left for item in items])
-        limit = np.partition(deadlines, most - 1)[most - 1]
+        limit = np.partition(deadlines, most - 1)[most - 1] if most < deadlines.size else math.inf
         counts = [int(np.searchsorted(item.left, limit)) for item in items]
-        left = most - sum(counts)
+        left = min(most, deadlines.size) - sum(counts)
         for k, item in enumerate(items):  # of those at the limit, who comes first
             more = min(left, int(np.searchsorted(item.left, limit, side="right")) - counts[k])
             counts[k] += more
             left -= more
         parts = [item.take(n) for item, n in zip(items, counts, strict=True) if n]
         self._queue = deque(sorted((item for item in self._queue if item.start < item.stop), key=lambda item: item.due))
-        self.waiting -= most
+        self.waiting -= sum(counts)
         return parts

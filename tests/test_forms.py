@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 from physics_helpers import Chain, cms_open_data, columns_of, conv_model, event, infer_all, save_graph
 
-from stages import filling
+from stages import filling, kernels
 from stages.bench.crops import crops
 from stages.config import CHANNELS, TAGGERS, Config, packaged
 from stages.detector.ecal import eb_detid
@@ -23,7 +23,7 @@ from streamer.errors import UsageError
 KERNELS = {
     "image": filling.fill_crops,
     "sparse": filling.fill_entries,
-    "begins": filling.begins,
+    "ends": kernels.ends,
     "scores": filling.scores_of_objects,
 }
 
