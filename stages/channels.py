@@ -27,7 +27,7 @@ from stages.detector.tracker import (
     position_pixels,
     propagate,
 )
-from stages.kernels import argument, njit
+from stages.kernels import argument, ends, njit
 from stages.records import PIXELS, STRIPS, TRACKS
 from streamer.block import Columns, offsets
 
@@ -160,8 +160,8 @@ class Channels:
         pixels = direction_pixels(eta, phi)
         if self._config.framer.tracks_at == "ecal":
             pt, charge, d0, dz = (self._column(f"Track_{name}") for name in ("pt", "charge", "d0", "dz"))
-            vertices, counts = self._vertices, self._columns["nTrack"]
-            at = propagate(pt, eta, phi, charge, d0, dz, offsets(counts), vertices)
+            vertices, counts = self._vertices, self._column("nTrack")
+            at = propagate(pt, eta, phi, charge, d0, dz, ends(counts), vertices)
             finite = np.isfinite(pt) & np.isfinite(d0) & np.isfinite(dz)
             finite &= np.repeat(np.isfinite(vertices).all(axis=1), counts)
             there = np.maximum(direction_pixels(*at), np.int32(OUTSIDE))  # curls up, or meets it beyond the frame
@@ -190,7 +190,7 @@ class Channels:
 
     def _tracker_hits(self, collection: str, parts: str, n_layers: Any) -> _TrackerHits:
         xyz = [self._column(f"{collection}_{axis}") for axis in "xyz"]
-        pixels = position_pixels(*xyz, offsets(self._columns[f"n{collection}"]), self._seen_from)
+        pixels = position_pixels(*xyz, ends(self._column(f"n{collection}")), self._seen_from)
         layers = self._column(f"{collection}_layer")
         known, n_nowhere, n_bad = _known(pixels, self._column(parts), layers, n_layers)
         for reason, n in (("nan_position", n_nowhere), ("bad_layer", n_bad)):
