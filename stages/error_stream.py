@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.config import Config, InputConfig
 from stages.inputs import shown
 from streamer.block import Block, failures, has_failed
@@ -67,7 +69,8 @@ class ErrorStream:
 
     def add(self, block: Block, segment: int) -> None:
         """Take the failed events of a block; told after the next `flush`."""
-        if has_failed(block.columns["error"]).any():
+        error = block.columns["error"]
+        if np.count_nonzero(error) and has_failed(error).any():
             self._pending.setdefault(segment, []).extend(self._lines(block))
 
     def flush(self) -> None:
