@@ -54,8 +54,9 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
             metrics.in_flight.set_function(lambda: inlet.waiting() + 1)
             while (item := await inlet.receive()) is not None:
                 block, link = item
-                process.book_arrival(block, inlet)
-                waited = (time.time_ns() - block.stamps["arrived"]) * 1e-9
+                process.change_before(block)
+                at = time.time_ns()
+                waited = (at - block.stamps["arrived"]) * 1e-9
                 if shedding is not None:
                     block = shedding.shed(block, outlet)
                 spared = shedding is not None and bool(block.columns["error"].all())
@@ -67,9 +68,11 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                         done, took, cpu = await process.in_worker(_timed, unit, block)
                 if not spared:
                     per_event += 0.1 * (cpu / block.n_events - per_event)
+                await process.send(outlet, done)
+                # The block does not wait for what is counted of it.
+                process.book_arrival(block, inlet, at)
                 metrics.duration.observe(took)
                 metrics.busy.inc(took)
-                await process.send(outlet, done)
                 if process.tracer is not None:
                     process.tracer.passed(done, took)
                 process.book_done(done, unit)
@@ -149,7 +152,7 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
     left = asyncio.Event()
     submitted = asyncio.Event()
     holding = 0
-    held: set[tuple[int, int]] = set()  # blocks by their first event and length
+    held: dict[tuple[int, int], int] = {}  # blocks by their first event and length, and when they were taken up
 
     def hand_back(block: Block, link: hop.Link) -> None:
         if threading.get_ident() == ours:
@@ -162,15 +165,17 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
         while True:
             block, link = await finished.get()
             stay = (time.time_ns() - block.stamps["arrived"]) * 1e-9
-            process.metrics.duration.observe(stay)
             await process.send(outlet, block)
+            # The block does not wait for what is counted of it.
+            process.book_arrival(block, inlet, held[block.id, block.n_events])
+            process.metrics.duration.observe(stay)
             if process.tracer is not None:
                 process.tracer.batched(block)
             process.book_done(block, unit)
             if shedding is not None:
                 shedding.left(block, stay, inlet, outlet)
             await link.done(block)
-            held.discard((block.id, block.n_events))
+            del held[block.id, block.n_events]
             holding -= 1
             left.set()
 
@@ -196,12 +201,14 @@ async def _run_batch_stage(process: "Process", unit: BatchStage) -> None:
                 sending = process.background(send_finished(outlet, inlet))
                 while (item := await inlet.receive()) is not None:
                     block, link = item
-                    process.book_arrival(block, inlet)
+                    process.change_before(block)
+                    at = time.time_ns()
                     if (block.id, block.n_events) in held:  # sent again, and here all the time: work is not done twice
+                        process.book_arrival(block, inlet, at)
                         process.metrics.redelivered.inc()
                         await link.done(block)
                         continue
-                    held.add((block.id, block.n_events))
+                    held[block.id, block.n_events] = at
                     probes = False
                     if shedding is not None:
                         unit.way_s = outlet.ways.get(process.name, UNKNOWN).usual * 1e-9

@@ -37,6 +37,7 @@ from streamer.block import SHED, Block
 from streamer.changes import Changes
 from streamer.commits import report_death
 from streamer.config import MAX_REPLICAS, CoreConfig, changed
+from streamer.deadline import taken
 from streamer.errors import EXIT_FAILED, EXIT_OK, StreamerError, UsageError
 from streamer.folders import make_private
 from streamer.ledger import Stripes
@@ -158,6 +159,7 @@ class Process:
     ) -> None:
         self.pipeline, self.name, self.replica, self.config, self.run = pipeline, name, replica, config, run
         self.place = pipeline.place(name)
+        self._our_stamps = "arrived", name, taken(name)
         self.life = LifeCycle()
         self.stopping = asyncio.Event()
         self.facts: dict[str, Any] = {}
@@ -475,15 +477,18 @@ class Process:
         if self._changes is not None:
             await self._changes.settled(block)
 
-    def book_arrival(self, block: Block, inlet: hop.Inlet) -> None:
-        """Count a block that came in; a change that waits for the next block is made before it."""
+    def change_before(self, block: Block) -> None:
+        """Make the changes that are to be made before this block."""
         if self._changes is not None and (config := self._changes.before(block)) is not None:
             self.config = config.model_copy(update={"replicas": self.config.replicas})
             self.tell(self.state, changed=self._changes.last_made)
+
+    def book_arrival(self, block: Block, inlet: hop.Inlet, at: int) -> None:
+        """Count a block that came in and was taken up at that time [Unix ns]; it may have left meanwhile."""
         self.metrics.bytes_in.inc(inlet.bytes_received - self._bytes_in)
         self._bytes_in = inlet.bytes_received
-        sent = max([ns for stage, ns in block.stamps.items() if stage != "arrived"], default=0)
-        self.metrics.queue_wait.observe(max(0, time.time_ns() - sent) * 1e-9)
+        sent = max([ns for stage, ns in block.stamps.items() if stage not in self._our_stamps], default=0)
+        self.metrics.queue_wait.observe(max(0, at - sent) * 1e-9)
 
     def book_done(self, block: Block, unit: Unit, counts: tuple[int, int] | None = None) -> None:
         """Count a block that is done here, and `counts` of the events that failed and that were shed (by default those

@@ -91,7 +91,8 @@ class Writing:
                 block, link = item
                 await process.settled(block)
                 now = time.time_ns()
-                process.book_arrival(block, inlet)
+                process.change_before(block)
+                process.book_arrival(block, inlet, now)
                 self.take(block, now)
                 self.see_way(block, now)
                 if self.within:

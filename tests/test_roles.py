@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -100,6 +101,11 @@ async def test_every_event_comes_out_once_and_in_order(run: Run) -> None:
         for process in processes:
             assert (done_events(process), done_events(process, "error"), redelivered(process)) == (400, 0, 0)
             assert process.context.closed
+        for before, after in pairwise(process.metrics for process in processes):
+            assert before.bytes_out._value.get() == after.bytes_in._value.get() > 0
+            counts, waited = after.queue_wait.buckets()
+            assert counts[-1] == len(sink.blocks)
+            assert waited > 0, "from when the stage before was done with a block, not from when this one was"
         for block in sink.blocks:
             TOY.check(block.columns, block.n_events)
             assert list(block.stamps) == ["reader", "framer", "tagger", "arrived", "writer"]
