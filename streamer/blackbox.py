@@ -74,6 +74,7 @@ class BlackBox:
         return Work(self, tuple(blocks))
 
     def begin(self, blocks: tuple[Block, ...]) -> None:
+        """Write down what is worked on from now on."""
         at: Iterable[tuple[int, int]] = [(block.id, block.id + block.n_events - 1) for block in blocks]
         if len(blocks) > 1:
             at = IdSet(at)  # neighbours are one interval
@@ -87,6 +88,7 @@ class BlackBox:
         self.since = time.monotonic()
 
     def end(self) -> None:
+        """Nothing is worked on any more."""
         self.since = None
         _HEAD.pack_into(self._map, 0, self._life, 0)
 
