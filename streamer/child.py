@@ -137,7 +137,7 @@ def scrape(url: str, wanted: frozenset[str] = WANTED) -> dict[str, float]:
     def is_wanted(line: str) -> bool:
         found = _NAME.match(line)
         name = found[0] if found else ""
-        return name in wanted or (name.startswith("streamer_") and not name.endswith(("_bucket", "_created")))
+        return name in wanted or (name.startswith("streamer_") and not name.endswith("_bucket"))
 
     lines = fetched(url).decode().splitlines(keepends=True)
     values: dict[str, float] = {}

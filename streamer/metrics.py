@@ -16,7 +16,15 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    make_wsgi_app,
+)
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -27,12 +35,17 @@ from streamer.block import WIRE_REASONS, Array
 from streamer.errors import UsageError
 from streamer.quality import MOST_WAITING
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a line more for each of ours, of no use to anybody
+
 LATENCY_BUCKETS = (
     *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
 EDGES = [*(repr(float(edge)) for edge in LATENCY_BUCKETS), "+Inf"]
-_EDGES_S = np.array(LATENCY_BUCKETS)
+_STEPS = 10, 15, 20, 30, 50, 70
+EVENT_BUCKETS = (*(step * 10.0**decade / 1e6 for decade in range(1, 6) for step in _STEPS), 10.0)
+"""Finer ones, for what is asked for most: a p99 that dashboards make of them is at most half too large."""
+EVENT_EDGES = [*(repr(edge) for edge in EVENT_BUCKETS), "+Inf"]
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 OUTCOMES = ("ok", "error", "shed")
 
@@ -40,7 +53,7 @@ OUTCOMES = ("ok", "error", "shed")
 class EventHistogram(Collector):
     """A histogram that takes a whole block's values at once and also knows exact-to-1 % quantiles.
 
-    Prometheus sees `LATENCY_BUCKETS`; inside, bins of 1 % width from 1 us to 1000 s feed `quantile`.
+    Prometheus sees `EVENT_BUCKETS`; inside, bins of 1 % width from 1 us to 1000 s feed `quantile`.
     """
 
     _PER_DECADE = 232  # bins of 1 %
@@ -48,7 +61,7 @@ class EventHistogram(Collector):
     def __init__(self, name: str, doc: str, registry: CollectorRegistry) -> None:
         self.name, self.doc = name, doc
         self._fine = np.zeros(9 * self._PER_DECADE + 1, np.int64)
-        self._counts = np.zeros(len(LATENCY_BUCKETS) + 1, np.int64)
+        self._counts = np.zeros(len(EVENT_BUCKETS) + 1, np.int64)
         self._sum = 0.0
         self._waiting: list[Array] = []
         self._n_waiting = 0
@@ -77,7 +90,7 @@ class EventHistogram(Collector):
         fine = np.log10(np.maximum(seconds, 1e-6)) * self._PER_DECADE + 6 * self._PER_DECADE
         fine = np.minimum(np.rint(fine).astype(np.int64), self._fine.size - 1)
         self._sum += float(seconds.sum())
-        self._counts += np.bincount(np.searchsorted(_EDGES_S, seconds), minlength=self._counts.size)
+        self._counts += np.bincount(np.searchsorted(EVENT_BUCKETS, seconds), minlength=self._counts.size)
         self._fine += np.bincount(fine, minlength=self._fine.size)
 
     def quantile(self, q: float) -> float:
@@ -95,7 +108,7 @@ class EventHistogram(Collector):
         with self._lock:
             self._sort()
             below, total = np.cumsum(self._counts).tolist(), self._sum
-        family.add_metric([], list(zip(EDGES, below, strict=True)), sum_value=total)
+        family.add_metric([], list(zip(EVENT_EDGES, below, strict=True)), sum_value=total)
         yield family
 
 

@@ -517,7 +517,7 @@ class Process:
         values: dict[str, float] = {}
         for family in self.metrics.registry.collect():
             for sample in family.samples:
-                if sample.name.startswith("streamer_") and not sample.name.endswith("_created"):
+                if sample.name.startswith("streamer_"):
                     labels = ",".join(v for k, v in sorted(sample.labels.items()) if k != "stage")
                     values[f"{sample.name}/{labels}" if labels else sample.name] = sample.value
         return {

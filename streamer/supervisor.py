@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+LOOK_S = 0.05
+"""When a process has not answered for so long, the next one is looked at meanwhile."""
 QUALITY_POLLS = 2
 """Of so many looks at a process, one takes in the distributions: their many buckets cost more than all the rest."""
 STOP_GRACE_S = 5.0
@@ -496,7 +498,11 @@ class Supervisor:
         """Read every process's own metrics, as Prometheus would, and act on them; `begin` is when we did so last."""
         self._n_polls += 1
         alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
-        await asyncio.gather(*(self._look_at(child, begin) for child in alive))
+        looks: list[asyncio.Future[None]] = []
+        for child in alive:  # a process that makes its page keeps its blocks waiting; so one after the other
+            looks.append(asyncio.ensure_future(self._look_at(child, begin)))
+            await asyncio.wait(looks[-1:], timeout=LOOK_S)
+        await asyncio.gather(*looks)
         for child in self.children:
             child.log.tidy()
         self._end_stalled()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streamer.metrics import EDGES
+from streamer.metrics import EVENT_EDGES
 from streamer.monitor.shown import FAILURES, remember
 from streamer.monitor.watch import KEPT, LATENCY, MOST_OF_ALL, Seen, Watch, quantile
 
@@ -108,9 +108,13 @@ def test_paths_by_step() -> None:
 
 def test_latency_is_that_of_the_last_seconds() -> None:
     def seen(early: float, late: float) -> list[Seen]:
-        below = np.where(np.array([float(edge) for edge in EDGES]) >= 0.01, early, 0.0)
-        below += np.where(np.array([float(edge) for edge in EDGES]) >= 1.0, late, 0.0)
-        return [Seen("writer", 0, "running", 0, {f"{LATENCY}/{edge}": n for edge, n in zip(EDGES, below, strict=True)})]
+        below = np.where(np.array([float(edge) for edge in EVENT_EDGES]) >= 0.01, early, 0.0)
+        below += np.where(np.array([float(edge) for edge in EVENT_EDGES]) >= 1.0, late, 0.0)
+        return [
+            Seen(
+                "writer", 0, "running", 0, {f"{LATENCY}/{edge}": n for edge, n in zip(EVENT_EDGES, below, strict=True)}
+            )
+        ]
 
     watch = Watch(STAGES)
     assert watch.look(0, seen(0, 0))["latency"] == {}
@@ -122,7 +126,7 @@ def test_latency_is_that_of_the_last_seconds() -> None:
 
 
 def test_quantiles_of_a_histogram() -> None:
-    edges = np.array([float(edge) for edge in EDGES])
+    edges = np.array([float(edge) for edge in EVENT_EDGES])
     values = np.random.default_rng(0).lognormal(np.log(0.03), 1.0, 100_000)
     below = np.array([(values <= edge).sum() for edge in edges])
     for q in (0.5, 0.95, 0.99):

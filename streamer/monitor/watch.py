@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamer.metrics import EDGES
+from streamer.metrics import EVENT_EDGES
 from streamer.reference import NOTABLE
 
 SPAN_S = 5.0
@@ -228,7 +228,7 @@ class Watch:
     def _latency(self) -> dict[str, float]:
         """Quantiles over the last seconds; none where nothing was written."""
         pasts = self._of(self.stages[-1])
-        counts = np.array([sum(past.grown(f"{LATENCY}/{edge}") for past in pasts) for edge in EDGES])
+        counts = np.array([sum(past.grown(f"{LATENCY}/{edge}") for past in pasts) for edge in EVENT_EDGES])
         return {q: quantile(counts, float(q)) for q in ("0.5", "0.95", "0.99")} if counts[-1] else {}
 
     def _batches(self) -> dict[str, Any]:
@@ -310,9 +310,9 @@ def quantile(below: Any, q: float) -> float:
     Parameters
     ----------
     below : array of float, shape (n_edges,)
-        Counts up to each of `streamer.metrics.EDGES`.
+        Counts up to each of `streamer.metrics.EVENT_EDGES`.
     """
-    edges = np.array([float(edge) for edge in EDGES])
+    edges = np.array([float(edge) for edge in EVENT_EDGES])
     place = int(np.searchsorted(below, q * below[-1]))
     if place == 0:
         return float(edges[0])
