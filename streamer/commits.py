@@ -6,8 +6,9 @@ control messages as in `streamer.hop`; events are closed intervals of sequence n
 =========  =================  =============================================================================
 kind       who to whom        meaning
 =========  =================  =============================================================================
-commit     sink to source     {life, of, ids, way}: these events are on disk, and blocks take so long from the
-                              source to the sink [ns]. Said also without any, every `heartbeat`.
+commit     sink to source     {life, of, ids, way, answered}: these events are on disk, blocks take so long from the
+                              source to the sink [ns], and so large a share of their events was not shed. Said also
+                              without any, every `heartbeat`.
 welcome    source to sink     {life}: the answer to a commit whose `of` is not this source's life, and to one
                               of a sink that has not yet told everything it has.
 have       sink to source     {life, of, name, part, parts, ids}: everything that I have on disk, in so many
@@ -60,7 +61,8 @@ class CommitReceiver:
     sinks : list of str
         Who there is to be heard, such as `writer-0`.
     on_commit : callable
-        Given intervals of events that are on disk, and how long blocks take to that sink at present [s].
+        Given intervals of events that are on disk, how long blocks take to that sink at present [s], and the share
+        of their events that was not shed.
     on_have : callable
         Given the place of a sink among `sinks`, its own events that it has on disk, and whether another life of it
         has told so before.
@@ -75,7 +77,7 @@ class CommitReceiver:
         run: str,
         config: HopConfig,
         sinks: list[str],
-        on_commit: Callable[[Intervals, float], None],
+        on_commit: Callable[[Intervals, float, float], None],
         on_have: Callable[[int, Intervals, bool], None],
         on_death: Callable[[str, str, Intervals], None],
         refused: hop.Refused,
@@ -108,10 +110,10 @@ class CommitReceiver:
             return
         of = hop.field(header, "of", str)
         if kind == "commit":
-            way = hop.field(header, "way", int)
-            if not 0 <= way < 1 << 62:
-                raise WireError("header", "a way that is no time")
-            self._on_commit(ids, way * 1e-9)
+            way, answered = hop.field(header, "way", int), hop.field(header, "answered", float)
+            if not 0 <= answered <= 1:
+                raise WireError("header", "a share that is none")
+            self._on_commit(ids, way * 1e-9, answered)
             known = any(teller.complete and teller.life == life for teller in self._tellers.values())
             if of != self.life or not known:
                 await say(self._socket, route, hop.message("welcome", self._run, life=self.life))
@@ -172,7 +174,7 @@ class CommitSender:
     ) -> None:
         self.life = secrets.token_hex(8)
         self._run, self._config, self._name, self._have, self._refused = run, config, name, have, refused
-        self._of, self._way = "", 0
+        self._of, self._way, self._answered = "", 0, 1.0
         self._socket = dealer(context, at, config)
         self._tasks = [hop.task(self._listen(), f"welcome {at}"), hop.task(self._repeat(), f"commit {at}")]
 
@@ -196,18 +198,22 @@ class CommitSender:
 
     async def _repeat(self) -> None:
         while True:
-            await self._say("commit", ids=[], way=self._way)
+            await self._commit([])
             await asyncio.sleep(self._config.heartbeat)
 
     async def _say(self, kind: str, **fields: Any) -> None:
         await self._socket.send([hop.message(kind, self._run, life=self.life, of=self._of, **fields)])
 
-    async def commit(self, intervals: Iterable[tuple[int, int]], way: float) -> None:
-        """Tell the source which events (closed intervals) are safely on disk, and how long blocks take to here [s]."""
-        self._way = int(way * 1e9)
+    async def commit(self, intervals: Iterable[tuple[int, int]], way: float, answered: float) -> None:
+        """Tell the source which events (closed intervals) are safely on disk, how long blocks take to here [s], and the
+        share of their events that was not shed."""
+        self._way, self._answered = int(way * 1e9), answered
         ids = [list(interval) for interval in intervals]
         for start in range(0, len(ids), _PER_MESSAGE):
-            await self._say("commit", ids=ids[start : start + _PER_MESSAGE], way=self._way)
+            await self._commit(ids[start : start + _PER_MESSAGE])
+
+    async def _commit(self, ids: list[list[int]]) -> None:
+        await self._say("commit", ids=ids, way=self._way, answered=self._answered)
 
     async def close(self) -> None:
         for task in self._tasks:

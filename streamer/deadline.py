@@ -30,6 +30,8 @@ QUIET = 1 / 8
 USUAL = 0.9
 """Of the blocks that are remembered, so large a share took no longer than is counted on. With less, events are worked
 on and come too late all the same: in an overload, all that are not shed have no more time left than this."""
+SHARE_MEMORY = 1 / 64
+"""Weight of the newest block in what share of the events is answered."""
 PROBES = 8
 """The first blocks are worked on in any case, to learn what they take."""
 SHARE = 1 / 16

@@ -30,7 +30,9 @@ SHARE = 1 / 2
 MOST = 32
 """... but for no more than so many times `block_wait`,"""
 MOST_OF_DEADLINE = 1 / 16
-"""... and for no more than so large a share of the deadline."""
+"""... and for no more than so large a share of the deadline; in an overload, of that for the share that is answered,"""
+LEAST_ANSWERED = 1 / 4
+"""... which is taken to be no smaller than this."""
 SKIPPED = 1 << 20
 """So many events are drawn at a time that are skipped."""
 FAR_S = 5e9
@@ -93,6 +95,7 @@ class Feed:
         way: float = 0.0,
         recorded: npt.NDArray[np.int64] | None = None,
         *,
+        answered: float = 1.0,
         again: bool = False,
     ) -> npt.NDArray[np.int64]:
         """When each event of the next block is due [Unix time in ns]; the block leaves with its last one.
@@ -101,7 +104,7 @@ class Feed:
         late catches up in full blocks. Each block costs the chain something besides its events. Where blocks are long
         on their way, the chain is loaded or slow: then a block waits for up to half of the way, at most 32 times
         `block_wait`. Under a deadline a block is never longer than a sixteenth of that, for no event leaves a stage
-        before its whole block.
+        before its whole block; and where not all is answered, it holds no more than the chain answers in that time.
 
         Parameters
         ----------
@@ -111,6 +114,8 @@ class Feed:
             How long blocks are on their way at present [s].
         recorded : int64, shape (available,), optional
             When they were recorded [ns], not falling; for `arrivals = "recorded"`.
+        answered : float
+            The share of what is due that is answered at present, and not dropped or shed.
         again : bool
             These had their time in an earlier life: they are due, also if `duration` is over.
         """
@@ -129,7 +134,8 @@ class Feed:
         wait = min(max(self.config.block_wait, SHARE * way), MOST * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         if self.config.deadline:
-            until = min(until, int(due[0]) + int(MOST_OF_DEADLINE * self.config.deadline * 1e9))
+            share = MOST_OF_DEADLINE * max(answered, LEAST_ANSWERED)
+            until = min(until, int(due[0]) + int(share * self.config.deadline * 1e9))
         n = int(np.searchsorted(due, until, side="right"))
         self.fed, self.passed = self.fed + n, int(due[n - 1])
         self._drawn = self._drawn[n:]

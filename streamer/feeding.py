@@ -17,7 +17,7 @@ from streamer import hop, keeping
 from streamer.alarm import Alarm
 from streamer.block import FED_TIME, LUMISECTION, Array, Block, Columns, WireError, core_columns, with_failures
 from streamer.commits import CommitReceiver
-from streamer.deadline import PROBES, UNKNOWN, Way, n_before, without_first
+from streamer.deadline import PROBES, SHARE_MEMORY, UNKNOWN, Way, n_before, without_first
 from streamer.disk import patiently
 from streamer.fedbook import Fed, FedBook
 from streamer.feed import Feed, LumiClock, Lumisections
@@ -58,6 +58,7 @@ class Feeding:
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
         self.way = 0.0  # how long blocks take to a sink at present [s]
+        self.taken = self.answered = 1.0  # shares: of what is due that is sent, and of that what is not shed
         self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
         self.since, self.warned = time.monotonic(), False  # that this is longer than the deadline
         self.metrics = SourceMetrics(process.metrics.registry, DROPPED)
@@ -67,8 +68,8 @@ class Feeding:
         limits = {"max_in_flight_events": self.window.max_events, "max_in_flight_bytes": max_bytes}
         process.metrics.limits(**limits, read_ahead=self.config.read_ahead)
 
-    def committed(self, intervals: Intervals, way: float) -> None:
-        self.way = way
+    def committed(self, intervals: Intervals, way: float, answered: float) -> None:
+        self.way, self.answered = way, answered
         self.window.commit(intervals, time.monotonic())
         self.space.set()
 
@@ -211,7 +212,8 @@ class Feeding:
                         available = min(end - first, self.stripes.room(number))
                         stamps = None if recorded is None else recorded[first : first + available]
                         again = number <= last_before
-                        due = feed.next(available, time.time_ns(), self.way, stamps, again=again)
+                        answered = self.taken * self.answered
+                        due = feed.next(available, time.time_ns(), self.way, stamps, answered=answered, again=again)
                         if self.book is not None and self.config.duration:
                             self.book.passed = feed.passed
                         counted = {} if clock is None else {LUMISECTION.name: clock.of(number, due)}
@@ -237,6 +239,7 @@ class Feeding:
                             self.drop(block, why_not)
                             continue
                         self.live(int(block.columns[FED_TIME.name][0]))
+                        self.taken += SHARE_MEMORY * (1 - self.taken)
                         self.window.add(block, time.monotonic())
                         await process.send(outlet, block)
                         if process.tracer is not None:
@@ -309,6 +312,7 @@ class Feeding:
     def drop(self, block: Block, reason: str) -> None:
         """The chain could not take these events when they were due."""
         self.metrics.dropped[reason].inc(block.n_events)
+        self.taken -= SHARE_MEMORY * self.taken
         if self.process.tracer is not None:
             self.process.tracer.dropped(block, reason)
         due = block.columns[FED_TIME.name]

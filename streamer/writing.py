@@ -11,7 +11,7 @@ import numpy as np
 
 from streamer.block import SHED, Array, Block, has_failed
 from streamer.commits import CommitSender
-from streamer.deadline import Survey, too_late
+from streamer.deadline import SHARE_MEMORY, Survey, too_late
 from streamer.keeping import Keeping
 from streamer.metrics import SinkMetrics
 from streamer.stage import Sink
@@ -55,6 +55,7 @@ class Writing:
         self.done: deque[Done] = deque(maxlen=DONE_BLOCKS)
         self.glimpsed = self.failures_told = 0
         self.way = 0.0  # how long blocks take from the source [s]
+        self.answered = 1.0  # the share of their events that was not shed
         self.wake = asyncio.Event()
         self.over = False
         self.within = int(process.config.feed.deadline * 1e9)
@@ -117,6 +118,9 @@ class Writing:
         if block.attempt == 1 and source in block.stamps:
             took = max(0.0, (now - block.stamps[source]) * 1e-9)
             self.way += WAY_MEMORY * (took - self.way) if self.way else took
+            error = block.columns["error"]
+            share = np.count_nonzero(error < SHED) / block.n_events if self.within else 1.0
+            self.answered += SHARE_MEMORY * (share - self.answered)
 
     def take(self, block: Block, now: int) -> None:
         """Write those events of a block that we have not: of the others the commit was lost, and is sent again.
@@ -190,4 +194,4 @@ class Writing:
             self.process.metrics.busy.inc(time.perf_counter() - begin)
             self.latencies.commit_latency.observe((time.time_ns() - np.concatenate(times)) * 1e-9)
         for sender in self.commits:
-            await sender.commit(done, self.way)
+            await sender.commit(done, self.way, self.answered)

@@ -252,7 +252,7 @@ BLOCKS = [
 _CREDIT = {"kind": "credit", "run": RUN, "life": "l", "of": "o", "name": "n", "received": 0, "spare": 10,
            "ways": {}}  # fmt: skip
 _END = {"kind": "end", "run": RUN, "life": "l", "final": True}
-_COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]], "way": 0}
+_COMMIT = {"kind": "commit", "run": RUN, "life": "l", "of": "o", "ids": [[1, 2]], "way": 0, "answered": 1.0}
 _DIED = {"kind": "died", "run": RUN, "life": "1", "name": "tagger-0", "how": "died", "ids": [[1, 2]]}
 _WELCOME = {"kind": "welcome", "run": RUN, "life": "l"}
 
@@ -327,6 +327,11 @@ TO_READER = [
     Hostile("a way back in time", _control(_COMMIT, way=-1), "header"),
     Hostile("a way of 2**62", _control(_COMMIT, way=1 << 62), "header"),
     Hostile("a way that is no whole number", _control(_COMMIT, way=0.5), "header"),
+    Hostile("a commit without a share", _control(_COMMIT, answered=...), "header"),
+    Hostile("a share that is a whole number", _control(_COMMIT, answered=1), "header"),
+    Hostile("a share of more than all", _control(_COMMIT, answered=1.5), "header"),
+    Hostile("a negative share", _control(_COMMIT, answered=-0.5), "header"),
+    Hostile("a share that is NaN", _control(_COMMIT, answered=float("nan")), "header"),
     Hostile("a commit without a life", _control(_COMMIT, life=...), "header"),
     Hostile("a commit that is for nobody", _control(_COMMIT, of=None), "header"),
     Hostile("a credit to a reader", _control(_CREDIT), "header"),

@@ -54,7 +54,7 @@ class Bench:
         )
         self.refused: list[str] = []
         self.told: list[Any] = []
-        self.ways: list[float] = []
+        self.ways: list[tuple[float, float]] = []
         self.deaths: list[Any] = []
         self.context = zmq.asyncio.Context()
         self._made: list[Any] = []
@@ -75,15 +75,16 @@ class Bench:
         return self._keep(inlet)
 
     def commits(self, came: list[tuple[int, int]], n_writers: int = 1) -> CommitReceiver:
-        """A reader's end; what writers have comes into `self.told`, and how long blocks take into `self.ways`."""
+        """A reader's end; what writers have comes into `self.told`, and how long blocks take and the share
+        that is answered into `self.ways`."""
         writers = [f"writer-{k}" for k in range(n_writers)]
         hear = lambda *told: self.told.append(told)  # noqa: E731
         died = lambda *told: self.deaths.append(told)  # noqa: E731
         at, refused = self.at, self.refused.append
 
-        def commit(intervals: Intervals, way: float) -> None:
+        def commit(intervals: Intervals, way: float, answered: float) -> None:
             came.extend(intervals)
-            self.ways.append(way)
+            self.ways.append((way, answered))
 
         return self._keep(CommitReceiver(self.context, at, RUN, self.config, writers, commit, hear, died, refused))
 
@@ -668,13 +669,13 @@ async def test_commits_arrive(transport: str, run: Run) -> None:
         came: list[tuple[int, int]] = []
         ends.commits(came)
         sender = ends.committer()
-        await sender.commit([], 0.0)
-        await sender.commit([(1, 3), (5, 5)], 0.0)
+        await sender.commit([], 0.0, 1.0)
+        await sender.commit([(1, 3), (5, 5)], 0.0, 1.0)
         many = [(i, i + 1) for i in range(1 << 40, (1 << 40) + 3000, 3)]  # ten messages
-        await sender.commit(many, 0.125)
+        await sender.commit(many, 0.125, 0.75)
         await until(lambda: len(came) == 1002)
         assert came == [(1, 3), (5, 5), *many]
-        assert set(ends.ways) == {0.0, 0.125}
+        assert set(ends.ways) == {(0.0, 1.0), (0.125, 0.75)}
         assert ends.refused == []
 
 
@@ -705,7 +706,7 @@ async def test_a_reader_that_is_started_again_is_told_anew(run: Run) -> None:
         second = ends.commits([])
         await asyncio.wait_for(second.everything(), 20)
         assert ends.told == [(0, [(0, 9)], False), (0, have, False)]
-        await writer.commit([(30, 30)], 0.0)
+        await writer.commit([(30, 30)], 0.0, 1.0)
 
 
 async def test_a_writer_that_is_started_again_is_known_to_be_another(run: Run) -> None:
@@ -769,7 +770,7 @@ async def test_reader_refuses_the_corpus_and_goes_on(transport: str, run: Run) -
         wanted = [of_router(h) for h in FOR_ROUTERS] + [h.reason for h in corpus[len(FOR_ROUTERS) :]]
         await assert_refused(ends, corpus, wanted)
         assert came == ends.deaths == []
-        await writer.commit([(7, 8)], 0.0)
+        await writer.commit([(7, 8)], 0.0, 1.0)
         await until(lambda: came == [(7, 8)])
 
 
@@ -847,9 +848,9 @@ async def test_stranger_without_the_token_cannot_commit(run: Run) -> None:
     async with bench("tcp", run) as ends:
         came: list[tuple[int, int]] = []
         ends.commits(came)
-        await ends.committer(run="a guess").commit([(1, 1000)], 0.0)
+        await ends.committer(run="a guess").commit([(1, 1000)], 0.0, 1.0)
         await until(lambda: ends.refused)
-        await ends.committer().commit([(2, 2)], 0.0)
+        await ends.committer().commit([(2, 2)], 0.0, 1.0)
         await until(lambda: came)
         assert came == [(2, 2)]
         assert set(ends.refused) == {"token"}

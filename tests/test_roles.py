@@ -125,11 +125,9 @@ async def test_the_feed_knows_how_long_blocks_are_on_their_way(run: Run, monkeyp
     told: list[float] = []
     as_it_is = Feed.next
 
-    def next_block(
-        feed: Feed, available: int, now_ns: int, way: float = 0.0, recorded: Any = None, *, again: bool = False
-    ) -> Any:
+    def next_block(feed: Feed, available: int, now_ns: int, way: float, *rest: Any, **more: Any) -> Any:
         told.append(way)
-        return as_it_is(feed, available, now_ns, way, recorded, again=again)
+        return as_it_is(feed, available, now_ns, way, *rest, **more)
 
     monkeypatch.setattr(Feed, "next", next_block)
     async with chain(run, config(rate=200.0)) as made:
@@ -232,9 +230,28 @@ async def test_a_commit_between_looking_and_waiting_is_not_missed() -> None:
     feeding = Feeding(process, ToySource(0))
     feeding.window.add(toy_block(1, 4), 0.0)
     waiting = feeding.more_space()
-    feeding.committed([(1, 4)], 0.25)  # the last one: no other commit will wake us
+    feeding.committed([(1, 4)], 0.25, 1.0)  # the last one: no other commit will wake us
     await asyncio.wait_for(waiting, 20)
     assert len(feeding.window) == 0
+
+
+async def test_what_is_dropped_makes_blocks_shorter_and_so_does_what_is_shed() -> None:
+    live = config(rate=1e5, overflow="drop", deadline="10 ms")
+    metrics = StageMetrics("reader", 0, {})
+    process: Any = SimpleNamespace(config=live, metrics=metrics, stripes=Stripes(), name="reader", tracer=None)
+    feeding = Feeding(process, ToySource(0))
+    assert feeding.taken == 1.0
+    for _ in range(64):
+        feeding.drop(toy_block(1, 4), "credit")
+    assert 0.3 < feeding.taken < 0.4
+    process = SimpleNamespace(config=live, pipeline=SimpleNamespace(names=["reader", "writer"]))
+    process.metrics, process.stripes = StageMetrics("writer", 0, {}), Stripes()
+    writing = Writing(process, ToySink())
+    for n in (0, 2):  # of four are shed
+        block = toy_block(1, 4)
+        block.columns["error"][:n], block.stamps["reader"] = SHED + 1, time.time_ns()
+        writing.see_way(block, time.time_ns())
+    assert writing.answered == 1 - 0.5 / 64
 
 
 async def test_what_was_fed_and_is_late_is_shed_and_not_dropped() -> None:
@@ -427,7 +444,7 @@ async def test_what_comes_during_a_sync_is_committed_after_the_next(tmp_path: Pa
             told.append("on disk")
 
     class Sender:
-        async def commit(self, ids: Iterable[tuple[int, int]], way: float) -> None:
+        async def commit(self, ids: Iterable[tuple[int, int]], way: float, answered: float) -> None:
             told.append(list(ids))
 
     process: Any = SimpleNamespace(
