@@ -94,7 +94,7 @@ class Socket:
 
 def dealer(context: zmq.Context[Any], at: str, config: HopConfig) -> Socket:
     """A socket that goes on trying to reach `at`."""
-    socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.DEALER)
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER, socket_class=zmq.Socket)
     socket.setsockopt(zmq.MAXMSGSIZE, config.max_message_mb << 20)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)  # who was started again is found as soon as it listens
@@ -110,7 +110,7 @@ def bound_router(context: zmq.Context[Any], at: str, config: HopConfig) -> Socke
     UsageError
         The address is taken.
     """
-    socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.ROUTER)
+    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER, socket_class=zmq.Socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)  # a router is only ever told control messages
     socket.setsockopt(zmq.SNDHWM, 0)  # the credits bound what is queued; ZeroMQ's own limit would drop a slow peer

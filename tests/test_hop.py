@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from streamer.deadline import Way
 from streamer.errors import UsageError
 from streamer.ledger import Intervals
 from streamer.runner import Run
+from streamer.sockets import bound_router, dealer, new_context
 from streamer.testing import TOY, toy_block, until
 
 HEARTBEAT_S = 0.02
@@ -884,6 +886,16 @@ async def test_folder_that_cannot_hold_a_socket_is_told_with_a_hint(run: Run) ->
         ends.folder = f"{run.dir}/{'long' * 40}"
         with pytest.raises(UsageError, match=r"cannot be bound .*too long.*the run's folder"):
             ends.outlet()
+
+
+async def test_what_was_left_open_does_not_keep_who_leaves(run: Run) -> None:
+    context, config = new_context(), HopConfig()
+    ends = [bound_router(context, f"ipc://{run.dir}/left", config), dealer(context, f"ipc://{run.dir}/away", config)]
+    leaving = threading.Thread(target=context.destroy, args=(0,), daemon=True)
+    leaving.start()
+    await asyncio.to_thread(leaving.join, 20)
+    assert not leaving.is_alive()
+    assert len(ends) == 2, "they were there all the time"
 
 
 def test_every_outlet_has_its_own_address() -> None:
