@@ -6,11 +6,13 @@ from streamer.block import WireError
 from streamer.deadline import Ways
 
 MAX_PEERS = 256
+FAIR = 1 / 4
+"""Who can take less than this share of what the one with the most can take is passed over: it is slow, or stuck."""
 
 
 @dataclass
 class Peer:
-    """What an outlet knows of one inlet; counts are events."""
+    """What an outlet knows of one inlet; counts are events. The lower its `turn`, the longer it was sent nothing."""
 
     name: str
     life: str
@@ -19,6 +21,7 @@ class Peer:
     sent: int
     heard: float
     ended: bool = False
+    turn: int = 0
     ways: Ways = field(default_factory=dict)
 
 
@@ -41,6 +44,7 @@ class CreditBook:
         self.timeout = timeout
         self.peers: dict[bytes, Peer] = {}
         self.ways: Ways = {}
+        self._turn = 0
 
     def credit(
         self, route: bytes, name: str, life: str, received: int, spare: int, now: float, ways: Ways | None = None
@@ -67,12 +71,26 @@ class CreditBook:
         return max(0, peer.received + peer.spare - peer.sent)
 
     def choose(self, now: float, owner: str | None = None) -> bytes | None:
-        """The route of the peer with the most to spare, of those called `owner`; None when nobody has any."""
-        routes = [route for route, peer in self.peers.items() if owner is None or peer.name == owner]
-        best = max(routes, key=lambda route: self.available(self.peers[route], now), default=None)
-        if best is None or not self.available(self.peers[best], now):
+        """The route of whose turn it is, of those called `owner` that can take something; None when nobody can.
+
+        A peer tells only now and then what it has done, so what it can take does not say who is free. Who has been sent
+        nothing for the longest most likely is.
+        """
+        spare = {
+            route: self.available(peer, now)
+            for route, peer in self.peers.items()
+            if owner is None or peer.name == owner
+        }
+        most = max(spare.values(), default=0)
+        if not most:
             return None
-        return best
+        return min((route for route, n in spare.items() if n >= FAIR * most), key=lambda route: self.peers[route].turn)
+
+    def sent(self, peer: Peer, n_events: int) -> None:
+        """A block has gone to this peer."""
+        self._turn += 1
+        peer.sent += n_events
+        peer.turn = self._turn
 
     def total(self, now: float) -> int:
         return sum(self.available(peer, now) for peer in self.peers.values())

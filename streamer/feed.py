@@ -25,7 +25,7 @@ _NOTHING: dict[str, object] = {
 }
 """As fast as the chain takes them, whatever a configuration file says."""
 
-SHARE = 1 / 3
+SHARE = 1 / 2
 """A block may wait for so large a share of the time that blocks are on their way,"""
 MOST = 32
 """... but for no more than so many times `block_wait`,"""
@@ -102,7 +102,7 @@ class Feed:
 
         A block is closed when it has `block_events`, or when its first event has waited `block_wait`; a feed that is
         late catches up in full blocks. Each block costs the chain something besides its events. Where blocks are long
-        on their way, the chain is loaded or slow: then a block waits for up to a third of the way, at most 32 times
+        on their way, the chain is loaded or slow: then a block waits for up to half of the way, at most 32 times
         `block_wait`. Under a deadline a block is never longer than a sixteenth of that, for no event leaves a stage
         before its whole block; and where not all is answered, it holds no more than the chain answers in that time.
 

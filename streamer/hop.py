@@ -37,10 +37,10 @@ States
 An outlet knows a peer as *fed* (first credit with our life) until *ended* (after its end was sent) and forgets it at
 its bye; a peer that comes after the end is told at once. It may send a block to a fed peer while
 `received + spare - sent > 0`, counted in events, so that flow control means the same for blocks of 1 and of 1000
-events; it chooses the peer with the most to spare. A peer silent for `peer_timeout` gets nothing until it speaks
-again. When a connection was cut and comes back under another routing id, what was under way in it counts as
-received: its blocks are not on disk, so the reader sends them again. Before the last stage a block goes to the one
-replica that keeps its events (`streamer.ledger.Stripes`), and waits for it if need be.
+events; of several, those that can take something take turns (`streamer.credits`). A peer silent for `peer_timeout`
+gets nothing until it speaks again. When a connection was cut and comes back under another routing id, what was under
+way in it counts as received: its blocks are not on disk, so the reader sends them again. Before the last stage a block
+goes to the one replica that keeps its events (`streamer.ledger.Stripes`), and waits for it if need be.
 
 Once and only once
 ------------------
@@ -122,7 +122,7 @@ class Outlet:
     refused : callable
         Told the reason for each refused message.
     owner : callable, optional
-        Says which peer a block must go to; without it, it is the one with the most to spare.
+        Says which peer a block must go to; without it, they take turns.
     schema : Schema, optional
         Of the hop; without it, each block says itself what its columns are.
 
@@ -194,7 +194,7 @@ class Outlet:
         await self._say(route, "end", final=final)
 
     async def send(self, block: Block) -> None:
-        """Send a block to its owner, or the peer with the most to spare; waits until it can be taken."""
+        """Send a block to its owner, or to the peer whose turn it is; waits until it can be taken."""
         frames = to_wire(block, self.run, self._schema)
         owner = self._owner and self._owner(block)
         while True:
@@ -209,7 +209,7 @@ class Outlet:
             except Unroutable:
                 self.book.peers.pop(route, None)
                 continue
-            peer.sent += block.n_events
+            self.book.sent(peer, block.n_events)
             self.bytes_sent += sum(len(frame) for frame in frames)
             return
 

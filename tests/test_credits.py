@@ -24,26 +24,64 @@ def test_nobody_has_anything_at_first() -> None:
     assert book().total(0.0) == 0
 
 
-def test_the_one_with_the_most_to_spare_is_chosen() -> None:
-    peers = book(a=5, b=9, c=7)
-    assert peers.choose(0.0) == b"b"
-    assert peers.total(0.0) == 21
-    peers.peers[b"b"].sent += 5
+def test_those_that_have_room_take_turns() -> None:
+    peers = book(a=512, b=512, c=0)
+    chosen = []
+    for k in range(40):
+        route = peers.choose(0.0)
+        assert route is not None
+        peers.sent(peers.peers[route], 12)
+        chosen.append(route)
+        if k == 20:  # one tells what it has done: no reason to give it all that comes next
+            peers.credit(b"a", "a", "life a", peers.peers[b"a"].sent, 512, 0.0)
+    assert chosen == [b"a", b"b"] * 20
+    assert peers.total(0.0) == 512 - 9 * 12 + 512 - 20 * 12
+
+
+def test_who_is_new_is_next() -> None:
+    peers = book(a=512, b=512)
+    for route in (b"a", b"b"):
+        peers.sent(peers.peers[route], 1)
+    peers.credit(b"c", "c", "life c", 0, 512, 0.0)
     assert peers.choose(0.0) == b"c"
+
+
+def test_who_falls_behind_is_passed_over() -> None:
+    """One does a quarter of what the other one does, and is given so much; each tells when it has half of its room."""
+    peers = book(a=400, b=400)
+    given = dict.fromkeys(peers.peers, 0)
+    done = dict.fromkeys(peers.peers, 0)
+    for _ in range(4000):
+        route = peers.choose(0.0)
+        if route is not None:
+            peers.sent(peers.peers[route], 10)
+            given[route] += 10
+        for route, speed in ((b"a", 8), (b"b", 2)):
+            done[route] = min(done[route] + speed, given[route])
+            held = given[route] - done[route]
+            if held <= 200:
+                peers.credit(route, route.decode(), f"life {route.decode()}", given[route], 400 - held, 0.0)
+    assert given[b"a"] / given[b"b"] == pytest.approx(4, rel=0.1)
+
+
+def test_who_is_alone_is_not_passed_over() -> None:
+    peers = book(a=400)
+    peers.sent(peers.peers[b"a"], 399)
+    assert peers.choose(0.0) == b"a"
 
 
 def test_who_has_nothing_to_spare_is_not_chosen() -> None:
     peers = book(a=0)
     assert peers.choose(0.0) is None
     peers = book(a=4)
-    peers.peers[b"a"].sent += 6  # the last block was larger than the room
+    peers.sent(peers.peers[b"a"], 6)  # the last block was larger than the room
     assert peers.choose(0.0) is None
     assert peers.total(0.0) == 0
 
 
 def test_a_credit_is_absolute() -> None:
     peers = book(a=10)
-    peers.peers[b"a"].sent += 8
+    peers.sent(peers.peers[b"a"], 8)
     for _ in range(3):  # repeated, it says nothing new
         peers.credit(b"a", "a", "life a", 0, 10, 1.0)
     assert peers.total(1.0) == 2

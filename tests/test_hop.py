@@ -268,21 +268,33 @@ async def test_an_inlet_can_take_less_ahead_and_hands_on_the_ways_at_once(run: R
         assert ends.refused == []
 
 
-async def test_block_goes_to_the_peer_with_the_most_to_spare(run: Run) -> None:
+async def test_blocks_go_in_turns(run: Run) -> None:
+    async with bench("ipc", run) as ends:
+        outlet, one, other = ends.outlet(), ends.hand_made("one-0"), ends.hand_made("other-0")
+        await one.join(80)
+        await other.join(80)
+        await until(lambda: outlet.credits() == 160)
+        await send_all(outlet, range(20))
+        for _ in range(10):
+            await one.hear()
+            await other.hear()
+        for peer in (one, other):
+            assert [block.id % 2 for block in peer.blocks] in ([0] * 10, [1] * 10)
+
+
+async def test_who_can_take_little_is_passed_over_while_others_can_take_more(run: Run) -> None:
     async with bench("ipc", run) as ends:
         outlet, poor, rich = ends.outlet(), ends.hand_made("poor-0"), ends.hand_made("rich-0")
         await poor.join(8)
         await rich.join(80)
         await until(lambda: outlet.credits() == 88)
-        await send_all(outlet, range(18))
-        for _ in range(18):
+        await send_all(outlet, range(12))
+        for _ in range(12):
             await rich.hear()
-        assert [block.id for block in rich.blocks] == list(range(18))
-        await rich.credit(0)
-        await until(lambda: outlet.credits() == 8)
-        await outlet.send(toy_block(18))
+        assert [block.id for block in rich.blocks] == list(range(12))
+        await outlet.send(toy_block(12))
         await poor.hear()
-        assert [block.id for block in poor.blocks] == [18]
+        assert [block.id for block in poor.blocks] == [12]
 
 
 async def test_silent_peer_gets_nothing_until_it_speaks_again(run: Run) -> None:
