@@ -36,8 +36,10 @@ class Child:
         Counts the processes; tells their metrics ports apart.
     since : float
         When it was started (`time.monotonic`).
+    looked : float
+        When we had its metrics page last, or had waited for it in vain (`time.monotonic`).
     silent_s : float
-        For how long its metrics page has not answered.
+        For how long that page has not answered.
     restarts : int
         How many were started in its place.
     retiring : bool
@@ -59,6 +61,7 @@ class Child:
     ended_at: float | None = None
     slot: int = 0
     since: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
     silent_s: float = 0.0
     restarts: int = 0
     retiring: bool = False

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-LOOK_S = 0.05
-"""When a process has not answered for so long, the next one is looked at meanwhile."""
+"""So often each process is looked at."""
 QUALITY_POLLS = 2
 """Of so many looks at a process, one takes in the distributions: their many buckets cost more than all the rest."""
 STOP_GRACE_S = 5.0
@@ -223,7 +222,8 @@ class Supervisor:
             how = child.error
             child.state, child.metrics_url, child.error, child.report = "starting", "", "", {}
             child.exit_code = child.ended_at = None
-            child.since, child.silent_s, child.restarts, child.values = time.monotonic(), 0.0, child.restarts + 1, {}
+            child.since = child.looked = time.monotonic()
+            child.silent_s, child.restarts, child.values = 0.0, child.restarts + 1, {}
             child.process = await self._start(child.stage, child.replica, child.slot, how)
             self._end_if_too_late(child)
             self._tell_over([child])
@@ -483,10 +483,8 @@ class Supervisor:
         """Look at all processes again and again. What goes wrong with that is told, and does not end the run."""
         told = ""
         while True:
-            begin = time.monotonic()
-            await asyncio.sleep(POLL_S)
             try:
-                await self._look(begin)
+                await self._look()
             except Exception as error:
                 why = one_line(error)
                 if why != told:  # it may come every second
@@ -494,14 +492,21 @@ class Supervisor:
                     log.debug("traceback", exc_info=True)
                 told = why
 
-    async def _look(self, begin: float) -> None:
-        """Read every process's own metrics, as Prometheus would, and act on them; `begin` is when we did so last."""
+    async def _look(self) -> None:
+        """Read every process's own metrics, as Prometheus would, and act on them.
+
+        A page costs the process that makes it, and us, some milliseconds in which blocks wait, so they are read at even
+        distances: all at once, they would take a processor from the stream for long enough to be seen in its latencies.
+        """
         self._n_polls += 1
-        alive = [child for child in self.children if child.metrics_url and child.exit_code is None]
         looks: list[asyncio.Future[None]] = []
-        for child in alive:  # a process that makes its page keeps its blocks waiting; so one after the other
-            looks.append(asyncio.ensure_future(self._look_at(child, begin)))
-            await asyncio.wait(looks[-1:], timeout=LOOK_S)
+        children = [*self.children]
+        for child in children:
+            await asyncio.sleep(POLL_S / len(children))
+            if child.metrics_url and child.exit_code is None:
+                looks.append(asyncio.ensure_future(self._look_at(child)))
+        if not children:
+            await asyncio.sleep(POLL_S)
         await asyncio.gather(*looks)
         for child in self.children:
             child.log.tidy()
@@ -517,17 +522,18 @@ class Supervisor:
         if self.on_progress is not None:
             self.on_progress(self._seen)
 
-    async def _look_at(self, child: Child, begin: float) -> None:
+    async def _look_at(self, child: Child) -> None:
         process = child.process
         try:
             wanted = WANTED if self._n_polls % QUALITY_POLLS else WANTED | self._shown.drift.names
             values = await asyncio.to_thread(scrape, child.metrics_url, wanted)
         except (OSError, ValueError):
             # No more than a scrape may take: while we were stopped ourselves, nobody is to blame.
-            child.silent_s += min(time.monotonic() - begin, POLL_S + SCRAPE_S)
+            child.silent_s += min(time.monotonic() - child.looked, POLL_S + SCRAPE_S)
         else:
             if child.process is process and not child.report:
                 child.silent_s, child.values = 0.0, values
+        child.looked = time.monotonic()
 
     def _end_stalled(self) -> None:
         """End what makes no progress; it is started again. Judged by our clock, never by the events' times."""

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import shlex
-import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,8 @@ async def test_a_process_whose_metrics_are_odd_does_not_answer(page: bytes) -> N
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
         child = Child("source", 0, process, state="running", metrics_url=address, values={"streamer_x": 7.0})
-        await supervisor._look_at(child, time.monotonic() - 1)
+        child.looked -= 1
+        await supervisor._look_at(child)
     await process.wait()
     assert child.silent_s >= 1
     assert child.values == {"streamer_x": 7.0}
