@@ -11,6 +11,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+NICE = 19
+"""What gives way to everybody."""
 AUTOGROUP = Path("/proc/self/autogroup")
 """How nice our session is, where Linux has that."""
 
@@ -30,10 +32,10 @@ def give_way() -> None:
     Where the system cannot do that for one thread, nothing happens.
     """
     if os.uname().sysname == "Linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
-def give_way_as_session(nice: int = 19) -> None:
+def give_way_as_session(nice: int = NICE) -> None:
     """From now on this process gives way to all others, and so does the session that it leads, if it does.
 
     Linux may share the processors among sessions before it looks at niceness within each (autogroup, sched(7)).

@@ -1,9 +1,10 @@
 """Other settings while a run goes on: prepared beside the work, and put into force between two blocks.
 
 The supervisor lets a process of its own try what is expensive or dangerous about a change (`streamer.rehearsing`), and
-then asks all replicas of the stage to get ready. When all are, it tells all to make the change; when one
-refuses, all forget it, and everything stays as it was. What must not be worked on in between, as it may depend on the
-change, waits (`streamer.stage.Unit.must_wait`): so all replicas of a sink make it at the same place of the stream.
+then asks the replicas of the stage, one after the other, to get ready. When all are, it tells all to make the change;
+when one refuses, all forget it, and everything stays as it was. What must not be worked on in between, as it may depend
+on the change, waits (`streamer.stage.Unit.must_wait`): so all replicas of a sink make it at the same place of the
+stream.
 """
 
 import asyncio

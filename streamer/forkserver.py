@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
+from streamer.background import give_way_as_session
 from streamer.errors import EXIT_FAILED
 from streamer.logs import SUPERVISOR, Passing, lines
 from streamer.orphan import die_with_parent
@@ -103,11 +104,18 @@ class ForkServer:
             passing.line(line)
         passing.tidy(all_=True)
 
-    async def start(self, arguments: list[str]) -> Running:
-        """Start a process; the end of its standard input tells it that we are gone."""
+    async def start(self, arguments: list[str], nice: int = 0) -> Running:
+        """Start a process; the end of its standard input tells it that we are gone.
+
+        Parameters
+        ----------
+        nice : int
+            A copy gives way so much from its first step on; its start takes tens of milliseconds. One that is started
+            anew gives way when it comes to that itself.
+        """
         if self._socket is not None:
             try:
-                return await self._fork(arguments)
+                return await self._fork(arguments, nice)
             except (GoneError, OSError):
                 log.warning("the process that others are copied from is gone; they are started anew from now on")
                 await self.close()
@@ -120,11 +128,12 @@ class ForkServer:
             limit=self._limit,
         )
 
-    async def _fork(self, arguments: list[str]) -> "Forked":
+    async def _fork(self, arguments: list[str], nice: int) -> "Forked":
         async with self._turn:
             stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()
             theirs = [stdin[0], stdout[1], stderr[1]]
-            asking = asyncio.get_running_loop().run_in_executor(None, self._ask, arguments, theirs)
+            request = {"arguments": arguments, "nice": nice}
+            asking = asyncio.get_running_loop().run_in_executor(None, self._ask, request, theirs)
             try:
                 pid = await asyncio.shield(asking)
             except BaseException:
@@ -155,10 +164,10 @@ class ForkServer:
                     os.close(fd)
             raise
 
-    def _ask(self, arguments: list[str], fds: list[int]) -> int:
+    def _ask(self, request: dict[str, Any], fds: list[int]) -> int:
         if self._socket is None:
             raise GoneError
-        socket.send_fds(self._socket, [json.dumps(arguments).encode()], fds)
+        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
         said = self._socket.recv(MAX_BYTES)
         if not said:
             raise GoneError
@@ -266,8 +275,9 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
                 requests.close()
                 os.close(told)
                 os.close(tell)
-                _become(json.loads(said), fds, supervisor)
-                run(json.loads(said))
+                request = json.loads(said)
+                _become(request["arguments"], fds, supervisor, request["nice"])
+                run(request["arguments"])
                 os._exit(0)
             os.close(tell)
             os.waitpid(between, 0)  # from now on the copy is the supervisor's child
@@ -276,9 +286,11 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
                 os.close(one)
 
 
-def _become(arguments: list[str], fds: list[int], supervisor: int) -> None:
+def _become(arguments: list[str], fds: list[int], supervisor: int, nice: int) -> None:
     """A process as `exec` would make it: its own session and standard streams, and it dies with the supervisor."""
     os.setsid()
+    if nice:
+        give_way_as_session(nice)
     for stream, fd in enumerate(fds):
         os.dup2(fd, stream)
         os.close(fd)

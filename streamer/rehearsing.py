@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from streamer import logs
-from streamer.background import give_way_as_session
+from streamer.background import NICE, give_way_as_session
 from streamer.child import died
 from streamer.config import changed
 from streamer.errors import EXIT_OK, EXIT_USAGE, StreamerError, UsageError, one_line
@@ -67,7 +67,7 @@ class Rehearsal:
         UsageError
             The change is wrong, the process failed, or the run is stopping.
         """
-        process = await self._forks.start(["rehearse", stage, "--run-dir", str(run_dir)])
+        process = await self._forks.start(["rehearse", stage, "--run-dir", str(run_dir)], nice=NICE)
         try:
             async with asyncio.timeout(self._patience):
                 line, code = await self._heard(process, settings)
@@ -142,7 +142,7 @@ def _found(stage: str, line: bytes, code: int) -> dict[str, Any]:
 def rehearse(pipeline: Pipeline, stage: str, run_dir: Path) -> int:
     """Rehearse the change that standard input tells of; returns the exit code."""
     die_with_parent()
-    give_way_as_session()
+    give_way_as_session(NICE)
     with contextlib.suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, the stream is not the victim
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

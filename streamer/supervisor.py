@@ -373,14 +373,21 @@ class Supervisor:
         log.warning("%s: %s%s", stage, told, ", from the next lumisection on" if at_lumisection else "")
 
     async def _prepared(self, children: list[Child], settings: dict[str, Any], rehearsed: dict[str, Any]) -> list[str]:
-        """Let replicas get ready for a change; why some cannot."""
+        """Let replicas get ready for a change; why one cannot.
+
+        One after the other: what that costs is taken from the stream, and the other ones go on with it meanwhile.
+        """
         patience = self.config.supervisor.start_timeout
-        self._tell(children, {"prepare": self._n_changes, "settings": settings, "rehearsed": rehearsed})
-        try:
-            async with asyncio.timeout(patience):
-                return [why for why in await asyncio.gather(*self._asked.values()) if why]
-        except TimeoutError:
-            return [f"{children[0].stage} was not ready for it after {patience:g} s"]
+        for child in children:
+            self._tell([child], {"prepare": self._n_changes, "settings": settings, "rehearsed": rehearsed})
+            try:
+                async with asyncio.timeout(patience):
+                    refused = await self._asked[child.name]
+            except TimeoutError:
+                refused = f"{child.name} was not ready for it after {patience:g} s"
+            if refused:
+                return [refused]
+        return []
 
     async def _keep_change(self, config: CoreConfig) -> list[str]:
         """Keep what a run that goes on must know of a configuration; or why it cannot be kept."""
