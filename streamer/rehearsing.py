@@ -142,7 +142,7 @@ def _found(stage: str, line: bytes, code: int) -> dict[str, Any]:
 def rehearse(pipeline: Pipeline, stage: str, run_dir: Path) -> int:
     """Rehearse the change that standard input tells of; returns the exit code."""
     die_with_parent()
-    give_way_as_session(NICE)
+    give_way_as_session()
     with contextlib.suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, the stream is not the victim
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

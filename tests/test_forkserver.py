@@ -59,6 +59,26 @@ def test_a_copy_says_and_ends_as_one_that_is_started_anew(arguments: list[str]) 
     asyncio.run(both())
 
 
+@pytest.mark.parametrize("nice", [0, 7])
+def test_a_copy_gives_way_before_it_does_anything(nice: int, tmp_path: Path) -> None:
+    """It stays at its first file, which is a pipe that nobody writes to."""
+    waiting = tmp_path / "run.toml"
+    os.mkfifo(waiting)
+    arguments = ["check", str(waiting)]
+
+    async def live() -> None:
+        async with opened() as server:
+            copy = await server.start(arguments, nice)
+            assert isinstance(copy, Forked)
+            wait_until(lambda: psutil.Process(copy.pid).cmdline() == ["streamer", *arguments], "its title")
+            assert os.getpriority(os.PRIO_PROCESS, copy.pid) == nice
+            assert copy.returncode is None
+            os.kill(copy.pid, signal.SIGKILL)
+            assert await copy.wait() == -signal.SIGKILL
+
+    asyncio.run(live())
+
+
 def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
     (tmp_path / "run.toml").touch()
     arguments = ["draw", "--config", str(tmp_path / "run.toml")]  # is there until its standard input ends
