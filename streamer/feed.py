@@ -203,7 +203,7 @@ class LumiClock:
 
     def __init__(self, length: str, last: int = 0, before: Iterable[tuple[int, int, int]] = (), most: int = 0) -> None:
         seconds, self._events = lumisection_of(length)
-        self._ns, self._last, self._most = int(seconds * 1e9), last, most
+        self._ns, self._last, self._most = round(seconds * 1e9), last, most
         self._begin: int | None = None
         rows = np.array(sorted(before), np.int64).reshape(-1, 3)
         self._firsts, self._ends, self._lumis = rows[:, 0], rows[:, 1], rows[:, 2]
@@ -287,5 +287,6 @@ def schedule_of(config: FeedConfig, source: int = 0, n_sources: int = 1) -> Sche
 
 
 def _ns(seconds: Seconds) -> npt.NDArray[np.int64]:
-    found: npt.NDArray[np.int64] = (np.minimum(seconds, FAR_S) * 1e9).astype(np.int64)
+    """To the nearest: cut off, one event in a few would be due 1 ns before the edge of a lumisection it lies on."""
+    found: npt.NDArray[np.int64] = np.rint(np.minimum(seconds, FAR_S) * 1e9).astype(np.int64)
     return found

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from stages.books import read_books
 from stages.config import Config, packaged
+from streamer.config import FeedConfig
 from streamer.fedbook import FedBook
-from streamer.feed import LumiClock
+from streamer.feed import Feed, LumiClock
 from streamer.testing import toy_block
 
 S = 1_000_000_000
@@ -38,6 +39,14 @@ def test_a_life_begins_another_one_but_for_what_is_fed_again() -> None:
     assert clock.of(10, due(0, 1)).tolist() == [5, 5]
     assert clock.of(12, due(2, 3, 4, 5, 6)).tolist() == [7, 7, 7, 7, 8], "12 and 13 were not booked, 16 is new"
     assert clock.of(17, due(65.9, 66.0)).tolist() == [8, 9], "a minute after the first that is new"
+
+
+@pytest.mark.parametrize("before", [0, 1, 1234, 3777, 3801])
+def test_each_lumisection_of_an_even_feed_has_as_many_events(before: int) -> None:
+    feed, clock = Feed(FeedConfig(rate=2500, block_events=500), 17), LumiClock("0.3 s")
+    feed.skip(before, 0)
+    found = np.concatenate([clock.of(0, feed.next(500, 1 << 40)) for _ in range(60)])
+    assert set(np.bincount(found)[1:]) == {750}
 
 
 def test_events_are_counted_by_their_numbers() -> None:
