@@ -165,12 +165,12 @@ class Network:
             The network fails, a changed graph gives other scores, or no crop could be scored before its deadline.
         """
         try:
-            seen = self._run_largest()
+            seen = self._run_made_up(self.max_batch)  # that compiles, and takes the memory
             if self.form.name == "sparse" or self.spec.normalise or self._scaling:
                 self._check(seen)
             if self.spec.input == "auto":
                 self._choose(seen)
-                seen = self._run_largest()  # which may be larger as pixels than as images
+                seen = self._run_made_up(self.max_batch)  # which may be larger as pixels than as images
             if self._settings.policy == "adaptive":
                 self.costs = self._learned(seen, within)
             else:
@@ -184,14 +184,14 @@ class Network:
         least = self.costs.of(self.padded(1)) if self.costs else 0.0
         self._check_deadline(least)
 
-    def _run_largest(self) -> Sparse:
-        """Run the largest batch: that compiles, and takes the memory. Returns what was filled in."""
-        seen = typical(self._grid, self.max_batch, self._index_dtype)
+    def _run_made_up(self, n: int) -> Sparse:
+        """Run a batch of made-up objects; returns what was filled in."""
+        seen = typical(self._grid, n, self._index_dtype)
         none = readonly(np.zeros(0, np.int32))
         ends(none.reshape(0, self._grid.n_channels))
         scores_of_objects(none, none, none, np.zeros(0, np.float32))
-        self.form.fill(seen, 0, self.max_batch, 0)
-        self.run(self.max_batch)
+        self.form.fill(seen, 0, n, 0)
+        self.run(n)
         return seen
 
     def _failing(self, error: Exception) -> UsageError:
@@ -222,8 +222,10 @@ class Network:
             return
         self.max_batch = min(self.max_batch, found.max_batch)
         try:
-            seen = self._run_largest()
-            if not self.exact:  # so that nothing is compiled when events are waiting
+            if self.exact:  # the largest batch would take longer than its memory will, and events are waiting
+                self._run_made_up(self.padded(1))
+            else:  # so that nothing is compiled when events are waiting
+                seen = self._run_made_up(self.max_batch)
                 for n in found.costs or [self.padded(1)]:
                     self._run_anew(min(n, self.max_batch), seen)
         except Exception as error:

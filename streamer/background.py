@@ -38,9 +38,12 @@ def give_way() -> None:
 def give_way_as_session(nice: int = NICE) -> None:
     """From now on this process gives way to all others, and so does the session that it leads, if it does.
 
-    Linux may share the processors among sessions before it looks at niceness within each (autogroup, sched(7)).
+    Linux may share the processors among sessions before it looks at niceness within each (autogroup, sched(7)). There a
+    processor with nothing but the nicest on it counts as free: what wakes up goes there, and not in front of others.
     """
     os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if nice == NICE and hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # not Linux, or one without autogroups
             AUTOGROUP.write_text(str(nice))

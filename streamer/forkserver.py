@@ -104,18 +104,18 @@ class ForkServer:
             passing.line(line)
         passing.tidy(all_=True)
 
-    async def start(self, arguments: list[str], nice: int = 0) -> Running:
+    async def start(self, arguments: list[str], *, gives_way: bool = False) -> Running:
         """Start a process; the end of its standard input tells it that we are gone.
 
         Parameters
         ----------
-        nice : int
-            A copy gives way so much from its first step on; its start takes tens of milliseconds. One that is started
-            anew gives way when it comes to that itself.
+        gives_way : bool
+            To all others (`streamer.background`), from its first step on: its start takes tens of milliseconds. One
+            that is started anew gives way when it comes to that itself.
         """
         if self._socket is not None:
             try:
-                return await self._fork(arguments, nice)
+                return await self._fork(arguments, gives_way)
             except (GoneError, OSError):
                 log.warning("the process that others are copied from is gone; they are started anew from now on")
                 await self.close()
@@ -128,11 +128,11 @@ class ForkServer:
             limit=self._limit,
         )
 
-    async def _fork(self, arguments: list[str], nice: int) -> "Forked":
+    async def _fork(self, arguments: list[str], gives_way: bool) -> "Forked":
         async with self._turn:
             stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()
             theirs = [stdin[0], stdout[1], stderr[1]]
-            request = {"arguments": arguments, "nice": nice}
+            request = {"arguments": arguments, "gives_way": gives_way}
             asking = asyncio.get_running_loop().run_in_executor(None, self._ask, request, theirs)
             try:
                 pid = await asyncio.shield(asking)
@@ -269,14 +269,17 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
                 return
             told, tell = os.pipe()
             if not (between := os.fork()):
+                request = json.loads(said)
+                os.setsid()  # the copy's own session, which this one leads only to leave
+                if request["gives_way"]:
+                    give_way_as_session()
                 if pid := os.fork():
                     os.write(tell, str(pid).encode())
                     os._exit(0)
                 requests.close()
                 os.close(told)
                 os.close(tell)
-                request = json.loads(said)
-                _become(request["arguments"], fds, supervisor, request["nice"])
+                _become(request["arguments"], fds, supervisor)
                 run(request["arguments"])
                 os._exit(0)
             os.close(tell)
@@ -286,11 +289,8 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
                 os.close(one)
 
 
-def _become(arguments: list[str], fds: list[int], supervisor: int, nice: int) -> None:
-    """A process as `exec` would make it: its own session and standard streams, and it dies with the supervisor."""
-    os.setsid()
-    if nice:
-        give_way_as_session(nice)
+def _become(arguments: list[str], fds: list[int], supervisor: int) -> None:
+    """A process as `exec` would make it: its own standard streams, and it dies with the supervisor."""
     for stream, fd in enumerate(fds):
         os.dup2(fd, stream)
         os.close(fd)

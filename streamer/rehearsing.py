@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from streamer import logs
-from streamer.background import NICE, give_way_as_session
+from streamer.background import give_way_as_session
 from streamer.child import died
 from streamer.config import changed
 from streamer.errors import EXIT_OK, EXIT_USAGE, StreamerError, UsageError, one_line
@@ -67,7 +67,7 @@ class Rehearsal:
         UsageError
             The change is wrong, the process failed, or the run is stopping.
         """
-        process = await self._forks.start(["rehearse", stage, "--run-dir", str(run_dir)], nice=NICE)
+        process = await self._forks.start(["rehearse", stage, "--run-dir", str(run_dir)], gives_way=True)
         try:
             async with asyncio.timeout(self._patience):
                 line, code = await self._heard(process, settings)

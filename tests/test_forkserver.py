@@ -14,6 +14,7 @@ import psutil
 import pytest
 from physics_helpers import wait_until
 
+from streamer.background import NICE
 from streamer.forkserver import Forked, ForkServer, Running
 from streamer.testing import until
 
@@ -59,8 +60,8 @@ def test_a_copy_says_and_ends_as_one_that_is_started_anew(arguments: list[str]) 
     asyncio.run(both())
 
 
-@pytest.mark.parametrize("nice", [0, 7])
-def test_a_copy_gives_way_before_it_does_anything(nice: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gives_way", [False, True])
+def test_a_copy_gives_way_before_it_does_anything(gives_way: bool, tmp_path: Path) -> None:
     """It stays at its first file, which is a pipe that nobody writes to."""
     waiting = tmp_path / "run.toml"
     os.mkfifo(waiting)
@@ -68,10 +69,13 @@ def test_a_copy_gives_way_before_it_does_anything(nice: int, tmp_path: Path) -> 
 
     async def live() -> None:
         async with opened() as server:
-            copy = await server.start(arguments, nice)
+            copy = await server.start(arguments, gives_way=gives_way)
             assert isinstance(copy, Forked)
             wait_until(lambda: psutil.Process(copy.pid).cmdline() == ["streamer", *arguments], "its title")
-            assert os.getpriority(os.PRIO_PROCESS, copy.pid) == nice
+            assert os.getpriority(os.PRIO_PROCESS, copy.pid) == (NICE if gives_way else 0)
+            assert os.sched_getscheduler(copy.pid) == (os.SCHED_IDLE if gives_way else os.SCHED_OTHER)
+            group = Path(f"/proc/{copy.pid}/autogroup")
+            assert not group.exists() or group.read_text().split()[-1] == (str(NICE) if gives_way else "0")
             assert copy.returncode is None
             os.kill(copy.pid, signal.SIGKILL)
             assert await copy.wait() == -signal.SIGKILL
@@ -88,10 +92,11 @@ def test_a_copy_is_ours_and_outlives_the_server(tmp_path: Path) -> None:
             first, second = await server.start(arguments), await server.start(arguments)
             assert [type(one) for one in (first, second)] == [Forked, Forked]
             assert psutil.Process(first.pid).ppid() == os.getpid() == psutil.Process(second.pid).ppid()
-            assert os.getsid(first.pid) == first.pid
+            assert server._process is not None
+            sessions = {os.getsid(pid) for pid in (0, server._process.pid, first.pid, second.pid)}
+            assert len(sessions) == 4, "one for each"
             for one in (first, second):
                 wait_until(lambda one=one: psutil.Process(one.pid).cmdline() == ["streamer", *arguments], "its title")
-            assert server._process is not None
             server._process.kill()
             third = await server.start(arguments)
             assert not isinstance(third, Forked)
