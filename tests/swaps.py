@@ -4,7 +4,8 @@
 
 First the capacity of the chain on this machine is measured with a short stream at full speed. Then events are fed at
 the given share of it: for the given time undisturbed, and for the same time with so many changes between two networks
-that differ only in their hash. The stream is stopped as by Ctrl-C; its books must close, and in the order of the events
+that differ only in their hash. The two take turns every few seconds, so that a machine that becomes slower meanwhile
+does so for both. The stream is stopped as by Ctrl-C; its books must close, and in the order of the events
 the network must have changed exactly as often as it was replaced.
 
 Exit code 0: the p99 of the latency with changes is at most 1.5 times the one without, and all is well; 1: not.
@@ -29,6 +30,8 @@ from streamer import control
 from streamer.report import duration
 
 MOST = 1.5
+TURNS = 10
+"""Of the undisturbed stream and of the one with changes; a change is long over when the next turn begins."""
 
 
 def main() -> int:
@@ -53,18 +56,21 @@ def swapped(start: Processes, folder: Path, given: argparse.Namespace) -> int:
     run = begun(start, options, folder / "out", "--rate", rate, *whole)
     wait_until(lambda: all(row["state"] == "running" for row in rows(start)), "all processes to run")
     run.wait_for_events(int(5 * rate))
-    say(f"{rate:,.0f} events/s, undisturbed")
-    without = late(run, given.seconds, lambda k: None, given.swaps)
-    say(f"{given.swaps} changes")
     took: list[float] = []
 
-    def swap(k: int) -> None:
+    def swap() -> None:
         begin = time.monotonic()
-        settings = {"taggers.eg.model": str(networks[(k + 1) % 2])}
+        settings = {"taggers.eg.model": str(networks[(len(took) + 1) % 2])}
         control.ask(start.run_dir(), {"do": "change", "stage": "tagger", "settings": settings}, 60)
         took.append(time.monotonic() - begin)
 
-    with_swaps = late(run, given.seconds, swap, given.swaps)
+    undisturbed, changing = [], []
+    for turn in range(TURNS):
+        say(f"{rate:,.0f} events/s, turn {turn + 1} of {TURNS}")
+        n = given.swaps * (turn + 1) // TURNS - given.swaps * turn // TURNS
+        undisturbed.append(late(run, given.seconds / TURNS, lambda: None, n))
+        changing.append(late(run, given.seconds / TURNS, swap, n))
+    without, with_swaps = quantiles(undisturbed), quantiles(changing)
     run.signal(SIGTERM)
     code = run.wait(120) or start("ledger", folder / "out").wait()
     changes, n_events = seen(folder / "out")
@@ -90,13 +96,19 @@ def rows(start: Processes) -> list[dict[str, object]]:
     return found
 
 
-def late(run: Process, seconds: float, do: Callable[[int], None], n: int) -> dict[float, float]:
-    """Quantiles of the latency [s] in so many seconds, in which `do` is called `n` times."""
+def late(run: Process, seconds: float, do: Callable[[], None], n: int) -> dict[float, float]:
+    """Events by latency [s], up to each edge, in so many seconds, in which `do` is called `n` times."""
     before, begin = buckets(run), time.monotonic()
     for k in range(n):
-        do(k)
+        do()
         time.sleep(max(0.0, begin + (k + 1) * seconds / n - time.monotonic()))
-    counts = {edge: n - before.get(edge, 0.0) for edge, n in buckets(run).items()}
+    time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    return {edge: n - before.get(edge, 0.0) for edge, n in buckets(run).items()}
+
+
+def quantiles(turns: list[dict[float, float]]) -> dict[float, float]:
+    """Of the latency [s] in all turns together."""
+    counts = {edge: sum(turn[edge] for turn in turns) for edge in turns[0]}
     return {q: quantile(q, counts) for q in (0.5, 0.99)}
 
 
