@@ -1,5 +1,6 @@
 """The command line. The core's own commands stand here; the pipeline adds the rest."""
 
+import inspect
 import logging
 import os
 import sys
@@ -178,12 +179,27 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def let_help_flow(app: typer.Typer) -> None:
+    """Paragraphs of a command's help fill the lines of the terminal, not those of the source; what is indented stays.
+
+    Typer joins lines in the first paragraph alone.
+    """
+    for info in (*app.registered_commands, app.registered_callback):
+        if info is not None and (text := inspect.getdoc(info.callback)):
+            paragraphs = text.split("\n\n")
+            info.help = "\n\n".join(one if one.startswith(" ") else one.replace("\n", " ") for one in paragraphs)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            let_help_flow(group.typer_instance)
+
+
 def main() -> None:
     """Entry point: every foreseen error is one line (or one line a problem) and an exit code."""
     logs.set_up(LogConfig())
     give_caches_a_place()
     try:
         resolve(installed_pipeline().add_commands)(app)
+        let_help_flow(app)
         app()
     except StreamerError as error:
         for line in str(error).splitlines():

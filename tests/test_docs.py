@@ -1,11 +1,13 @@
 """What README and deploy/ promise is there."""
 
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from physics_helpers import call
 
 from stages import PIPELINE
 
@@ -28,6 +30,18 @@ def test_every_command_in_the_readme_exists() -> None:
     used = set(re.findall(r"^streamer (\w+)", README, re.MULTILINE))
     assert used
     assert used <= known
+
+
+@pytest.mark.parametrize("command", [("bench", "tagger"), ("model",), ("knee",)])
+def test_help_fills_the_lines_of_a_terminal(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(*command, "--help")
+    assert code == 0
+    prose = [line.strip() for line in out.partition("Usage:")[2].partition("Example")[0].splitlines()]
+    paragraphs = [[*lines] for full, lines in itertools.groupby(prose, bool) if full]
+    assert max(map(len, paragraphs)) > 2
+    for line, below in itertools.chain.from_iterable(map(itertools.pairwise, paragraphs)):
+        assert len(f"{line} {below.split()[0]}") > 78, line
 
 
 def test_links_in_the_readme_lead_somewhere() -> None:
