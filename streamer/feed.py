@@ -32,7 +32,9 @@ MOST = 32
 MOST_OF_DEADLINE = 1 / 16
 """... and for no more than so large a share of the deadline; in an overload, of that for the share that is answered,"""
 LEAST_ANSWERED = 1 / 4
-"""... which is taken to be no smaller than this."""
+"""... which is taken to be no smaller than this,"""
+FEW = 32
+"""... unless so few events come in that time: what their blocks cost besides is then more than what they save."""
 SKIPPED = 1 << 20
 """So many events are drawn at a time that are skipped."""
 FAR_S = 5e9
@@ -104,7 +106,8 @@ class Feed:
         late catches up in full blocks. Each block costs the chain something besides its events. Where blocks are long
         on their way, the chain is loaded or slow: then a block waits for up to half of the way, at most 32 times
         `block_wait`. Under a deadline a block is never longer than a sixteenth of that, for no event leaves a stage
-        before its whole block; and where not all is answered, it holds no more than the chain answers in that time.
+        before its whole block; and where not all is answered, it holds no more than the chain answers in that time, or
+        a few.
 
         Parameters
         ----------
@@ -134,8 +137,9 @@ class Feed:
         wait = min(max(self.config.block_wait, SHARE * way), MOST * self.config.block_wait)
         until = max(int(due[0]) + int(wait * 1e9), now_ns - self.start_ns)
         if self.config.deadline:
-            share = MOST_OF_DEADLINE * max(answered, LEAST_ANSWERED)
-            until = min(until, int(due[0]) + int(share * self.config.deadline * 1e9))
+            most_ns = int(MOST_OF_DEADLINE * self.config.deadline * 1e9)
+            few = int(due[min(FEW, due.size) - 1]) - int(due[0])
+            until = min(until, int(due[0]) + min(most_ns, max(few, int(most_ns * max(answered, LEAST_ANSWERED)))))
         n = int(np.searchsorted(due, until, side="right"))
         self.fed, self.passed = self.fed + n, int(due[n - 1])
         self._drawn = self._drawn[n:]

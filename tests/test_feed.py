@@ -60,9 +60,14 @@ def test_under_a_deadline_blocks_are_no_longer_than_a_sixteenth_of_it_even_if_la
         assert feed(rate=10_000, deadline="80 ms").next(1000, now, way).size == 51
 
 
-@pytest.mark.parametrize(("answered", "n"), [(1.0, 51), (0.5, 26), (0.25, 13), (0.0, 13)])
-def test_in_an_overload_blocks_hold_what_the_chain_answers_in_that_time(answered: float, n: int) -> None:
-    assert feed(rate=10_000, deadline="80 ms").next(1000, 0, 1.0, answered=answered).size == n
+@pytest.mark.parametrize(
+    ("rate", "answered", "n"),
+    [(40_000, 1.0, 201), (40_000, 0.5, 101), (40_000, 0.25, 51), (40_000, 0.0, 51), (10_000, 0.5, 32), (1000, 0.3, 6)],
+)
+def test_in_an_overload_blocks_hold_what_the_chain_answers_in_that_time_or_a_few(
+    rate: float, answered: float, n: int
+) -> None:
+    assert feed(rate=rate, deadline="80 ms").next(1000, 0, 1.0, answered=answered).size == n
     assert feed(rate=10_000).next(1000, 0, 1.0, answered=answered).size == feed(rate=10_000).next(1000, 0, 1.0).size
 
 
