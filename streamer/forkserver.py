@@ -270,8 +270,8 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
             told, tell = os.pipe()
             if not (between := os.fork()):
                 request = json.loads(said)
-                os.setsid()  # the copy's own session, which this one leads only to leave
-                if request["gives_way"]:
+                if request["gives_way"]:  # in a session for the copy, which this one leads only to leave
+                    os.setsid()
                     give_way_as_session()
                 if pid := os.fork():
                     os.write(tell, str(pid).encode())
@@ -279,6 +279,8 @@ def serve(fd: int, modules: list[str], run: Callable[[list[str]], Any]) -> None:
                 requests.close()
                 os.close(told)
                 os.close(tell)
+                if not request["gives_way"]:
+                    os.setsid()  # it leads it, and may have it give way later
                 _become(request["arguments"], fds, supervisor)
                 run(request["arguments"])
                 os._exit(0)
