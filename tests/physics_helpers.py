@@ -336,6 +336,20 @@ def wait_until(check: Callable[[], Any], what: str, seconds: float = 120.0) -> A
     return found
 
 
+def assert_end(family: list[psutil.Process], seconds: float = 20.0) -> None:
+    """They end soon. Whoever takes them in may wait for them late or never: one that is a zombie has ended."""
+    for one in family:
+        wait_until(lambda one=one: has_ended(one), f"the end of {one}", seconds)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it has let go of what it had."""
+    try:
+        return not process.is_running() or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def command_of(process: psutil.Process) -> list[str]:
     """The words of its command; a title that is shorter than what was there before is one word, and empty ones."""
     return " ".join(process.cmdline()).split()

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from physics_helpers import Process, Processes, call, fill_disk, small_disk, sum_model, wait_until
+from physics_helpers import Process, Processes, assert_end, call, fill_disk, small_disk, sum_model, wait_until
 from recovery_helpers import assert_whole, numbers_on_disk, write_numbered
 
 from stages import records
@@ -144,15 +144,7 @@ def kill_all(process: Process) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
-    wait_until(lambda: all(map(is_dead, family)), "their end")
-
-
-def is_dead(process: psutil.Process) -> bool:
-    """Whether a process has let go of its files."""
-    try:
-        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return True
+    assert_end(family)
 
 
 def n_acknowledged(process: Process) -> int:

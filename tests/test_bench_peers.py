@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 import pytest
-from physics_helpers import call
+from physics_helpers import assert_end, call
 
 from stages import PIPELINE
 from stages.bench import peers as bench_peers
@@ -91,9 +91,7 @@ def test_a_server_answers_every_crop_and_ends(kind: str, config: Config, materia
     assert 0 < load.client_busy < 1
     assert material.largest <= 1e-5
     assert family
-    _, left = psutil.wait_procs([one for one in family if one not in before], timeout=10)
-    left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert left == [], [one.cmdline() for one in left]
+    assert_end([one for one in family if one not in before])
 
 
 @pytest.mark.parametrize("wrong", [1e-4, np.nan])

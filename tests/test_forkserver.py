@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from physics_helpers import wait_until
+from physics_helpers import assert_end, wait_until
 
 from streamer.background import NICE
 from streamer.forkserver import Forked, ForkServer, Running
@@ -203,5 +203,4 @@ def test_nobody_is_left_when_whoever_asked_is_killed(tmp_path: Path) -> None:
     assert len(family) == 3
     os.kill(asking, signal.SIGKILL)
     os.waitpid(asking, 0)
-    for one in family:
-        wait_until(lambda one=one: not one.is_running() or one.status() == psutil.STATUS_ZOMBIE, "its end", 10)
+    assert_end(family)

@@ -13,7 +13,18 @@ import psutil
 import pytest
 import uproot
 from onnx import TensorProto, helper
-from physics_helpers import Process, Processes, call, event, save_graph, single_hits, sum_model, wait_until, write_hits
+from physics_helpers import (
+    Process,
+    Processes,
+    assert_end,
+    call,
+    event,
+    save_graph,
+    single_hits,
+    sum_model,
+    wait_until,
+    write_hits,
+)
 
 from stages.detector.ecal import eb_detid
 from stages.swapped import swapped
@@ -153,8 +164,7 @@ def test_a_rehearsal_ends_with_its_run(streamer: Processes, tmp_path: Path) -> N
     wait_until(lambda: rehearsing(process), "a rehearsal")
     family = process.children()
     process.signal(signal.SIGKILL)
-    for child in family:
-        child.wait(20)
+    assert_end(family)
 
 
 @pytest.mark.long
@@ -208,8 +218,7 @@ def test_a_run_that_goes_on_has_the_network_that_it_had_last(streamer: Processes
     wait_until(lambda: done(streamer) > seen + 300, "events with the new network")
     family = first.children()
     first.signal(signal.SIGKILL)
-    for child in family:
-        child.wait(20)
+    assert_end(family)
     moved = new.rename(tmp_path / "elsewhere.onnx")
     lost = streamer(*service)
     lost.check(2)

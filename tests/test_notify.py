@@ -8,9 +8,8 @@ from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from physics_helpers import Processes, sum_model, wait_until
+from physics_helpers import Processes, assert_end, sum_model, wait_until
 from recovery_helpers import assert_whole, write_numbered
 
 from streamer.child import Child
@@ -165,9 +164,7 @@ def test_a_service_is_killed_goes_on_and_ends(
         wait_until(lambda: systemd.hear().count("WATCHDOG=1") > 0, "a sign of life")
         family = first.children()
         first.signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, timeout=20)
-        left = [(child.pid, child.status()) for child in alive]
-        assert all(status == psutil.STATUS_ZOMBIE for _, status in left), (left, [str(child) for child in alive])
+        assert_end(family)
         assert f"{out}: a new run begins" in first.err
         assert "STOPPING=1" not in systemd.lines
         systemd.lines.clear()

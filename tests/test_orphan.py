@@ -7,7 +7,7 @@ import sys
 
 import psutil
 import pytest
-from physics_helpers import wait_until
+from physics_helpers import assert_end, wait_until
 
 PARENT = """
 import subprocess, sys
@@ -29,4 +29,4 @@ def test_a_process_whose_parent_is_killed_while_it_starts_is_gone(stopped: bool)
         child.suspend()
     os.kill(parent.pid, signal.SIGKILL)
     parent.communicate()
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child", 10)
+    assert_end([child])

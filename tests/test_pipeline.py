@@ -24,6 +24,7 @@ from physics_helpers import (
     Event,
     Process,
     Processes,
+    assert_end,
     call,
     command_of,
     conv_model,
@@ -122,12 +123,6 @@ def identities(scores: dict[str, list[Any]]) -> list[tuple[int, int, int]]:
 def assert_first_events(scores: dict[str, list[Any]], n: int) -> None:
     """The first `n` events of the looped input, each once and in order."""
     assert identities(scores) == [(i // N_EVENTS, 0, i % N_EVENTS) for i in range(n)]
-
-
-def assert_gone(family: list[psutil.Process], seconds: float = 60) -> None:
-    gone, alive = psutil.wait_procs(family, timeout=seconds)
-    assert not alive, [process.cmdline() for process in alive]
-    assert gone
 
 
 # ---- the same events in three kinds of files, over two transports, with one and with two of each
@@ -358,7 +353,7 @@ def test_strangers_at_the_sockets_change_nothing_and_ctrl_c_drains(
     assert errors == 0
     assert process.complaints == []
     assert_first_events(read_scores(tmp_path / "out/scores.root"), fed)
-    assert_gone(family)
+    assert_end(family)
     assert not run_dir.exists()
 
 
@@ -453,7 +448,7 @@ def broken(folder: Path, model: Path, hits: Path) -> Iterator[dict[str, Broken]]
         results = {}
         for name, process in runs.items():
             process.wait()
-            assert_gone(families[name])
+            assert_end(families[name])
             left = sorted(path.name for path in outs[name].iterdir())
             if name == "disk":
                 (outs["disk"].parent / "ballast").unlink()

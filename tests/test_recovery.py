@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from physics_helpers import Processes, call, sum_model, wait_until
+from physics_helpers import Processes, assert_end, call, sum_model, wait_until
 from recovery_helpers import assert_whole, write_numbered
 
 N_EVENTS = 3000
@@ -42,8 +42,7 @@ def test_a_resumed_run_that_is_stopped_before_it_fed_what_was_lost_says_so(
     wait_until(lambda: process.metrics("reader-0")["streamer_events_total/ok"] > at_writer, "events under way")
     family = process.children()
     process.popen.kill()
-    for child in family:
-        child.wait(20)
+    assert_end(family)
     stopped = streamer("run", "--resume", tmp_path / "out")
     stopped.stage("reader-0")
     stopped.signal(signal.SIGTERM)
