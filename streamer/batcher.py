@@ -58,6 +58,10 @@ class _Waiting(Generic[K]):
     deadlines: Array | None = None
 
     @property
+    def timed(self) -> bool:
+        return self.deadlines is not None
+
+    @property
     def due(self) -> float:
         """Deadline of the first item that is left; of all of them the earliest."""
         return math.inf if self.deadlines is None else float(self.deadlines[self.start])
@@ -164,6 +168,8 @@ class DeadlineBatcher(Batcher[K]):
     batch: what answers more, at the price of the device's time (`docs/batching.md`). From then on, and until all that
     wait fit into one batch, no batch is larger than the size that does the most items a second.
 
+    Items without deadlines are never shed, and those that come later do not pass them.
+
     Parameters
     ----------
     costs : Costs
@@ -189,7 +195,7 @@ class DeadlineBatcher(Batcher[K]):
         self._rate_at = max(item.since, self._rate_at)
         self.within = max(item.due - item.since, 0.0)
         place = len(self._queue)
-        while place and self._queue[place - 1].due > item.due:
+        while place and self._queue[place - 1].timed and self._queue[place - 1].due > item.due:
             place -= 1
         self._queue.insert(place, item)
         self.waiting += item.stop
@@ -256,11 +262,11 @@ class DeadlineBatcher(Batcher[K]):
     def _squeeze(self, now: float, limit: int, load: float) -> Batch[K] | Shed[K]:
         """The first items do not make it in the batch that they would be in; none is to be larger than `limit`."""
         deadlines = self._deadlines(LOOK_AHEAD * self.max_batch)
-        small = min(self.costs.most(deadlines[0] - now), self.waiting, limit)
+        small = min(self.costs.most(deadlines[0] - now), deadlines.size, limit)
         n_shed = self._first_that_fits(deadlines, now, limit)
         price = min(self._rate + load * self.costs.peak, self.costs.peak)
         saving = self._worth(deadlines, 0, small, now, limit, price)
-        shedding = self._worth(deadlines, n_shed, min(limit, self.waiting - n_shed), now, limit, price)
+        shedding = self._worth(deadlines, n_shed, min(limit, deadlines.size - n_shed), now, limit, price)
         if small and saving >= shedding:
             return self._close("deadline", small)
         return self._shed(n_shed)
@@ -306,11 +312,12 @@ class DeadlineBatcher(Batcher[K]):
         return Shed(self._take(self._first(n), n), n)
 
     def _first(self, most: int) -> list[_Waiting[K]]:
-        """Those that have the `most` earliest deadlines, and perhaps some more."""
+        """Those that have the `most` earliest deadlines, and perhaps some more; none behind one without deadlines,
+        which has its turn first."""
         found: list[_Waiting[K]] = []
         n, latest = 0, -math.inf
         for item in self._queue:
-            if n >= most and item.due >= latest:
+            if (n >= most and item.due >= latest) or item.timed != self._queue[0].timed:
                 break
             found.append(item)
             n += item.stop - item.start
@@ -328,6 +335,8 @@ class DeadlineBatcher(Batcher[K]):
             counts[k] += more
             left -= more
         parts = [item.take(n) for item, n in zip(items, counts, strict=True) if n]
-        self._queue = deque(sorted((item for item in self._queue if item.start < item.stop), key=lambda item: item.due))
+        left_over = [item for item in self._queue if item.start < item.stop]
+        n_timed = next((k for k, item in enumerate(left_over) if not item.timed), len(left_over))
+        self._queue = deque(sorted(left_over[:n_timed], key=lambda item: item.due) + left_over[n_timed:])
         self.waiting -= sum(counts)
         return parts

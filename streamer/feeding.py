@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 REDELIVERY_POLL_S = 0.25
 BOOK_FLUSH_S = 1.0
+FIRST_WAY_S = 0.02
+"""Until a sink has told how long blocks take: the first ones are slow everywhere, and short ones would pile up."""
 WARN_AFTER_S = 2.0
 """The first blocks may be slow; by then others have shown how fast the chain is."""
 
@@ -57,7 +59,7 @@ class Feeding:
         self.space = asyncio.Event()
         self.dead: tuple[str, int] | None = None  # why nothing is taken, and since when [ns]
         self.last_due = 0  # of what was dropped last [ns]
-        self.way = 0.0  # how long blocks take to a sink at present [s]
+        self.way = FIRST_WAY_S  # how long blocks take to a sink at present [s]
         self.taken = self.answered = 1.0  # shares: of what is due that is sent, and of that what is not shed
         self.n_probes = PROBES  # blocks that are sent in any case, to learn how long they take
         self.since, self.warned = time.monotonic(), False  # that this is longer than the deadline
@@ -69,7 +71,8 @@ class Feeding:
         process.metrics.limits(**limits, read_ahead=self.config.read_ahead)
 
     def committed(self, intervals: Intervals, way: float, answered: float) -> None:
-        self.way, self.answered = way, answered
+        self.way = way or self.way  # a sink that has seen nothing does not know
+        self.answered = answered
         self.window.commit(intervals, time.monotonic())
         self.space.set()
 

@@ -47,7 +47,7 @@ async def play(process: "Process", unit: Unit) -> None:
 
 async def _run_stage(process: "Process", unit: Stage) -> None:
     metrics, shedding = process.metrics, _shedding(process, unit)
-    per_event = QUICK_S  # what an event takes [s], a moving average
+    per_event = math.inf  # what an event takes [s], a moving average
     async with process.outlet(unit) as outlet:
         await process.or_stopped(outlet.first_credit())
         async with process.inlet(unit) as inlet:
@@ -67,7 +67,8 @@ async def _run_stage(process: "Process", unit: Stage) -> None:
                     else:
                         done, took, cpu = await process.in_worker(_timed, unit, block)
                 if not spared:
-                    per_event += 0.1 * (cpu / block.n_events - per_event)
+                    took_each = cpu / block.n_events
+                    per_event = took_each if math.isinf(per_event) else per_event + 0.1 * (took_each - per_event)
                 await process.send(outlet, done)
                 # The block does not wait for what is counted of it.
                 process.book_arrival(block, inlet, at)

@@ -12,7 +12,7 @@ from streamer.costs import Costs
 
 COSTS = {1: 2.0, 2: 3.0, 4: 4.0}
 
-# What is done at a time, and what must come of it. An addition is a key and its items' deadlines.
+# What is done at a time, and what must come of it. An addition is a key and its items' deadlines, or how many have none.
 TABLE = [
     ("nothing waits", [(0, "ask", None)]),
     ("a free device takes what is there", [(0, ("a", [99])), (0, "ask", "idle: a0-1"), (0, "ask", None)]),
@@ -25,7 +25,12 @@ TABLE = [
     ("all too late", [(0, ("a", [1, 1])), (0, ("b", [1])), (0, "ask", "shed: a0-2 b0-1"), (0, "ask", None)]),
     ("the first goes for the sake of four others", [(0, ("a", [2.5])), (0, ("b", [4.5] * 4)), (0, "ask", "shed: a0-1"),
      (0, "ask", "full: b0-4")]),
-    ("no deadline is the latest", [(0, ("a", None)), (1, ("b", [9])), (1, "ask", "idle: b0-1 a0-1")]),
+    ("who has no deadline is not passed", [(0, ("a", 1)), (1, ("b", [9])), (1, "ask", "idle: a0-1 b0-1")]),
+    ("not by smaller batches either", [(0, ("a", 6)), (1, ("b", [50])), (1, "ask", "full: a0-4"), (1, ("c", [40])),
+     (1, "ask", "full: a4-6 c0-1 b0-1")]),
+    ("and passes nobody", [(0, ("a", [50] * 3)), (0, ("b", 4)), (0, ("c", [40] * 2)), (0, "ask", "full: a0-3"),
+     (0, "ask", "full: b0-4"), (0, "ask", "idle: c0-2")]),
+    ("it is not shed for others", [(0, ("a", 1)), (0, ("b", [1])), (0, "ask", "idle: a0-1 b0-1")]),
     ("alone even then", [(0, ("a", [50])), (0, ("b", [40], "alone")), (0, "ask", "alone: b0-1"),
      (0, "ask", "idle: a0-1")]),
 ]  # fmt: skip
@@ -75,8 +80,10 @@ def test_arrivals_lead_to_decisions(steps: list[tuple[float, object, object]]) -
         now, what = step[:2]
         if isinstance(what, tuple):
             key, deadlines, *alone = what
-            n = len(deadlines) if deadlines else 1
-            batcher.add(key, n, now, deadlines=np.array(deadlines, float) if deadlines else None, alone=bool(alone))
+            if isinstance(deadlines, int):
+                batcher.add(key, deadlines, now)
+            else:
+                batcher.add(key, len(deadlines), now, deadlines=np.array(deadlines, float), alone=bool(alone))
         else:
             assert answer(batcher.next(now)) == step[2]
 
@@ -166,3 +173,30 @@ def test_nobody_waits_who_can_no_longer_make_it(given: Arrivals, seconds: dict[i
         assert len(left) == batcher.waiting
         assert all(deadline >= at + seconds[1] for deadline in left)
         assert batcher.urgency[0] == (min(left) - seconds[1] if left else math.inf)
+
+
+@given(arrivals, costs, st.sets(st.integers(0, 24)))
+def test_who_has_no_deadline_is_answered_and_passed_by_none_that_comes_later(
+    given: Arrivals, seconds: dict[int, float], without: set[int]
+) -> None:
+    batcher: DeadlineBatcher[int] = DeadlineBatcher(Costs(seconds))
+    todo, now, waiting = in_order(given), 0.0, set()
+    while todo or batcher.waiting:
+        if not batcher.waiting:
+            now = max(now, todo[0][0])
+        while todo and todo[0][0] <= now:
+            at, key, deadlines = todo.pop(0)
+            batcher.add(key, len(deadlines), at, deadlines=None if key in without else np.array(deadlines))
+            waiting |= {(key, i) for i in range(len(deadlines))}
+        decision = batcher.next(now)
+        assert isinstance(decision, Batch | Shed)
+        items = {(part.key, i) for part in decision.parts for i in range(part.start, part.stop)}
+        assert items <= waiting
+        waiting -= items
+        left = [key for key, _ in waiting if key in without]
+        if isinstance(decision, Batch):
+            assert not left or max(key for key, _ in items) <= min(left)
+            now += seconds[1]
+        else:
+            assert not {key for key, _ in items} & without
+    assert not waiting

@@ -25,7 +25,7 @@ from streamer.config import CoreConfig, FeedConfig
 from streamer.errors import UsageError
 from streamer.fedbook import FedBook, read
 from streamer.feed import Feed
-from streamer.feeding import Feeding
+from streamer.feeding import FIRST_WAY_S, Feeding
 from streamer.ledger import Stripes
 from streamer.metrics import StageMetrics
 from streamer.roles import _process
@@ -233,6 +233,20 @@ async def test_a_commit_between_looking_and_waiting_is_not_missed() -> None:
     feeding.committed([(1, 4)], 0.25, 1.0)  # the last one: no other commit will wake us
     await asyncio.wait_for(waiting, 20)
     assert len(feeding.window) == 0
+
+
+async def test_blocks_are_long_until_a_sink_has_told_how_long_they_take(run: Run) -> None:
+    async with chain(run, config(rate=4000, block_events=256, max_in_flight=4096)) as made:
+        sink = ToySink(commit_interval=1000.0, commit_events=1 << 20)
+        start(made, ToySource(200, step=200), sink=sink)
+        assert await made.codes() == [0] * 4
+        assert sink.blocks[0].n_events >= 40, "4 in a millisecond, block_wait"
+    process: Any = SimpleNamespace(config=config(), metrics=StageMetrics("reader", 0, {}), stripes=Stripes())
+    feeding = Feeding(process, ToySource(0))
+    feeding.committed([], 0.0, 1.0)  # it has seen nothing yet
+    assert feeding.way == FIRST_WAY_S
+    feeding.committed([(1, 4)], 0.002, 1.0)
+    assert feeding.way == 0.002
 
 
 async def test_what_is_dropped_makes_blocks_shorter_and_so_does_what_is_shed() -> None:
