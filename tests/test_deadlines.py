@@ -12,7 +12,7 @@ from streamer.costs import Costs
 
 COSTS = {1: 2.0, 2: 3.0, 4: 4.0}
 
-# What is done at a time, and what must come of it. An addition is a key and its items' deadlines, or how many have none.
+# What is done at a time, and what must come of it. An addition is a key, and its items' deadlines or their number.
 TABLE = [
     ("nothing waits", [(0, "ask", None)]),
     ("a free device takes what is there", [(0, ("a", [99])), (0, "ask", "idle: a0-1"), (0, "ask", None)]),
