@@ -102,6 +102,8 @@ class InputConfig(Section):
     """Our column names to the names in the files, such as `EBRecHit_energy = "ecalBarrel_E"`."""
     step_events: int = Field(1000, ge=1, le=1_000_000)
     """Events read from a file at a time."""
+    keep_mb: int = Field(64, ge=0, le=1 << 20)
+    """With `feed.loop`, the input is read once if it takes no more memory than this, else each time; 0: each time."""
     time_unit: Literal["auto", "s", "ms", "us", "ns", "edm"] = "auto"
     """Of the column `time`; `auto`: floating point numbers are s, others ns; `edm`: s in the upper half, us below."""
     calorimeters: Literal["auto", "hits", "towers"] = "auto"

@@ -12,8 +12,9 @@ from stages import jets, records
 from stages.config import Config
 from stages.cursor import Cursor
 from stages.formats import open_events
-from stages.formats.base import EventFile, Step
+from stages.formats.base import EventFile, Report, Step
 from stages.inputs import shown
+from stages.kept import Kept
 from stages.mix import arranged
 from stages.order import Int64s, Piece
 from stages.records import INPUT_BY_NAME, SEEDED, SOURCE_INPUT
@@ -52,6 +53,8 @@ class Reader(Source):
         self._watch = Watch(config.feed, self.count)
         self._schema = Schema(column for column in self.outputs.columns if column.name not in own)
         self._seeds: Program | None = None
+        self._kept = Kept(config.input.keep_mb << 20 if config.feed.loop else 0)
+        self.limits = {"input_kept_bytes": self._kept.most}
 
     def setup(self) -> None:
         """Open every file and check it; all problems are told at once.
@@ -140,18 +143,18 @@ class Reader(Source):
         for replay in itertools.count() if self.config.feed.loop else range(1):
             n_pass = 0
             for number in range(self.replica, len(self._files), self.n_replicas):
-                file, choice = self._files[number]
+                file, _ = self._files[number]
                 begin = replay * self._firsts[-1] + self._firsts[number]
                 wanted = missing(begin, begin + file.n_events - 1)
                 n_pass += file.n_events if not wanted else 0
                 first = wanted[0][0] - begin if wanted else file.n_events
                 watch.begin(file.path)
-                for step in file.read(choice.columns, self._reporter(file), first):
+                for step in self._steps(number, self._reporter(file), first):
                     n = len(step.entries)
                     if n:
                         n_pass += n
                         times = watch.times(step)
-                        columns = self._complete(with_jets(step, choice), number, step.entries, replay)
+                        columns = self._complete(step.columns, number, step.entries, replay)
                         yield columns | times | {"sequence": begin + step.entries}
             if not n_pass:
                 return
@@ -181,18 +184,28 @@ class Reader(Source):
 
     def _piece(self, line: int, piece: Piece, replay: int) -> Iterator[tuple[Int64s, Columns]]:
         """The readable entries of a piece, as events of an input of the mix."""
-        file, choice = self._files[piece.file]
-        for step in file.read(choice.columns, self._reporter(file, piece.last), piece.first):
+        file, _ = self._files[piece.file]
+        for step in self._steps(piece.file, self._reporter(file, piece.last), piece.first):
             n = int(np.searchsorted(step.entries, piece.last))
             if n:
-                columns = self._complete(with_jets(step, choice), piece.file, step.entries, replay)
+                columns = self._complete(step.columns, piece.file, step.entries, replay)
                 if self.config.input.weights:
                     columns[SOURCE_INPUT.name] = np.full(step.entries.size, line, np.int32)
                 yield step.entries[:n], columns if n == step.entries.size else self._schema.slice(columns, 0, n)
             if n < step.entries.size or step.entries[-1] == piece.last - 1:
                 return
 
-    def _reporter(self, file: EventFile, last: int = 1 << 62) -> Any:
+    def _steps(self, number: int, report: Report, first: int) -> Iterator[Step]:
+        """The events of a file from entry `first` on, with the jets that are made of them."""
+        file, choice = self._files[number]
+
+        def read(first: int) -> Iterator[Step]:
+            for step in file.read(choice.columns, report, first):
+                yield Step(step.entries, with_jets(step, choice)) if len(step.entries) else step
+
+        return self._kept.read(number, first, file.n_events, read)
+
+    def _reporter(self, file: EventFile, last: int = 1 << 62) -> Report:
         """For entries before `last`."""
 
         def report(first: int, n: int, why: str) -> None:

@@ -68,7 +68,7 @@ class Feeding:
         process.metrics.in_flight.set_function(lambda: len(self.window))
         process.metrics.in_flight_bytes.set_function(lambda: self.window.bytes)
         limits = {"max_in_flight_events": self.window.max_events, "max_in_flight_bytes": max_bytes}
-        process.metrics.limits(**limits, read_ahead=self.config.read_ahead)
+        process.metrics.limits(**limits, read_ahead=self.config.read_ahead, **unit.limits)
 
     def committed(self, intervals: Intervals, way: float, answered: float) -> None:
         self.way = way or self.way  # a sink that has seen nothing does not know

@@ -42,6 +42,8 @@ class Unit:
         The columns of the hop before and behind this stage.
     tallies : dict
         Own counters: name to the reasons that can be counted. Each becomes a metric.
+    limits : mapping of str to float
+        Bounds of what it holds, known after `setup`; published as `streamer_limit`. Asked of sources.
     mark : int
         The value of the column `error` for an event that this stage cannot process; `streamer.block.SHED` more for one
         that it sheds.
@@ -62,6 +64,7 @@ class Unit:
     inputs: Schema = NO_COLUMNS
     outputs: Schema = NO_COLUMNS
     tallies: ClassVar[dict[str, tuple[str, ...]]] = {}
+    limits: Mapping[str, float] = {}
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

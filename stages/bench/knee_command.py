@@ -31,6 +31,9 @@ def knee(
     The whole pipeline is started for each rate, as streamer run does it, and fed at random
     distances (Poisson). Latency counts from when an event was due to when its scores have
     reached the writer. A rate holds when p99 is within the deadline and nothing is lost.
+    The input is fed in a loop, and read only once where it fits into memory (input.keep_mb),
+    as events of a live feed need not be read.
+
     Then latency is measured at shares of the [bold]knee[/bold], and drawn against the rate. Without
     INPUT the packaged events are used.
 

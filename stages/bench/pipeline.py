@@ -190,10 +190,11 @@ def bench(config: Config, plan: Plan, output: Path) -> Result:
 
 
 def _reading(config: Config, path: Path, folder: Path) -> Config:
-    """The configuration that reads the copy in a loop and writes into `folder`."""
+    """The configuration that reads the copy in a loop, each time anew, and writes into `folder`."""
+    given = {"files": (str(path),), "tree": "Events", "columns": {}, "keep_mb": 0}
     return config.model_copy(
         update={
-            "input": config.input.model_copy(update={"files": (str(path),), "tree": "Events", "columns": {}}),
+            "input": config.input.model_copy(update=given),
             "writer": config.writer.model_copy(update={"dir": folder / "scores", "overwrite": True}),
         }
     )
