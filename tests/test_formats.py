@@ -529,16 +529,16 @@ def stub(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make_it", "said"),
     [
-        (lambda p: p.write_bytes(b""), "the file is empty (0 bytes)"),
+        (lambda p: p.write_bytes(b""), "the file is empty (0 bytes); copy it again"),
         (lambda p: p.write_bytes(b"hello world, this is text"), "not an event file (it begins with b'hell')"),
         (lambda p: p.write_bytes(b"r"), "not an event file"),
         (Path.mkdir, "cannot be read (Is a directory)"),
         (lambda p: None, "cannot be read (No such file or directory); check its name"),
-        (truncated_root, "may be truncated"),
-        (stub, "not a readable ROOT file"),
+        (truncated_root, "may be cut short or damaged: copy it again"),
+        (stub, "it may be cut short: copy it again"),
         (lambda p: p.write_bytes(b"root" + bytes(500)), "no tree 'Events' in the file (it has nothing)"),
         (lambda p: p.write_bytes(b"root" + os.urandom(500)), "not a readable ROOT file"),
-        (lambda p: p.write_bytes(b"PK" + os.urandom(500)), "not a readable .ig archive"),
+        (lambda p: p.write_bytes(b"PK" + os.urandom(500)), "may be cut short: copy it again"),
         (lambda p: p.symlink_to(p), "cannot be read (Too many levels of symbolic links)"),
     ],
 )

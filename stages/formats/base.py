@@ -72,7 +72,7 @@ class Found:
         except UsageError:
             raise
         except Exception as error:  # uproot raises whatever the broken bytes, or the network, lead to
-            what = f"not a readable ROOT file ({one_line(error)}); it may be truncated"
+            what = f"not a readable ROOT file ({one_line(error)}); it may be cut short: copy it again"
             if self.url:
                 what = why(self.url, error, self.config.timeout)
             raise UsageError(f"{self.path}: {what}") from None

@@ -47,7 +47,9 @@ class IgFile(EventFile):
             self._zip = zipfile.ZipFile(path)
             self._entries = [info for info in self._zip.infolist() if _ENTRY.fullmatch(info.filename)]
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UsageError(f"{path}: not a readable .ig archive ({error}); it may be truncated") from None
+            raise UsageError(
+                f"{path}: not a readable .ig archive ({error}); it may be cut short: copy it again"
+            ) from None
         if not self._entries:
             raise UsageError(f"{path}: a zip archive without Events/Run_*/Event_* files; not an .ig file")
         self.n_events = len(self._entries)

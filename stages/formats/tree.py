@@ -230,7 +230,7 @@ class TreeFile(EventFile):
         if unreadable:
             names = ", ".join(name for name, _ in unreadable)
             why = unreadable[0][1]
-            lines.append(f"{self.path}: cannot be read: {names} ({why}); the file may be truncated or damaged")
+            lines.append(f"{self.path}: cannot be read: {names} ({why}); it may be cut short or damaged: copy it again")
         if lines:
             raise UsageError("\n".join(lines))
 
