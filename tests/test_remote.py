@@ -421,7 +421,7 @@ def test_a_run_goes_on_when_its_server_is_back_and_fails_when_it_stays_away(
         url = server.url("ttree.root")
         process = streamer(
             *("run", secret(url), "--output", out, "--loop", "--set", "writer.commit_interval=0.01"),
-            *("--set", f"input.step_events={N_IN_BASKET}", "--set", "input.timeout=5"),
+            *("--set", f"input.step_events={N_IN_BASKET}", "--set", "input.timeout=5", "--set", "input.keep_mb=0"),
         )
         process.wait_for_events()
         server.fail_after = 0

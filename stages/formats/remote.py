@@ -206,4 +206,5 @@ def why(url: str, error: BaseException, timeout: float) -> str:
         return f"{server} cannot be read from ({type(error).__name__}: {without_secrets(text)[:160]})"
     if "not a ROOT file" in text:
         return "not a ROOT file, and no other kind is read from a server; copy it here"
-    return f"not a readable ROOT file ({type(error).__name__}: {without_secrets(text)[:160]}); it may be cut short: copy it again"
+    why = f"{type(error).__name__}: {without_secrets(text)[:160]}"
+    return f"not a readable ROOT file ({why}); it may be cut short: copy it again"

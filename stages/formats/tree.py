@@ -228,7 +228,8 @@ class TreeFile(EventFile):
                 except Exception as error:
                     lines.append(f"{self.path}: column '{own}' is not {_wanted(column)} ({one_line(error)})")
         if unreadable:
-            names = ", ".join(name for name, _ in unreadable)
+            names = ", ".join(name for name, _ in unreadable[:3])
+            names += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
             why = unreadable[0][1]
             lines.append(f"{self.path}: cannot be read: {names} ({why}); it may be cut short or damaged: copy it again")
         if lines:
