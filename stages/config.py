@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +61,23 @@ def digest(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        found = hashlib.sha256(data)
-        for other in weights_of(data):
-            found.update((path.parent / other).read_bytes())
-        return found.hexdigest()
+        return hashed(data, (path.parent / other for other in weights_of(data)))
     except OSError:
         return ""
+
+
+def hashed(data: bytes, others: Iterable[Path]) -> str:
+    """SHA-256 of a network, and of the files that hold its weights.
+
+    Raises
+    ------
+    OSError
+        One of them cannot be read.
+    """
+    found = hashlib.sha256(data)
+    for other in others:
+        found.update(other.read_bytes())
+    return found.hexdigest()
 
 
 def weights_of(data: bytes) -> list[str]:

@@ -4,13 +4,14 @@ import contextlib
 import io
 import logging
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from stages.config import TaggerSpec, digest, weights_of
+from stages.config import TaggerSpec, hashed, weights_of
 from stages.filling import grid_of
 from stages.graph import ENTRIES, SurgeryError, rebuilt
 from stages.scaling import ASINH, Scaling, cut, scaling_of
@@ -84,29 +85,41 @@ class Model:
             data = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set {self._key}") from None
-        others = weights_of(data)
+        others = [path.parent / other for other in weights_of(data)]
         for other in others:
-            if not os.access(path.parent / other, os.R_OK):
+            if not os.access(other, os.R_OK):
                 raise UsageError(
-                    f"{self.where}: its weights are in '{other}', which cannot be read; put it beside the model"
+                    f"{self.where}: its weights are in '{other.name}', which cannot be read; put it beside the model"
                 )
-        self._stamps = {path: before, **{path.parent / other: _stamp(path.parent / other) for other in others}}
-        self.sha256 = digest(path)
+        self._stamps = {path: before, **{other: _stamp(other) for other in others}}
+        self.sha256 = hashed(data, others)
         if tried and self.sha256 != tried:
             raise UsageError(f"{self.where}: has become another file since it was tried; ask for it again")
-        self.session = self._load(path)
-        self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
+        here = provider == "cpu" or (provider == "auto" and not has_gpu())
+        session = self._load(path, optimised=not here)  # which is sooner there, to look at its inputs and outputs
+        if not here:  # where it takes long to make one
+            self.session = session
+        self.provider = session.get_providers()[0].removesuffix("ExecutionProvider")
         self.n_points = spec.points
-        self._inputs = self._check_points() if form == "points" else [self._check_image()]
+        self._inputs = self._check_points(session) if form == "points" else [self._check_image(session)]
         self.fixed_batch = next((one.shape[0] for one in self._inputs if isinstance(one.shape[0], int)), 0)
-        self._others = self._check_others()
-        self._output = self._check_output()
+        self._others = self._check_others(session)
+        self._output = self._check_output(session)
         self._names = [one.name for one in self._inputs]
         self._dtypes: list[Any] = [FLOATS[one.type] for one in self._inputs]
         if form == "sparse" or spec.normalise:
             self._operate(path, sparse=form == "sparse")
 
-    def _load(self, model: Path | bytes) -> Any:
+    @cached_property
+    def session(self) -> Any:
+        """What runs: the file as it is, where nothing was put in front of it or cut off."""
+        return self._load(self._path)
+
+    def load(self) -> None:
+        """Load what runs now, and not when it first does."""
+        _ = self.session
+
+    def _load(self, model: Path | bytes, *, optimised: bool = True) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -115,6 +128,8 @@ class Model:
         options.log_severity_level = 4  # what goes wrong is told in one line of our own
         asked = self._provider
         wanted = [PROVIDERS[asked]] if asked != "auto" else [PROVIDERS["cuda"]] if has_gpu() else []
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = list(dict.fromkeys([*wanted, PROVIDERS["cpu"]]))
         ort.set_default_logger_severity(4)
         said = io.StringIO()  # it prints to standard output, where this process tells its states
@@ -171,8 +186,8 @@ class Model:
         self._names[0], self._dtypes[0] = name, FLOATS[self._inputs[0].type]
         return scaling
 
-    def _check_image(self) -> Any:
-        given = self._the_one(self.session.get_inputs(), self.spec.input_name, "input")
+    def _check_image(self, session: Any) -> Any:
+        given = self._the_one(session.get_inputs(), self.spec.input_name, "input")
         wanted = ("batch", *self.spec.shape)
         if not _fits(given.shape, wanted):
             spec, shape = self.spec, tuple(given.shape)
@@ -185,9 +200,9 @@ class Model:
             )
         return given
 
-    def _check_points(self) -> list[Any]:
+    def _check_points(self, session: Any) -> list[Any]:
         """Points and mask."""
-        inputs = [one for one in self.session.get_inputs() if one.name not in self.spec.constants]
+        inputs = [one for one in session.get_inputs() if one.name not in self.spec.constants]
         by_axes = {len(one.shape): one for one in inputs}
         wanted = ("batch", "points", 2 + len(self.spec.channels))
         if len(inputs) != 2 or by_axes.keys() != {2, 3} or not _fits(by_axes[3].shape, wanted):
@@ -224,10 +239,10 @@ class Model:
         if one.type not in FLOATS:
             raise UsageError(f"{self.where}: {what} '{one.name}' is {one.type}; {', '.join(FLOATS)} are taken")
 
-    def _check_others(self) -> list[tuple[str, Any, list[Any], float]]:
+    def _check_others(self, session: Any) -> list[tuple[str, Any, list[Any], float]]:
         """The inputs that have a constant: name, type, shape, value."""
         taken = {one.name for one in self._inputs}
-        others = [one for one in self.session.get_inputs() if one.name not in taken]
+        others = [one for one in session.get_inputs() if one.name not in taken]
         names = [one.name for one in others]
         for one in others:
             if one.name not in self.spec.constants:
@@ -244,8 +259,8 @@ class Model:
             )
         return [(one.name, CONSTANTS[one.type], one.shape, self.spec.constants[one.name]) for one in others]
 
-    def _check_output(self) -> str:
-        found = self._the_one(self.session.get_outputs(), self.spec.output_name, "output")
+    def _check_output(self, session: Any) -> str:
+        found = self._the_one(session.get_outputs(), self.spec.output_name, "output")
         shape = tuple(found.shape)
         one_each = len(shape) == 1 or ((len(shape) == 2 and shape[1] in (1, None)) or isinstance(shape[-1], str))
         if not one_each:

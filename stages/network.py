@@ -133,6 +133,7 @@ class Network:
         model = Model(self.name, spec.model, spec, *how, tried)
         to_cut = form == "image" and model.provider == "CPU" and not self._whole
         scaling = model.without_scaling() if to_cut else None
+        model.load()
         n_channels = scaling.source.size if scaling else len(spec.channels)
         per_item = model.n_points * (3 + n_channels) if form == "points" else n_channels * grid.rows * grid.columns
         item = 4 * per_item

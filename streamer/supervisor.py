@@ -45,6 +45,8 @@ POLL_S = 1.0
 QUALITY_POLLS = 2
 """Of so many looks at a process, one takes in the distributions: their many buckets cost more than all the rest."""
 STOP_GRACE_S = 5.0
+CATCH_UP_S = 0.2
+"""What a rehearsal, or a replica that gets ready, took from the stream is made up for in about so long."""
 MAX_LINE = 1 << 20
 
 
@@ -375,10 +377,13 @@ class Supervisor:
     async def _prepared(self, children: list[Child], settings: dict[str, Any], rehearsed: dict[str, Any]) -> list[str]:
         """Let replicas get ready for a change; why one cannot.
 
-        One after the other: what that costs is taken from the stream, and the other ones go on with it meanwhile.
+        One after the other: what that costs is taken from the stream, and the other ones go on with it meanwhile. Where
+        it costs so much that it was rehearsed, the stream catches up before each.
         """
         patience = self.config.supervisor.start_timeout
         for child in children:
+            if rehearsed:
+                await asyncio.sleep(CATCH_UP_S)
             self._tell([child], {"prepare": self._n_changes, "settings": settings, "rehearsed": rehearsed})
             try:
                 async with asyncio.timeout(patience):

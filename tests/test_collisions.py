@@ -151,7 +151,7 @@ class TestLabels:
 class TestSimulator:
     @pytest.mark.parametrize("process", list(PROCESSES))
     def test_both_classes_are_there(self, process: str) -> None:
-        columns = Simulator(process, 3).make(0, 40)
+        columns = Simulator(process, 3).make(0, 16)
         objects = PROCESSES[process].objects
         labels = set(columns[f"{objects}_genLabel"].tolist())
         assert labels >= {0, 2 if process == "tau" else 1}
@@ -166,7 +166,7 @@ class TestSimulator:
         assert not equal(second, Simulator("top", 10).make(100, 4))
 
     def test_the_detector_can_have_seen_it(self) -> None:
-        columns = Simulator("qg", 4).make(0, 20)
+        columns = Simulator("qg", 4).make(0, 8)
         assert columns["nPixelHit"].min() > 50
         radius = np.hypot(columns["PixelHit_x"], columns["PixelHit_y"])
         for layer, wanted in enumerate((2.9, 6.8, 10.9, 16.0), 1):

@@ -222,7 +222,7 @@ def test_weights_in_a_file_of_their_own_are_part_of_the_hash(tmp_path: Path) -> 
     assert hashes[0][0] != hashes[1][0]
 
 
-@pytest.mark.parametrize("read_by", ["digest", "cut", "rebuilt"])
+@pytest.mark.parametrize("read_by", ["hashed", "cut", "rebuilt"])
 @pytest.mark.parametrize("of", ["m.onnx", "weights.bin"])
 def test_a_file_that_is_written_anew_while_it_is_loaded_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, read_by: str
@@ -235,10 +235,10 @@ def test_a_file_that_is_written_anew_while_it_is_loaded_is_refused(
     read = getattr(model_module, read_by)
 
     def hasty(*args: Any, **kwargs: Any) -> Any:
-        found = read(*args, **kwargs) if read_by == "digest" else None
+        found = read(*args, **kwargs) if read_by == "hashed" else None
         if (tmp_path / "new" / of).exists():
             (tmp_path / "new" / of).replace(tmp_path / of)
-        return found if read_by == "digest" else read(*args, **kwargs)
+        return found if read_by == "hashed" else read(*args, **kwargs)
 
     monkeypatch.setattr(model_module, read_by, hasty)
     made = config(path, spec={"normalise": {"ECAL": {"scale": 2.0}}})  # for which its graph is changed
