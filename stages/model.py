@@ -85,11 +85,12 @@ class Model:
             data = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{self.where}: cannot be read ({error.strerror}); set {self._key}") from None
-        others = [path.parent / other for other in weights_of(data)]
-        for other in others:
-            if not os.access(other, os.R_OK):
+        others = []
+        for weights in weights_of(data):
+            others.append(path.parent / weights)
+            if not os.access(others[-1], os.R_OK):
                 raise UsageError(
-                    f"{self.where}: its weights are in '{other.name}', which cannot be read; put it beside the model"
+                    f"{self.where}: its weights are in '{weights}', which cannot be read; put it beside the model"
                 )
         self._stamps = {path: before, **{other: _stamp(other) for other in others}}
         self.sha256 = hashed(data, others)
